@@ -1,0 +1,137 @@
+"""Batches to train on: shuffled and moved about anew each epoch, the same for the same seed.
+
+What an epoch gives depends on its seed alone, not on what was drawn before or on how many threads
+decode, so a training that was interrupted goes on exactly.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.transforms import str_to_pil_interp
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor
+
+from search import data as image_data
+from search.data import Batch, ImageData, Preprocessing, read_images, stream_images
+from search.sources import Augmentation
+from spaces.errors import DataError
+
+
+class TrainingBatches:
+    """The train split in random order, each image changed within the data set's `Augmentation`.
+
+    A split that fits in memory is moved by the batch, on tensors; a larger one gets a random crop of
+    each image while it is decoded, as is usual for photographs.
+
+    Attributes:
+        images: how many images there are in the split.
+        batch_size: images in every batch; the odd ones left over sit an epoch out.
+
+    Raises:
+        DataError: the split is missing or has not even one batch.
+    """
+
+    def __init__(self, data: ImageData, preprocessing: Preprocessing, batch_size: int) -> None:
+        self._split = data.training_split()
+        self.images = len(self._split.labels)
+        self.batch_size = min(batch_size, self.images)
+        self.augmentation = data.augmentation
+        self._labels = torch.from_numpy(self._split.labels)
+        self._preprocessing = preprocessing
+        self._kept: Tensor | None = None
+        if self.images < 2:
+            raise DataError(f"{data.spec}: {self.images} training image; at least 2 are needed")
+
+    def __len__(self) -> int:
+        """How many batches an epoch has."""
+        return self.images // self.batch_size
+
+    def epoch(self, seed: int) -> Iterator[Batch]:
+        """Yield the (images, labels) of one epoch: (B, 3, H, W) float32 normalised, (B,) int64."""
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(self.images, generator=generator)[: len(self) * self.batch_size]
+        chunks = order.split(self.batch_size)
+        if self._preprocessing.bytes_for(self.images) > image_data.MEMORY_LIMIT:
+            crops = stream_images(lambda index: self._crop(index, seed), [chunk.tolist() for chunk in chunks])
+            for chunk, pixels in zip(chunks, crops, strict=True):
+                yield self._preprocessing.normalise(pixels), self._labels[chunk]
+            return
+        if self._kept is None:
+            self._kept = read_images(self._read, range(self.images), 256)
+        for chunk in chunks:
+            pixels = move_images(self._kept[chunk].float().div_(255), self.augmentation, generator)
+            yield self._preprocessing.normalise(pixels), self._labels[chunk]
+
+    def _read(self, index: int) -> Tensor:
+        return self._preprocessing.geometry(self._split.image(index))
+
+    def _crop(self, index: int, seed: int) -> Tensor:
+        """Return a random part of one image, drawn by the image's own generator whichever thread it is."""
+        random = np.random.default_rng((seed, index))
+        return random_crop(self._split.image(index), self._preprocessing, self.augmentation, random)
+
+
+def move_images(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Shift, turn, zoom and flip each image of a batch by its own amount; black comes in at the edges.
+
+    Args:
+        images: (B, C, H, W) float.
+        augmentation: the bounds to draw from, uniformly.
+        generator: gives all the randomness.
+    """
+    count, _, height, width = images.shape
+    a = augmentation
+
+    def between(bound: float) -> Tensor:
+        return (torch.rand(count, generator=generator) * 2 - 1) * bound
+
+    angle = torch.deg2rad(between(a.degrees))
+    zoom = 1 / (1 + between(a.zoom))
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5 * a.flip, -1.0, 1.0)
+    # grid_sample's coordinates run from -1 to 1 over a side, so a whole pixel is 2/side
+    shift_x = between(a.shift * width).round() * 2 / width
+    shift_y = between(a.shift * height).round() * 2 / height
+    ratio = height / width
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    theta = torch.stack(
+        [
+            torch.stack([mirror * cos, -mirror * sin * ratio, shift_x], dim=1),
+            torch.stack([sin / ratio, cos, shift_y], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def random_crop(
+    image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, random: np.random.Generator
+) -> Tensor:
+    """Return a resized random part of an image, (3, H, W) uint8.
+
+    The part has 25 to 100 % of the area and sides in a ratio of 3:4 to 4:3; where no such part fits in
+    ten draws, it is the largest one in the middle.
+    """
+    height, width = preprocessing.img_size
+    for _ in range(10):
+        area = image.width * image.height * random.uniform(0.25, 1.0)
+        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3))) * width / height
+        w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
+        if 0 < w <= image.width and 0 < h <= image.height:
+            left, top = random.integers(image.width - w + 1), random.integers(image.height - h + 1)
+            break
+    else:
+        w, h = (
+            min(image.width, round(image.height * width / height)),
+            min(image.height, round(image.width * height / width)),
+        )
+        w, h = max(1, w), max(1, h)
+        left, top = (image.width - w) // 2, (image.height - h) // 2
+    box = (float(left), float(top), float(left + w), float(top + h))
+    part = image.resize((width, height), str_to_pil_interp(preprocessing.interpolation), box=box)
+    if augmentation.flip and random.random() < 0.5:
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return pil_to_tensor(part)

@@ -1,0 +1,259 @@
+"""Data sets by name, as batches that a model takes: `open_data("folder:PATH").batches(…)`.
+
+Geometry (resize, centre crop) is timm's, from the model's `pretrained_cfg`. Images are kept as uint8
+after it and normalised by the batch, which spares two cores most of the work; a split that would need
+more than `MEMORY_LIMIT` is decoded anew each time instead, with the same result.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.data import create_transform
+from torch import Tensor
+
+from search.sources import (
+    Augmentation,
+    EmbeddedSource,
+    FolderSource,
+    HubSource,
+    Source,
+    Split,
+    TorchvisionSource,
+)
+from spaces.errors import DataError, UnknownNameError, UsageError
+
+MEMORY_LIMIT = 2**30  # bytes of uint8 pixels of a split that are kept
+ORDER_SEED = 0
+BATCH_SIZE = 100
+SPLITS = ("train", "val")
+SPECS = ("embedded", "folder:PATH", "torchvision:NAME[:ROOT]", "hf:NAME")
+
+Batch = tuple[Tensor, Tensor]
+
+
+def open_data(spec: str) -> "ImageData":
+    """Open a data set: `embedded`, `folder:PATH`, `torchvision:NAME[:ROOT]` (ROOT: `data`) or `hf:NAME`.
+
+    Only names and labels are read here; images when they are asked for.
+
+    Raises:
+        UsageError: the text is malformed or names nothing known.
+        DataError: what it names is missing or broken.
+    """
+    kind, _, rest = spec.strip().partition(":")
+    if kind == "embedded" and not rest:
+        return ImageData("embedded", EmbeddedSource())
+    if kind == "folder" and rest:
+        return ImageData(f"folder:{rest}", FolderSource(Path(rest).expanduser()))
+    if kind == "torchvision" and rest:
+        name, _, root = rest.partition(":")
+        return ImageData(spec.strip(), TorchvisionSource(name, Path(root or "data").expanduser()))
+    if kind == "hf" and rest:
+        return ImageData(f"hf:{rest}", HubSource(rest))
+    known = next((form for form in SPECS if form.partition(":")[0] == kind), None)
+    if known is None:
+        raise UnknownNameError("data set", spec, SPECS)
+    raise UsageError(f"data {spec!r}: expected {known}")
+
+
+class ImageData:
+    """Labelled images in the splits `train` and `val`, each opened when it is first needed.
+
+    Attributes:
+        spec: the text that opens it again.
+        classes: names of the classes, by label.
+        augmentation: what training may do to an image without changing its class.
+    """
+
+    def __init__(self, spec: str, source: Source) -> None:
+        self.spec = spec
+        self.classes = list(source.classes)
+        self.augmentation: Augmentation = source.augmentation
+        self._source = source
+        self._opened: dict[str, Split] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    def size(self, split: str = "val") -> int:
+        """How many images a split has; DataError when it is missing."""
+        return len(self._split(split).labels)
+
+    def digest(self, split: str = "val") -> str:
+        """Return the SHA-256 (hex) of a split: classes, labels, and what the images contain.
+
+        Images in memory count by their pixels and files by their names and bytes; beyond 1 GiB, files
+        count by names and sizes alone, so that a study on ImageNet does not start with reading it all.
+        """
+        chosen = self._split(split)
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        digest.update(chosen.labels.astype("<i8").tobytes())
+        chosen.update(digest)
+        return digest.hexdigest()
+
+    def check_classes(self, num_classes: int, model: str = "the model") -> None:
+        """Raise DataError unless a model of `num_classes` classes fits."""
+        if num_classes != self.num_classes:
+            raise DataError(
+                f"{self.spec} has {self.num_classes} classes but {model} answers with {num_classes}; "
+                "give a checkpoint trained on these classes"
+            )
+
+    def batches(
+        self,
+        model_cfg: Mapping[str, Any],
+        img_size: tuple[int, int],
+        split: str = "val",
+        images: int | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> "Batches":
+        """Return the first `images` images (all if None) in an order that is always the same.
+
+        The order is shuffled by a fixed seed and mixes the classes, so that any beginning of it has
+        them in nearly their shares of the whole split.
+
+        Raises:
+            UsageError: `images` or `batch_size` is below 1.
+            DataError: the split is missing.
+        """
+        if batch_size < 1 or (images is not None and images < 1):
+            raise UsageError(f"images={images}, batch_size={batch_size}: both must be at least 1")
+        chosen = self._split(split)
+        order = mixed_order(chosen.labels)[:images]
+        return Batches(chosen, order, Preprocessing(model_cfg, img_size), batch_size)
+
+    def training_split(self) -> Split:
+        """The train split, for `search.augment`; DataError when it is missing."""
+        return self._split("train")
+
+    def _split(self, name: str) -> Split:
+        if name not in SPLITS:
+            raise UnknownNameError("split", name, SPLITS)
+        if name not in self._opened:
+            self._opened[name] = self._source.split(name)
+        return self._opened[name]
+
+
+class Preprocessing:
+    """From a picture to what a model takes: timm's geometry for evaluation, then normalisation."""
+
+    def __init__(self, model_cfg: Mapping[str, Any], img_size: tuple[int, int]) -> None:
+        self.img_size = (int(img_size[0]), int(img_size[1]))
+        self.interpolation = str(model_cfg.get("interpolation", "bicubic"))
+        self.geometry: Callable[[Any], Tensor] = create_transform(
+            (3, *self.img_size),
+            interpolation=self.interpolation,
+            crop_pct=model_cfg.get("crop_pct"),
+            crop_mode=model_cfg.get("crop_mode"),
+            normalize=False,
+        )
+        mean, std = (torch.tensor(model_cfg[key], dtype=torch.float32).view(3, 1, 1) for key in ("mean", "std"))
+        self._mean, self._std = mean, std
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return (B, 3, H, W) pixels, uint8 or float in 0..1, as the model's float32 input."""
+        scaled = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
+        return (scaled - self._mean) / self._std
+
+    def bytes_for(self, images: int) -> int:
+        """How much memory the pixels of so many images take."""
+        return images * 3 * self.img_size[0] * self.img_size[1]
+
+
+class Batches:
+    """Images of a split in a fixed order: iterate as often as you like, in one thread at a time.
+
+    Each item is (images, labels): (B, 3, H, W) float32, normalised, and (B,) int64, on the CPU. The
+    pixels are read at the first pass and kept when they are small.
+
+    Attributes:
+        labels: all labels in order, (N,) int64.
+        images: how many images there are, N.
+        batch_size: images in a batch; the last may have fewer.
+    """
+
+    def __init__(self, split: Split, order: NDArray[np.int64], preprocessing: Preprocessing, batch_size: int) -> None:
+        self.labels = torch.from_numpy(split.labels[order])
+        self.images = len(order)
+        self.batch_size = batch_size
+        self._split = split
+        self._order = order
+        self._preprocessing = preprocessing
+        self._kept: Tensor | None = None
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return -(-self.images // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield (images, labels); DataError names an image that is broken."""
+        labels = self.labels.split(self.batch_size)
+        for pixels, label in zip(self._pixels(), labels, strict=True):
+            yield self._preprocessing.normalise(pixels), label
+
+    def pixels(self, images: int) -> Tensor:
+        """Return the first images before normalisation, (N, 3, H, W) uint8, as for a picture of them."""
+        if self._kept is not None:
+            return self._kept[:images]
+        return read_images(self._read, self._order[:images].tolist(), self.batch_size)
+
+    def _pixels(self) -> Iterator[Tensor]:
+        if self._preprocessing.bytes_for(self.images) > MEMORY_LIMIT:
+            chunks = [
+                c.tolist() for c in np.array_split(self._order, range(self.batch_size, self.images, self.batch_size))
+            ]
+            return stream_images(self._read, chunks)
+        if self._kept is None:
+            self._kept = read_images(self._read, self._order.tolist(), self.batch_size)
+        return iter(self._kept.split(self.batch_size))
+
+    def _read(self, index: int) -> Tensor:
+        return self._preprocessing.geometry(self._split.image(index))
+
+
+def mixed_order(labels: NDArray[np.int64], seed: int = ORDER_SEED) -> NDArray[np.int64]:
+    """Return all indices, shuffled so that every beginning has the classes in nearly equal shares of each.
+
+    Image r of the n of its class stands at (r + ½)/n of the way; ties are broken at random.
+    """
+    random = np.random.RandomState(seed)  # its stream is frozen across versions of numpy
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        mine = random.permutation(np.flatnonzero(labels == label))
+        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    return np.lexsort((random.permutation(len(labels)), place)).astype(np.int64)
+
+
+def stream_images(read: Callable[[int], Tensor], chunks: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    """Yield each chunk of images as one tensor, decoding two chunks ahead.
+
+    Threads do, since Pillow decodes and resizes without the interpreter's lock; they need no shared
+    memory, which containers are short of, and an error arrives as it was raised.
+    """
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        waiting: deque[Any] = deque()
+        for chunk in chunks:
+            waiting.append([pool.submit(read, index) for index in chunk])
+            if len(waiting) > 2:
+                yield torch.stack([image.result() for image in waiting.popleft()])
+        for images in waiting:
+            yield torch.stack([image.result() for image in images])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_images(read: Callable[[int], Tensor], indices: Sequence[int], batch_size: int) -> Tensor:
+    """Return images as one (N, 3, H, W) tensor."""
+    chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    return torch.cat(list(stream_images(read, chunks)))

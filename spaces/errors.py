@@ -11,7 +11,8 @@
     ├── FlopsError                 an operator whose cost nobody has stated
     ├── StoreError                 a data base that cannot be read or written
     │   └── StudyMismatchError     a study that was begun with other settings
-    └── SearchError                a search that cannot go on
+    ├── SearchError                a search that cannot go on
+    └── TrainingError              a training that cannot go on
 
 A message says what was wrong, where, and what to do, on one line: the command line prints it as it is.
 """
@@ -76,3 +77,7 @@ class StudyMismatchError(StoreError):
 
 class SearchError(PrunefrontError):
     """A search that cannot go on."""
+
+
+class TrainingError(PrunefrontError):
+    """A training that cannot go on."""

@@ -1,0 +1,145 @@
+"""What every model family shares: a schedule, and the forward pass that obeys it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from spaces import PruningSchedule, TokenLayout
+from spaces.errors import ScheduleError
+from ssm_models.importance import Signals, image_seeds
+from ssm_models.pruning import TokenView, prune
+
+
+class PrunableModel(nn.Module, ABC):
+    """A model whose tokens a schedule can drop between blocks. Weights never depend on the schedule.
+
+    A family gives `embed`, `blocks` and `classify`, and says what it can do in the class attributes.
+    A block is called with the features that travel, (b, L, D), the view of the kept tokens, and whether
+    a pruning step follows; it returns the change of the kept tokens, (b, K, D), and then its `Signals`.
+
+    Attributes:
+        model_name: the registered name.
+        layout: blocks and tokens, for the search.
+        pretrained_cfg: the images that the model expects, as timm writes it.
+    """
+
+    contexts: ClassVar[tuple[str, ...]] = ("drop", "freeze")
+    reductions: ClassVar[tuple[str, ...]] = ("prune",)
+    # For each scan direction, whether it runs backwards; and those that the `published` count includes.
+    directions: tuple[bool, ...]
+    published_directions: tuple[bool, ...]
+
+    model_name: str
+    layout: TokenLayout
+    num_classes: int
+    pretrained_cfg: dict[str, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._schedule = PruningSchedule()
+
+    def use_directions(self, directions: tuple[bool, ...]) -> None:
+        """Scan in these directions only; for counting FLOPs by the published convention."""
+        self.directions = directions
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.layout.img_size
+
+    @property
+    def schedule(self) -> PruningSchedule:
+        """The schedule that the next forward pass obeys."""
+        return self._schedule
+
+    def set_schedule(self, schedule: PruningSchedule | None) -> None:
+        """Obey `schedule` from the next forward pass on; None is dense.
+
+        Raises:
+            ScheduleError: a block that the model lacks, or a method that its family does not offer.
+                The schedule set before stays.
+        """
+        schedule = schedule or PruningSchedule()
+        self.layout.check(schedule)
+        for name, offered in (("context", self.contexts), ("reduction", self.reductions)):
+            chosen = getattr(schedule.method, name)
+            if chosen not in offered:
+                raise ScheduleError(f"method {name}={chosen!r}: {self.model_name} offers {', '.join(offered)}")
+        self._schedule = schedule
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks in order, over all stages."""
+
+    @property
+    @abstractmethod
+    def protected(self) -> tuple[int, ...]:
+        """Positions of the protected tokens in the sequence."""
+
+    @abstractmethod
+    def scan_channels(self, index: int) -> tuple[int, ...]:
+        """Return the channels of block `index` (from 0) in each scan direction."""
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """Turn images (b, 3, H, W) into tokens (b, L, D)."""
+
+    @abstractmethod
+    def classify(self, x: Tensor, view: TokenView) -> Tensor:
+        """Turn the features that travelled through all blocks into logits (b, classes)."""
+
+    @classmethod
+    @abstractmethod
+    def settings_of(cls, config: Any, state: dict[str, Tensor]) -> dict[str, int]:
+        """Read num_classes and img_size (of a square image) off the shapes of a state dict."""
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state dict of the authors' as this model names and shapes it."""
+        return state
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (b, classes) of normalised images (b, 3, H, W)."""
+        return self.classify(*self._run(images)[:2])
+
+    def kept_patches(self, images: Tensor) -> list[Tensor]:
+        """Return, for each step of the schedule, the raster indices (b, k) of the patches it kept."""
+        patches = []
+        for positions in self._run(images)[2]:
+            keep = torch.ones_like(positions, dtype=torch.bool)
+            for cls in self.protected:
+                keep &= positions != cls
+            rest = positions[keep].view(len(positions), -1)
+            patches.append(rest - sum((rest > cls).long() for cls in self.protected))
+        return patches
+
+    def first_view(self, images: Tensor) -> TokenView:
+        """Return the view in which all tokens are kept."""
+        method = self._schedule.method
+        seeds = image_seeds(images) if method.importance == "random" else images.new_zeros(len(images)).long()
+        return TokenView(self._length, seeds, method)
+
+    @property
+    def _length(self) -> int:
+        return self.layout.stages[0].tokens + self.layout.protected
+
+    def step(self, index: int, x: Tensor, view: TokenView, keep: float | None) -> tuple[Tensor, TokenView]:
+        """Run block `index` (from 0) and, if `keep` is given, the pruning step after it."""
+        change, signals = self.blocks[index](x, view, keep is not None)
+        x = view.update(x, change)
+        if keep is None:
+            return x, view
+        assert isinstance(signals, Signals)
+        return prune(x, view, signals, keep, self.protected, self.directions)
+
+    def _run(self, images: Tensor) -> tuple[Tensor, TokenView, list[Tensor]]:
+        keeps = {step.after: step.keep for step in self._schedule.steps}
+        x, view, kept = self.embed(images), self.first_view(images), []
+        for index in range(len(self.blocks)):
+            x, view = self.step(index, x, view, keeps.get(index + 1))
+            if index + 1 in keeps:
+                kept.append(view.all_positions())
+        return x, view, kept

@@ -1,0 +1,209 @@
+"""Weights in and out: the authors' files, safetensors, plain dicts. Nothing of a pickle is executed."""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spaces.errors import CheckpointError
+from ssm_models.base import PrunableModel
+from ssm_models.registry import ModelInfo, create_model, list_models, model_info, shipped_weights
+
+RANDOM = "random"  # the name of no file: weights drawn from a seed, for speed and FLOPs
+_WRAPPERS = ("model", "state_dict", "model_ema")  # where the authors' files keep the weights
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the weights of a file and its metadata (safetensors only, else empty).
+
+    Raises:
+        CheckpointError: the file is missing, truncated, holds code, or holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"checkpoint {path}: not a whole safetensors file: {error}") from None
+    try:
+        # Vim's and DeiT's files carry their training arguments; a Namespace is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"checkpoint {path}: refused, it holds more than weights or is no checkpoint: {reason}"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"checkpoint {path}: truncated or not a checkpoint: {reason}") from None
+    return unwrap(content, str(path)), {}
+
+
+def unwrap(content: object, where: str = "checkpoint") -> dict[str, Tensor]:
+    """Return the state dict inside what an author's file holds.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{where}: holds {type(content).__name__}, expected a state dict")
+    state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
+    if not state:
+        raise CheckpointError(f"{where}: holds no tensors")
+    return {key: value for key, value in state.items() if not key.startswith("ema_")}
+
+
+def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any]) -> None:
+    """Load weights strictly: from the authors' file, safetensors, or a state dict.
+
+    Position embeddings of another image size are resized, with a warning.
+
+    Raises:
+        CheckpointError: the weights cannot be read, or belong to another model; the model is unchanged.
+    """
+    if isinstance(source, Mapping):
+        where, state = "state dict", unwrap(source)
+    else:
+        where, (state, _) = f"checkpoint {source}", read_checkpoint(source)
+    _load(model, state, where)
+
+
+def _load(model: PrunableModel, state: dict[str, Tensor], where: str) -> None:
+    adapted = model.adapt(state)
+    own = model.state_dict()
+    problems = _differences(own, adapted)
+    if problems:
+        likely = _likely_model(state)
+        hint = f"; it looks like {likely}" if likely and likely != model.model_name else ""
+        raise CheckpointError(f"{where}: not for {model.model_name}: {problems}{hint}")
+    resized = [key for key in state if key in adapted and adapted[key].shape != state[key].shape]
+    if resized:
+        warnings.warn(f"{where}: {', '.join(resized)} resized for images of {model.img_size} pixels", stacklevel=3)
+    model.load_state_dict(adapted)
+
+
+def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    groups = {
+        "missing": [key for key in own if key not in given],
+        "extra": [key for key in given if key not in own],
+        "misshapen": [
+            f"{key} {tuple(given[key].shape)} for {tuple(own[key].shape)}"
+            for key in own
+            if key in given and own[key].shape != given[key].shape
+        ],
+    }
+    return "; ".join(
+        f"{len(keys)} keys {name} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
+        for name, keys in groups.items()
+        if keys
+    )
+
+
+def _likely_model(state: Mapping[str, Tensor]) -> str | None:
+    """Return the model whose weights have all these names and mostly these shapes."""
+    for name in list_models():
+        with torch.device("meta"):
+            own = create_model(name).state_dict()
+        if own.keys() == state.keys():
+            same = sum(own[key].shape == state[key].shape for key in own)
+            if same >= len(own) - 3:  # head and position embeddings vary with the task
+                return name
+    return None
+
+
+def build(
+    name: str,
+    checkpoint: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+) -> PrunableModel:
+    """Build a model with the weights that a user asked for, in evaluation mode.
+
+    Args:
+        name: one of `list_models()`.
+        checkpoint: a file; `random`, weights drawn from `seed`; or None, the weights that the package ships.
+        num_classes: outputs of random weights; those of a file are read off it.
+        img_size: pixels; a file's own if not given.
+        seed: of the random weights.
+
+    Raises:
+        UnknownNameError, UsageError, CheckpointError.
+    """
+    info = model_info(name)
+    if checkpoint == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return create_model(name, num_classes, img_size).eval()
+    path = shipped_weights(info) if checkpoint is None else Path(checkpoint)
+    state, metadata = read_checkpoint(path)
+    settings = _settings(info, state, metadata, path)
+    model = create_model(name, settings["num_classes"], img_size or settings["img_size"])
+    _load(model, state, f"checkpoint {path}")
+    return model.eval()
+
+
+def _settings(info: ModelInfo, state: dict[str, Tensor], metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    if metadata.get("model", info.name) != info.name:
+        raise CheckpointError(f"checkpoint {path}: holds {metadata['model']}, not {info.name}")
+    try:
+        settings: dict[str, Any] = info.family.settings_of(info.config, state)  # type: ignore[attr-defined]
+        if "img_size" in metadata:
+            settings["img_size"] = tuple(json.loads(metadata["img_size"]))
+    except (KeyError, IndexError, ValueError):
+        likely = _likely_model(state)
+        hint = f"; it looks like {likely}" if likely else ""
+        raise CheckpointError(f"checkpoint {path}: not for {info.name}{hint}") from None
+    return settings
+
+
+def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
+    """Write weights and string metadata as safetensors; the file appears whole or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    path = Path(path)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        os.close(handle)
+        try:
+            save_file(state, temporary, metadata={"format": "pt", **metadata})
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be written: {error}") from None
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of all weights, by name, shape, dtype and bytes."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""Token importance: which patch tokens a pruning step keeps.
+
+A score is a plain function of `Signals`, what the block before the step saw of each token, to a
+(b, K) tensor; the highest are kept. `SCORES` names them as a schedule does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a block saw of its K kept tokens.
+
+    Attributes:
+        y: (b, K, D) output of the state-space model, gated, directions added, in raster order.
+        deltas: for each scan direction (b, K, D), Δ after the softplus.
+        positions: (b, K) positions of the tokens in the whole sequence.
+        seeds: (b,) one whole number an image, the same in whichever batch it comes.
+    """
+
+    y: Tensor
+    deltas: tuple[Tensor, ...]
+    positions: Tensor
+    seeds: Tensor
+
+
+def clip(signals: Signals) -> Tensor:
+    """Σ_d max(0, y_d): the score of arXiv:2409.18962 (its division by D changes no rank)."""
+    return signals.y.clamp(min=0).sum(-1)
+
+
+def l1(signals: Signals) -> Tensor:
+    """Σ_d |y_d|."""
+    return signals.y.abs().sum(-1)
+
+
+def l2(signals: Signals) -> Tensor:
+    """Σ_d y_d², which ranks as the ℓ2 norm does."""
+    return signals.y.square().sum(-1)
+
+
+def unclipped(signals: Signals) -> Tensor:
+    """Σ_d y_d."""
+    return signals.y.sum(-1)
+
+
+def mean_delta(signals: Signals) -> Tensor:
+    """The sum of Δ over channels and directions, which ranks as their mean does (MTR, MaMe)."""
+    return sum((delta.sum(-1) for delta in signals.deltas[1:]), signals.deltas[0].sum(-1))
+
+
+def random(signals: Signals) -> Tensor:
+    """A hash of image and position: uniform, and the same in every run and batch."""
+    h = signals.seeds[:, None] ^ (signals.positions * 0x9E3779B1)
+    for multiplier in (0x85EBCA6B, 0xC2B2AE35):  # the finaliser of MurmurHash3, on 31 bits
+        h = ((h ^ (h >> 15)) * multiplier) & 0x7FFFFFFF
+    return (h ^ (h >> 13)).to(torch.float32)
+
+
+SCORES: dict[str, Callable[[Signals], Tensor]] = {
+    "clip": clip,
+    "l1": l1,
+    "l2": l2,
+    "sum": unclipped,
+    "delta": mean_delta,
+    "random": random,
+}
+
+
+def image_seeds(images: Tensor) -> Tensor:
+    """Return (b,) whole numbers in [0, 2³¹) that depend on each image's pixels alone."""
+    pixels = (images.detach().flatten(1).to(torch.float32) * 4096).round().to(torch.int64)
+    weights = torch.arange(1, pixels.shape[1] + 1, device=images.device)
+    return (pixels * weights).sum(1) & 0x7FFFFFFF

@@ -1,0 +1,132 @@
+"""Which models there are, as data; each is known to timm by the same name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import register_model
+
+from spaces.errors import UnknownNameError, UsageError
+from ssm_models.base import PrunableModel
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model's name, its sizes, and the images it expects.
+
+    Attributes:
+        family: the class; called with (config, name, num_classes, img_size).
+        config: the family's own sizes.
+        img_size: pixels of a side, unless asked otherwise.
+        mean, std, interpolation, crop_pct: preprocessing, as timm means them.
+    """
+
+    name: str
+    family: Callable[..., PrunableModel]
+    config: Any
+    img_size: int = 224
+    num_classes: int = 1000
+    mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, float, float] = IMAGENET_DEFAULT_STD
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    description: str = ""
+
+    @property
+    def weights(self) -> Path | None:
+        """The weights that come with the package, if any."""
+        path = WEIGHTS / f"{self.name}.safetensors"
+        return path if path.exists() else None
+
+    def pretrained_cfg(self, img_size: tuple[int, int], num_classes: int) -> dict[str, Any]:
+        """Return the preprocessing in timm's words."""
+        return {
+            "architecture": self.name,
+            "input_size": (3, *img_size),
+            "num_classes": num_classes,
+            "mean": self.mean,
+            "std": self.std,
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+        }
+
+
+_MODELS: dict[str, ModelInfo] = {}
+
+
+def register(info: ModelInfo) -> None:
+    """Make a model known here and to timm."""
+
+    def entry(pretrained: bool = False, **options: Any) -> PrunableModel:
+        for ignored in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+            options.pop(ignored, None)
+        model = create_model(info.name, **options)
+        if pretrained:
+            from ssm_models.checkpoints import load_checkpoint
+
+            load_checkpoint(model, shipped_weights(info))
+        return model
+
+    entry.__name__ = entry.__qualname__ = info.name
+    entry.__module__ = info.family.__module__
+    entry.__doc__ = info.description
+    _MODELS[info.name] = info
+    register_model(entry)
+
+
+def list_models() -> list[str]:
+    """Return the names of all models, sorted."""
+    return sorted(_MODELS)
+
+
+def model_info(name: str) -> ModelInfo:
+    """Return what is known of a model.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in _MODELS:
+        raise UnknownNameError("model", name, _MODELS)
+    return _MODELS[name]
+
+
+def shipped_weights(info: ModelInfo) -> Path:
+    """Return the weights that come with the package.
+
+    Raises:
+        UsageError: none do.
+    """
+    if info.weights is None:
+        raise UsageError(f"model {info.name!r} ships no weights: give --checkpoint FILE, or --checkpoint random")
+    return info.weights
+
+
+def create_model(
+    name: str, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None, **options: Any
+) -> PrunableModel:
+    """Build a model with random weights.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: outputs; the model's own number (1000 for ImageNet's) if not given.
+        img_size: pixels, (height, width) or one number; the model's own size if not given.
+        **options: passed to the family, such as `in_chans`, or `drop_path_rate`.
+
+    Raises:
+        UnknownNameError: there is no model of that name.
+        UsageError: images too small for the model.
+    """
+    info = model_info(name)
+    size = img_size or info.img_size
+    height, width = (size, size) if isinstance(size, int) else size
+    classes = info.num_classes if num_classes is None else num_classes
+    try:
+        model = info.family(info.config, name, classes, (height, width), **options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    model.pretrained_cfg = info.pretrained_cfg((height, width), classes)
+    return model

@@ -1,0 +1,264 @@
+"""Vim (Zhu et al., arXiv:2401.09417): bidirectional Mamba blocks and a cls token in the middle.
+
+Parameter names are the authors' (hustvl/Vim), so that their checkpoints load as they are.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers.drop import DropPath
+from timm.layers.weight_init import trunc_normal_
+from torch import Tensor, nn
+
+from spaces import Stage, TokenLayout
+from ssm_models.base import PrunableModel
+from ssm_models.importance import Signals
+from ssm_models.pruning import TokenView, take
+from ssm_models.registry import ModelInfo, register
+from ssm_models.scan import channel_last_scan
+
+
+@dataclass(frozen=True)
+class VimConfig:
+    """Sizes of a Vim; the authors' where a default stands."""
+
+    dim: int
+    depth: int = 24
+    patch: int = 16
+    stride: int = 16
+    states: int = 16
+    conv: int = 4
+    expand: int = 2
+    drop_path: float = 0.0
+
+    @property
+    def inner(self) -> int:
+        """Channels of the state-space model."""
+        return self.expand * self.dim
+
+    @property
+    def rank(self) -> int:
+        """Width of the low-rank Δ projection."""
+        return math.ceil(self.dim / 16)
+
+
+class VimMixer(nn.Module):
+    """Two selective scans, forwards and backwards, that share their input and output projections."""
+
+    def __init__(self, config: VimConfig) -> None:
+        super().__init__()
+        dim, inner, states, rank = config.dim, config.inner, config.states, config.rank
+        self.states, self.rank = states, rank
+        self.directions: tuple[bool, ...] = (False, True)
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        for suffix in ("", "_b"):
+            self.add_module(f"conv1d{suffix}", nn.Conv1d(inner, inner, config.conv, groups=inner))
+            self.add_module(f"x_proj{suffix}", nn.Linear(inner, rank + 2 * states, bias=False))
+            self.add_module(f"dt_proj{suffix}", _dt_projection(rank, inner))
+            a = torch.arange(1, states + 1, dtype=torch.float32).log().repeat(inner, 1)
+            self.register_parameter("A_b_log" if suffix else "A_log", nn.Parameter(a))
+            self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(inner)))
+
+    def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
+        """Mix normalised tokens (b, L, D); return the change of the kept ones (b, K, D) and, on demand, signals."""
+        w_x, w_z = self.in_proj.weight.chunk(2)
+        u = F.linear(x, w_x)
+        z = F.linear(view.kept(x), w_z)
+        outputs = [self._scan(u, z, view, reverse) for reverse in self.directions]
+        y = sum((y for y, _ in outputs[1:]), outputs[0][0])
+        change = self.out_proj(y / 2)
+        if not signal:
+            return change, None
+        deltas = tuple(
+            F.softplus(view.kept(delta) + self._parameter("dt_proj", reverse).bias)
+            for (_, delta), reverse in zip(outputs, self.directions, strict=True)
+        )
+        return change, Signals(y, deltas, view.all_positions(), view.seeds)
+
+    def _parameter(self, name: str, reverse: bool) -> Any:
+        return getattr(self, f"{name}_b" if reverse else name)
+
+    def _scan(self, u: Tensor, z: Tensor, view: TokenView, reverse: bool) -> tuple[Tensor, Tensor]:
+        """Return one direction's gated output (b, K, D) and the raw Δ (b, L, D)."""
+        u = F.silu(causal_conv(u, self._parameter("conv1d", reverse), reverse))
+        w = self._parameter("x_proj", reverse).weight
+        if view.emit is None:
+            dt, B, C = torch.split(F.linear(u, w), [self.rank, self.states, self.states], -1)
+        else:  # a pruned token gives no output, so it needs no C
+            dt, B = torch.split(F.linear(u, w[: -self.states]), [self.rank, self.states], -1)
+            C = F.linear(take(u, view.emit), w[-self.states :])
+        dt_proj = self._parameter("dt_proj", reverse)
+        delta = F.linear(dt, dt_proj.weight)
+        a_log: Tensor = self.A_b_log if reverse else self.A_log  # type: ignore[assignment]
+        y = channel_last_scan(
+            u, delta, -torch.exp(a_log.float()), B, C,
+            self._parameter("D", reverse).float(), z, dt_proj.bias.float(), True,
+            gap=view.gap(delta, dt_proj.bias, int(reverse), reverse), emit=view.emit, reverse=reverse,
+        )  # fmt: skip
+        return y, delta
+
+
+def causal_conv(x: Tensor, conv: nn.Conv1d, reverse: bool) -> Tensor:
+    """Convolve x (b, L, D) depthwise with what precedes each position; in the reverse direction, follows it."""
+    reach = conv.kernel_size[0] - 1
+    weight = conv.weight.flip(-1) if reverse else conv.weight
+    padded = F.pad(x.transpose(1, 2), (0, reach) if reverse else (reach, 0))
+    return F.conv1d(padded, weight, conv.bias, groups=conv.groups).transpose(1, 2)
+
+
+def _dt_projection(rank: int, inner: int) -> nn.Linear:
+    """Return a projection whose softplus'd bias is log-uniform in [0.001, 0.1] (Mamba's initialisation)."""
+    layer = nn.Linear(rank, inner)
+    nn.init.uniform_(layer.weight, -(rank**-0.5), rank**-0.5)
+    dt = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp(min=1e-4)
+    with torch.no_grad():
+        layer.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+    return layer
+
+
+class VimBlock(nn.Module):
+    """RMSNorm and mixer; the residual is added by the caller."""
+
+    def __init__(self, config: VimConfig, drop_path: float) -> None:
+        super().__init__()
+        self.mixer = VimMixer(config)
+        self.norm = nn.RMSNorm(config.dim, eps=1e-5)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
+        """See `PrunableModel`."""
+        change, signals = self.mixer(self.norm(x), view, signal)
+        return self.drop_path(change), signals
+
+
+class Vim(PrunableModel):
+    """Vim with absolute position embeddings and its cls token at index M // 2 of M patches."""
+
+    published_directions = (False,)
+
+    def __init__(
+        self, config: VimConfig, name: str, num_classes: int, img_size: tuple[int, int], in_chans: int = 3
+    ) -> None:
+        super().__init__()
+        grid = tuple((side - config.patch) // config.stride + 1 for side in img_size)
+        if min(grid) < 1:
+            raise ValueError(f"{name}: images of {img_size} pixels are smaller than a patch of {config.patch}")
+        self.config, self.model_name, self.num_classes = config, name, num_classes
+        self.directions = (False, True)
+        self.layout = TokenLayout(name, img_size, (Stage(config.depth, *grid),), protected=1)
+        tokens = self.layout.stages[0].tokens
+        self.cls_index = tokens // 2
+        proj = nn.Conv2d(in_chans, config.dim, config.patch, config.stride)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=proj))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens + 1, config.dim))
+        rates = [0.0, *torch.linspace(0, config.drop_path, config.depth).tolist()][: config.depth]
+        self.layers = nn.ModuleList(VimBlock(config, rate) for rate in rates)
+        self.norm_f = nn.RMSNorm(config.dim, eps=1e-5)
+        self.head = nn.Linear(config.dim, num_classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
+        trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        for block in self.blocks:  # as GPT-2 does, so that the residual's variance does not grow with depth
+            weight = block.mixer.out_proj.weight
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+            with torch.no_grad():
+                weight /= math.sqrt(len(self.layers))
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """See `PrunableModel`."""
+        return list(self.layers)
+
+    @property
+    def protected(self) -> tuple[int, ...]:
+        """The cls token's position."""
+        return (self.cls_index,)
+
+    def scan_channels(self, index: int) -> tuple[int, ...]:
+        """See `PrunableModel`."""
+        return (self.config.inner,) * len(self.directions)
+
+    def use_directions(self, directions: tuple[bool, ...]) -> None:
+        """See `PrunableModel`."""
+        self.directions = directions
+        for block in self.blocks:
+            block.mixer.directions = directions
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `PrunableModel`."""
+        patches: Tensor = self.patch_embed(images).flatten(2).transpose(1, 2)
+        cls = self.cls_token.expand(len(images), -1, -1)
+        tokens = torch.cat([patches[:, : self.cls_index], cls, patches[:, self.cls_index :]], 1)
+        return tokens + self.pos_embed
+
+    def classify(self, x: Tensor, view: TokenView) -> Tensor:
+        """Read the cls token."""
+        if view.positions is None or view.frozen:
+            cls = x[:, self.cls_index]
+        else:
+            at = (view.positions == self.cls_index).long().argmax(1)
+            cls = take(x, at[:, None])[:, 0]
+        logits: Tensor = self.head(self.norm_f(cls))
+        return logits
+
+    @classmethod
+    def settings_of(cls, config: VimConfig, state: dict[str, Tensor]) -> dict[str, int]:
+        """See `PrunableModel`."""
+        side = math.isqrt(state["pos_embed"].shape[1] - 1)
+        return {
+            "num_classes": state["head.weight"].shape[0],
+            "img_size": (side - 1) * config.stride + config.patch,
+        }
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resize the position embeddings of another image size (bicubic), the cls token's aside."""
+        old = state.get("pos_embed")
+        if old is None or old.shape == self.pos_embed.shape or old.dim() != 3 or old.shape[1] < 2:
+            return state
+        side = math.isqrt(old.shape[1] - 1)
+        if side * side != old.shape[1] - 1:
+            return state
+        middle = (old.shape[1] - 1) // 2
+        patches = torch.cat([old[:, :middle], old[:, middle + 1 :]], 1)
+        grid = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+        stage = self.layout.stages[0]
+        grid = F.interpolate(grid, (stage.height, stage.width), mode="bicubic", align_corners=False)
+        resized = grid.flatten(2).transpose(1, 2)
+        cls = old[:, middle : middle + 1]
+        joined = torch.cat([resized[:, : self.cls_index], cls, resized[:, self.cls_index :]], 1)
+        return {**state, "pos_embed": joined}
+
+
+for _name, _config, _about in (
+    ("vim_tiny", VimConfig(192), "Vim-T of the authors"),
+    ("vim_small", VimConfig(384, drop_path=0.05), "Vim-S of the authors"),
+    ("vim_base", VimConfig(768, drop_path=0.1), "Vim-B of the authors"),
+    ("vim_tiny_stride8", VimConfig(192, stride=8), "Vim-T with overlapping patches, 729 tokens"),
+    ("vim_small_stride8", VimConfig(384, stride=8), "Vim-S with overlapping patches, 729 tokens"),
+):
+    register(ModelInfo(_name, Vim, _config, description=_about))
+
+register(
+    ModelInfo(
+        "vim_nano",
+        Vim,
+        VimConfig(64, depth=12, patch=4, stride=4),
+        img_size=28,
+        num_classes=10,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        crop_pct=1.0,
+        description="12 blocks of width 64 for small images; ships weights for the embedded digits",
+    )
+)

@@ -1,0 +1,137 @@
+import json
+from decimal import ROUND_HALF_UP, Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spaces import PruningMethod, PruningSchedule, PruningStep
+from spaces.errors import ScheduleError
+from spaces.schedule import METHOD_CHOICES, kept_tokens
+
+ratios = st.floats(min_value=1e-6, max_value=1.0, allow_nan=False)
+steps = st.lists(st.tuples(st.integers(1, 60), ratios), max_size=8, unique_by=lambda pair: pair[0])
+methods = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in METHOD_CHOICES.items()})
+
+
+@given(steps, methods)
+def test_text_and_json_give_the_schedule_back(pairs, method):
+    schedule = PruningSchedule.of(pairs, **method)
+    assert PruningSchedule.parse(schedule.text) == schedule
+    assert PruningSchedule.from_dict(json.loads(json.dumps(schedule.as_dict()))) == schedule
+    assert PruningSchedule.parse(schedule.text).hash == schedule.hash
+
+
+@given(steps, st.randoms())
+def test_order_and_steps_of_one_do_not_matter(pairs, rnd):
+    shuffled = [*pairs, (61, 1.0)]
+    rnd.shuffle(shuffled)
+    assert PruningSchedule.of(shuffled) == PruningSchedule.of(pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("", ""),
+        ("  ", ""),
+        ("5:1,7:1.0", ""),
+        (";importance=l2", ""),
+        ("10:0.8, 5:.80", "5:0.8,10:0.8"),
+        ("5:0.8;alignment=bias", "5:0.8"),
+        ("5:0.8;importance=clip;context=drop", "5:0.8"),
+        ("5:0.8;context=freeze;importance=l2", "5:0.8;importance=l2;context=freeze"),
+        ("5:0.8;context=freeze;alignment=off", "5:0.8;context=freeze"),
+        ("5:5e-1", "5:0.5"),
+    ],
+)
+def test_there_is_one_canonical_text(text, canonical):
+    assert PruningSchedule.parse(text).text == canonical
+
+
+@given(st.integers(1, 5000), st.integers(1, 1000))
+def test_kept_tokens_rounds_half_up_in_decimal(tokens, thousandths):
+    exact = (Decimal(thousandths) / 1000 * tokens).quantize(Decimal(1), rounding=ROUND_HALF_UP)
+    assert kept_tokens(tokens, thousandths / 1000) == max(1, int(exact))
+
+
+def test_kept_tokens_of_a_ratio_that_binary_cannot_hold():
+    assert kept_tokens(50, 0.29) == 15  # 14.5; in binary 14.499999999999998
+    assert kept_tokens(196, 0.8) == 157
+    assert kept_tokens(3, 0.01) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("5", "BLOCK:RATIO"),
+        ("5:0.8,", "BLOCK:RATIO"),
+        ("0:0.5", "after=0"),
+        ("-1:0.5", "BLOCK:RATIO"),
+        ("5:0", "keep ratio"),
+        ("5:1.5", "keep ratio"),
+        ("5:nan", "BLOCK:RATIO"),
+        ("5:1e999", "keep ratio"),
+        ("5:0.5,5:0.6", "stands twice"),
+        ("5:1,5:0.5", "stands twice"),
+        ("5:0.8;importance=best", "importance"),
+        ("5:0.8;colour=red", "colour"),
+        ("5:0.8;importance", "NAME=CHOICE"),
+        ("5:0.8;importance=l1;importance=l2", "stands twice"),
+        ("99999999999999999999:0.5", "BLOCK:RATIO"),
+        (",".join(f"{i}:0.9" for i in range(1, 6000)), "steps"),
+    ],
+)
+def test_malformed_text_is_refused_by_name(text, names):
+    with pytest.raises(ScheduleError, match=names) as caught:
+        PruningSchedule.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+GOOD = PruningSchedule.parse("5:0.8").as_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"format": "other"}, "format"),
+        ({"version": 2}, "newer"),
+        ({"version": 0}, "version"),
+        ({"version": True}, "version"),
+        ({"version": "1"}, "version"),
+        ({"steps": None}, "steps"),
+        ({"steps": [{"after": 5}]}, r"steps\[0\]"),
+        ({"steps": [{"after": 5, "keep": float("nan")}]}, r"steps\[0\].*keep ratio"),
+        ({"steps": [{"after": 5, "keep": "0.8"}]}, r"steps\[0\].*not a number"),
+        ({"steps": [{"after": 5.0, "keep": 0.8}]}, r"steps\[0\].*whole number"),
+        ({"steps": [{"after": i, "keep": 0.8} for i in range(1, 5000)]}, "steps"),
+        ({"method": []}, "method"),
+        ({"method": {"importance": 3}}, "importance"),
+        ({"method": {"context": "keep"}}, "context"),
+    ],
+)
+def test_malformed_json_is_refused_by_field(tmp_path, change, names):
+    file = tmp_path / "schedule.json"
+    file.write_text(json.dumps({**GOOD, **change}))
+    with pytest.raises(ScheduleError, match=names) as caught:
+        PruningSchedule.from_file(file)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_is_no_schedule(tmp_path, content):
+    file = tmp_path / "schedule.json"
+    file.write_bytes(content)
+    with pytest.raises(ScheduleError, match=r"schedule\.json"):
+        PruningSchedule.parse_or_read(str(file))
+
+
+def test_a_file_that_is_missing():
+    with pytest.raises(ScheduleError, match="cannot be read"):
+        PruningSchedule.parse_or_read("no/such.json")
+
+
+def test_schedules_cannot_be_changed():
+    schedule = PruningSchedule((PruningStep(5, 0.8),), PruningMethod())
+    with pytest.raises(AttributeError):
+        schedule.steps = ()  # type: ignore[misc]
+    assert len({schedule, PruningSchedule.parse("5:0.8")}) == 1

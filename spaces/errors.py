@@ -12,6 +12,9 @@
     ├── StoreError                 a data base that cannot be read or written
     │   └── StudyMismatchError     a study that was begun with other settings
     ├── SearchError                a search that cannot go on
+    ├── EvaluationError            one candidate that could not be evaluated; the search goes on
+    │   ├── NonFiniteError             logits that are NaN or infinite
+    │   └── OutOfMemoryError           not even one image at a time fits
     └── TrainingError              a training that cannot go on
 
 A message says what was wrong, where, and what to do, on one line: the command line prints it as it is.
@@ -77,6 +80,24 @@ class StudyMismatchError(StoreError):
 
 class SearchError(PrunefrontError):
     """A search that cannot go on."""
+
+
+class EvaluationError(PrunefrontError):
+    """One candidate that could not be evaluated; `failure` is the word that the store keeps for why."""
+
+    failure = "ERROR"
+
+
+class NonFiniteError(EvaluationError):
+    """Logits that are NaN or infinite."""
+
+    failure = "NONFINITE"
+
+
+class OutOfMemoryError(EvaluationError):
+    """Not even one image at a time fits into memory."""
+
+    failure = "OOM"
 
 
 class TrainingError(PrunefrontError):

@@ -103,12 +103,12 @@ class PrunableModel(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (b, classes) of normalised images (b, 3, H, W)."""
-        return self.classify(*self._run(images)[:2])
+        return self.classify(*self.run_blocks(images)[:2])
 
     def kept_patches(self, images: Tensor) -> list[Tensor]:
         """Return, for each step of the schedule, the raster indices (b, k) of the patches it kept."""
         patches = []
-        for positions in self._run(images)[2]:
+        for positions in self.run_blocks(images)[2]:
             keep = torch.ones_like(positions, dtype=torch.bool)
             for cls in self.protected:
                 keep &= positions != cls
@@ -135,7 +135,8 @@ class PrunableModel(nn.Module, ABC):
         assert isinstance(signals, Signals)
         return prune(x, view, signals, keep, self.protected, self.directions)
 
-    def _run(self, images: Tensor) -> tuple[Tensor, TokenView, list[Tensor]]:
+    def run_blocks(self, images: Tensor) -> tuple[Tensor, TokenView, list[Tensor]]:
+        """Return the features after the last block, the last view, and the kept positions after each step."""
         keeps = {step.after: step.keep for step in self._schedule.steps}
         x, view, kept = self.embed(images), self.first_view(images), []
         for index in range(len(self.blocks)):

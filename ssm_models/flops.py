@@ -125,7 +125,12 @@ def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = N
         schedule = PruningSchedule.parse(schedule)
     with _counting(model, convention):
         model.set_schedule(schedule)
-        return sum(_count(model, (_image(model),)).values())
+
+        def run(images: Tensor) -> Any:  # the tracer drops what no output needs, so the choices are outputs too
+            x, view, kept = model.run_blocks(images)
+            return model.classify(x, view), *kept, *view.held
+
+        return sum(_count(_Unit(model, run), (_image(model),)).values())
 
 
 class _Unit(nn.Module):

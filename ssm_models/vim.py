@@ -158,7 +158,7 @@ class Vim(PrunableModel):
         self.patch_embed = nn.Sequential(OrderedDict(proj=proj))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens + 1, config.dim))
-        rates = [0.0, *torch.linspace(0, config.drop_path, config.depth).tolist()][: config.depth]
+        rates = [config.drop_path * max(0, i - 1) / max(1, config.depth - 1) for i in range(config.depth)]
         self.layers = nn.ModuleList(VimBlock(config, rate) for rate in rates)
         self.norm_f = nn.RMSNorm(config.dim, eps=1e-5)
         self.head = nn.Linear(config.dim, num_classes)

@@ -1,0 +1,86 @@
+"""FLOPs: the published figures, the closed form, and the table against fvcore's whole count."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ssm_models
+from spaces import PruningSchedule
+from spaces.errors import FlopsError, UnknownNameError
+from spaces.schedule import ALIGNMENT, IMPORTANCE
+from ssm_models import flops
+
+NANO = ssm_models.create_model("vim_nano").eval()
+TABLES = {convention: ssm_models.cost_table(NANO, convention) for convention in flops.CONVENTIONS}
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "published"),
+    [("vim_tiny", 1.823, 1.449), ("vim_small", 5.912, 5.077), ("vim_base", 20.887, 18.868)],
+)
+def test_dense_counts_are_the_published_ones(name: str, full: float, published: float) -> None:
+    model = ssm_models.create_model(name)
+    assert ssm_models.cost_table(model, "full").dense / 1e9 == pytest.approx(full, abs=1e-3)
+    assert ssm_models.cost_table(model, "published").dense / 1e9 == pytest.approx(published, abs=1e-3)
+
+
+def closed_form(schedule: PruningSchedule) -> int:
+    """The full count of vim_nano under a `drop` schedule of the clip score with alignment, by hand."""
+    d, inner, n, rank, conv = 64, 128, 16, 4, 4
+    total = 49 * d * 3 * 16 + 10 * d
+    before = [49, *NANO.layout.tokens(schedule)[:-1]]
+    for block, patches in enumerate(before, 1):
+        length = patches + 1
+        total += length * d * 2 * inner + length * inner * d
+        each = length * inner * conv + length * inner * (rank + 2 * n) + length * rank * inner
+        each += 9 * length * inner * n + 2 * length * inner
+        if patches < 49:
+            each += length * inner  # the gap
+        total += 2 * each
+        if block in {step.after for step in schedule.steps}:
+            total += length * inner  # the score's sum
+    return total
+
+
+@pytest.mark.parametrize("text", ["", "3:0.5", "3:0.8,5:0.8,8:0.8", "1:0.1,11:0.9", "12:0.5"])
+def test_counts_written_out(text: str) -> None:
+    schedule = PruningSchedule.parse(text)
+    assert ssm_models.count_flops(NANO, schedule) == closed_form(schedule)
+
+
+steps = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 99).map(lambda p: p / 100)), max_size=4,
+                 unique_by=lambda pair: pair[0])  # fmt: skip
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    steps, st.sampled_from(IMPORTANCE), st.sampled_from(ALIGNMENT), st.sampled_from(["drop", "freeze"]),
+    st.sampled_from(flops.CONVENTIONS),
+)  # fmt: skip
+def test_the_table_is_fvcore_s_whole_count(pairs, importance, alignment, context, convention) -> None:
+    schedule = PruningSchedule.of(pairs, importance=importance, alignment=alignment, context=context)
+    assert TABLES[convention].flops(schedule) == ssm_models.count_flops(NANO, schedule, convention)
+
+
+def test_counting_leaves_the_model_as_it_was() -> None:
+    model = ssm_models.create_model("vim_nano")
+    model.set_schedule(PruningSchedule.parse("2:0.5"))
+    ssm_models.count_flops(model, "3:0.5", "published")
+    assert (model.schedule.text, model.training, model.directions) == ("2:0.5", True, (False, True))
+    assert model.blocks[0].mixer.directions == (False, True)
+
+
+def test_an_operator_without_a_cost_is_an_error() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.i0(x)
+
+    with pytest.raises(FlopsError, match="i0"):
+        flops._count(Odd(), (torch.ones(3),))
+
+
+def test_an_unknown_convention() -> None:
+    with pytest.raises(UnknownNameError, match="convention"):
+        ssm_models.count_flops(NANO, None, "honest")

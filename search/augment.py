@@ -9,10 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.functional import pil_to_tensor
 
 from search import data as image_data
 from search.data import Batch, ImageData, Preprocessing, read_images, stream_images
@@ -53,7 +51,7 @@ class TrainingBatches:
         """Yield the (images, labels) of one epoch: (B, 3, H, W) float32 normalised, (B,) int64."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.images, generator=generator)[: len(self) * self.batch_size]
-        chunks = order.split(self.batch_size)
+        chunks = torch.split(order, self.batch_size)
         if self._preprocessing.bytes_for(self.images) > image_data.MEMORY_LIMIT:
             crops = stream_images(lambda index: self._crop(index, seed), [chunk.tolist() for chunk in chunks])
             for chunk, pixels in zip(chunks, crops, strict=True):
@@ -121,17 +119,14 @@ def random_crop(
         aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3))) * width / height
         w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
         if 0 < w <= image.width and 0 < h <= image.height:
-            left, top = random.integers(image.width - w + 1), random.integers(image.height - h + 1)
+            left, top = int(random.integers(image.width - w + 1)), int(random.integers(image.height - h + 1))
             break
     else:
-        w, h = (
-            min(image.width, round(image.height * width / height)),
-            min(image.height, round(image.width * height / width)),
-        )
-        w, h = max(1, w), max(1, h)
+        scale = min(image.width / width, image.height / height)
+        w, h = max(1, int(width * scale)), max(1, int(height * scale))
         left, top = (image.width - w) // 2, (image.height - h) // 2
     box = (float(left), float(top), float(left + w), float(top + h))
-    part = image.resize((width, height), str_to_pil_interp(preprocessing.interpolation), box=box)
+    part = image.resize((width, height), preprocessing.resampling, box=box)
     if augmentation.flip and random.random() < 0.5:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return pil_to_tensor(part)
+    return torch.from_numpy(np.array(part)).permute(2, 0, 1)

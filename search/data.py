@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.data import create_transform
+from PIL import Image
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from search.sources import (
@@ -149,10 +150,11 @@ class Preprocessing:
 
     def __init__(self, model_cfg: Mapping[str, Any], img_size: tuple[int, int]) -> None:
         self.img_size = (int(img_size[0]), int(img_size[1]))
-        self.interpolation = str(model_cfg.get("interpolation", "bicubic"))
+        interpolation = str(model_cfg.get("interpolation", "bicubic"))
+        self.resampling = Image.Resampling[interpolation.upper()]
         self.geometry: Callable[[Any], Tensor] = create_transform(
             (3, *self.img_size),
-            interpolation=self.interpolation,
+            interpolation=interpolation,
             crop_pct=model_cfg.get("crop_pct"),
             crop_mode=model_cfg.get("crop_mode"),
             normalize=False,
@@ -197,7 +199,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield (images, labels); DataError names an image that is broken."""
-        labels = self.labels.split(self.batch_size)
+        labels = torch.split(self.labels, self.batch_size)
         for pixels, label in zip(self._pixels(), labels, strict=True):
             yield self._preprocessing.normalise(pixels), label
 
@@ -209,13 +211,11 @@ class Batches:
 
     def _pixels(self) -> Iterator[Tensor]:
         if self._preprocessing.bytes_for(self.images) > MEMORY_LIMIT:
-            chunks = [
-                c.tolist() for c in np.array_split(self._order, range(self.batch_size, self.images, self.batch_size))
-            ]
+            chunks = chunked(self._order.tolist(), self.batch_size)
             return stream_images(self._read, chunks)
         if self._kept is None:
             self._kept = read_images(self._read, self._order.tolist(), self.batch_size)
-        return iter(self._kept.split(self.batch_size))
+        return iter(torch.split(self._kept, self.batch_size))
 
     def _read(self, index: int) -> Tensor:
         return self._preprocessing.geometry(self._split.image(index))
@@ -255,5 +255,10 @@ def stream_images(read: Callable[[int], Tensor], chunks: Sequence[Sequence[int]]
 
 def read_images(read: Callable[[int], Tensor], indices: Sequence[int], batch_size: int) -> Tensor:
     """Return images as one (N, 3, H, W) tensor."""
-    chunks = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    chunks = chunked(indices, batch_size)
     return torch.cat(list(stream_images(read, chunks)))
+
+
+def chunked(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    """Return the indices in runs of `size`; the last may be shorter."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]

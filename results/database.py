@@ -1,0 +1,294 @@
+"""Opening a data base: what it is, whether it is ours, and bringing it to the present schema.
+
+Nothing here knows studies or evaluations. A file that is not ours is refused before SQLite may write to it.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import (
+    URL,
+    ColumnClause,
+    Connection,
+    Engine,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+    select,
+    table,
+    text,
+)
+from sqlalchemy import column as sql_column
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from results.schema import REVISIONS, VERSION_TABLE, Base
+from spaces.errors import StoreError, UsageError
+
+BUSY_SECONDS = 60.0  # how long to wait for another writer's lock
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_ADVICE = {
+    "locked": "another program has held the lock for a minute; try again when it is done",
+    "full": "free some space and run the same command again; what was recorded is safe",
+    "malformed": "the data base is damaged; take a copy of it and try `sqlite3 FILE .recover`",
+    "readonly": "the file or its folder cannot be written; check who owns them",
+    "unable to open": "check the path and who owns it",
+}
+
+
+def open_database(address: str, create: bool) -> tuple[Engine, str]:
+    """Return an engine on a data base of the present schema, and its name as it may be shown to anybody.
+
+    Args:
+        address: `sqlite:///FILE` or `postgresql://…`.
+        create: make what is missing: the file, the tables.
+
+    Raises:
+        UsageError: the address is none of the two kinds.
+        StoreError: it is missing, not ours, damaged, newer than this program, or cannot be reached.
+    """
+    url = parse_address(address)
+    if url.get_backend_name() == "sqlite":
+        where = url.database or ""
+        path = Path(where).absolute()
+        if create and not os.path.lexists(path):
+            _create_sqlite(path, where)
+        _refuse_foreign_sqlite(path, where)
+        engine = _sqlite_engine(_sqlite_uri(path))
+    else:
+        where = url.render_as_string(hide_password=True)
+        engine = _postgresql_engine(url)
+    try:
+        with store_errors(where):
+            _bring_up_to_date(engine, where, create)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine, where
+
+
+def parse_address(address: str) -> URL:
+    """Read a data base's address; messages never repeat a password."""
+    shown = re.sub(r"(?<=://).*@", "***@", address)
+    advice = "expected sqlite:///FILE or postgresql://USER@HOST/NAME"
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError):
+        hint = f"; for a file write sqlite:///{shown}" if ":" not in address and address else ""
+        raise UsageError(f"data base {shown!r}: {advice}{hint}") from None
+    if url.drivername in ("sqlite", "sqlite+pysqlite"):
+        if url.host:
+            raise UsageError(f"data base {shown!r}: a file takes three slashes: sqlite:///{url.host}…")
+        if not url.database or url.database == ":memory:":
+            raise UsageError(f"data base {shown!r}: name a file, such as sqlite:///prunefront.db")
+        if url.query:
+            raise UsageError(f"data base {shown!r}: options after '?' are not understood for SQLite")
+    elif url.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise UsageError(f"data base {shown!r}: {advice}")
+    return url
+
+
+@contextmanager
+def store_errors(where: str) -> Iterator[None]:
+    """Turn what SQLAlchemy raises into a StoreError of one line, with advice where there is some."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        original = error.orig if isinstance(error, DBAPIError) else None
+        lines = str(original or error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        advice = next((f": {text}" for word, text in _ADVICE.items() if word in reason), "")
+        raise StoreError(f"data base {where}: {reason}{advice}") from None
+
+
+def writing(engine: Engine) -> Engine:
+    """Return the engine in a mode where a transaction takes SQLite's write lock as it begins.
+
+    Otherwise two writers that have both read can only fail.
+    """
+    return engine.execution_options(immediate=True)
+
+
+# --- SQLite ---------------------------------------------------------------------------------------------
+
+
+def _create_sqlite(path: Path, where: str) -> None:
+    """Make a data base beside its place and put it there whole, so that no one ever sees half a schema."""
+    temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex[:8]}.part")
+    try:
+        temporary.touch(exist_ok=False)
+        try:
+            _fill_sqlite(temporary, where)
+            with suppress(FileExistsError):  # another process was faster; its data base serves
+                _link(temporary, path)
+        finally:
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                Path(f"{temporary}{suffix}").unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"data base {where}: cannot be made: {error.strerror or error}") from None
+
+
+def _fill_sqlite(path: Path, where: str) -> None:
+    engine = _sqlite_engine(f"{path.as_uri()}?mode=rw")
+    try:
+        with store_errors(where):
+            with writing(engine).begin() as connection:
+                _upgrade(connection)
+            with closing(engine.raw_connection()) as raw:
+                raw.cursor().execute("PRAGMA journal_mode = WAL")  # stays with the file
+    finally:
+        engine.dispose()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file its name, and never take it from another file."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if target.exists():
+            raise FileExistsError(target) from None
+        source.rename(target)
+
+
+def _refuse_foreign_sqlite(path: Path, where: str) -> None:
+    """Raise a StoreError unless the file is a data base of ours, without changing a byte of it."""
+    _check_sqlite_header(path, where)
+    # An immutable connection takes no lock and recovers no journal. That suffices: a data base of ours has
+    # its version table from the moment it exists under its name.
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error as error:
+        raise StoreError(f"data base {where}: {error}: {_ADVICE['malformed']}") from None
+    if VERSION_TABLE not in tables:
+        raise StoreError(
+            f"data base {where}: belongs to another program (no table {VERSION_TABLE}); name another with --db"
+        )
+
+
+def _check_sqlite_header(path: Path, where: str) -> None:
+    try:
+        if path.is_dir():
+            raise StoreError(f"data base {where}: is a folder; name a file")
+        with path.open("rb") as file:
+            header, size = file.read(100), os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise StoreError(
+            f"data base {where}: does not exist; name another with --db, or make it with `prunefront search`"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"data base {where}: cannot be read: {error.strerror or error}") from None
+    if size and not header.startswith(_SQLITE_MAGIC[: len(header)]):
+        raise StoreError(f"data base {where}: is not an SQLite data base; name another with --db")
+    page_size = int.from_bytes(header[16:18], "big")
+    page_size = 65536 if page_size == 1 else page_size
+    pages = int.from_bytes(header[28:32], "big")
+    recovered = Path(f"{path}-wal").exists()  # after a crash the end of the file may still be in the log
+    if len(header) < 100 or (size < page_size * pages and not recovered):
+        raise StoreError(
+            f"data base {where}: is cut short at {size} bytes; restore it from a copy, or name another with --db"
+        )
+
+
+def _sqlite_uri(path: Path) -> str:
+    """Choose how SQLite opens the file, so that a reader leaves nothing behind."""
+    if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        return f"{path.as_uri()}?mode=rw"  # the last connection to close removes the log's files
+    # A read-only place. Without a log nobody is writing, and SQLite need not make one to read.
+    log = Path(f"{path}-wal").exists()
+    return f"{path.as_uri()}?mode=ro" + ("" if log else "&immutable=1")
+
+
+def _sqlite_engine(uri: str) -> Engine:
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, json_serializer=_dump_json)
+
+    @event.listens_for(engine, "connect")
+    def set_up(connection: sqlite3.Connection, _record: Any) -> None:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = NORMAL")  # with WAL: safe, and a commit costs no fsync
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:  # the driver's own BEGIN comes too late, before the first write
+        immediate = connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+# --- PostgreSQL -----------------------------------------------------------------------------------------
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    if importlib.util.find_spec("psycopg") is None:
+        raise StoreError("PostgreSQL needs its driver: run `pip install prunefront[postgresql]`")
+    patience = {} if "connect_timeout" in url.query else {"connect_timeout": 10}  # seconds
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        connect_args=patience,
+        pool_pre_ping=True,
+        json_serializer=_dump_json,
+    )
+
+
+_dump_json = partial(json.dumps, allow_nan=False)  # PostgreSQL takes no NaN, and neither does JSON
+
+
+# --- the schema -----------------------------------------------------------------------------------------
+
+
+def _bring_up_to_date(engine: Engine, where: str, create: bool) -> None:
+    with engine.connect() as connection:
+        revision = _revision(connection)
+        if revision is None:
+            taken = set(inspect(connection).get_table_names()) & set(Base.metadata.tables)
+            if taken:
+                raise StoreError(
+                    f"data base {where}: holds another program's tables ({', '.join(sorted(taken))}); "
+                    "name another with --db"
+                )
+            if not create:
+                raise StoreError(f"data base {where}: holds no studies yet; make one with `prunefront search`")
+    if revision == REVISIONS[-1]:
+        return
+    if revision is not None and revision not in REVISIONS:
+        raise StoreError(
+            f"data base {where}: has schema {revision}, this program knows up to {REVISIONS[-1]}; upgrade prunefront"
+        )
+    with writing(engine).begin() as connection:
+        if connection.dialect.name == "postgresql":  # two programs that start at once: one of them upgrades
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('prunefront schema'))"))
+        if _revision(connection) != REVISIONS[-1]:
+            _upgrade(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    number: ColumnClause[str] = sql_column("version_num")
+    return connection.execute(select(number).select_from(table(VERSION_TABLE, number))).scalar()
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command  # here, because most commands never need it
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "results:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,153 @@
+"""A finished evaluation as a schedule file, and files that are written whole or not at all."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from results.records import Evaluation, Study
+from spaces.errors import PrunefrontError, UsageError
+
+
+def front_row(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the object that `front --format json` prints for one evaluation."""
+    return {
+        "schedule": evaluation.schedule.text,
+        "hash": evaluation.hash,
+        "top1": evaluation.top1,
+        "loss": evaluation.loss,
+        "flops": evaluation.flops,
+        "flops_ratio": evaluation.flops_ratio,
+        "images": evaluation.images,
+        "latency_ms": evaluation.latency_ms,
+        "finetuned_top1": evaluation.finetuned_top1,
+    }
+
+
+def export_schedule(evaluation: Evaluation, study: Study) -> dict[str, Any]:
+    """Return the JSON form of an evaluation's schedule, with what was measured and where it comes from.
+
+    `img_size` is one number for square images, else [height, width].
+    """
+    spec = study.spec
+    height, width = spec.img_size
+    form = evaluation.schedule.as_dict()
+    return {
+        "format": form["format"],
+        "version": form["version"],
+        "model": spec.model,
+        "img_size": height if height == width else [height, width],
+        "num_classes": spec.num_classes,
+        "steps": form["steps"],
+        "method": form["method"],
+        "metrics": {
+            "top1": evaluation.top1,
+            "loss": evaluation.loss,
+            "flops": evaluation.flops,
+            "flops_ratio": evaluation.flops_ratio,
+            "images": evaluation.images,
+            "agreement": evaluation.agreement,
+            "latency_ms": evaluation.latency_ms,
+            "finetuned_top1": evaluation.finetuned_top1,
+            "dense_top1": spec.dense_top1,
+            "dense_flops": spec.dense_flops,
+        },
+        "provenance": {
+            "study": spec.name,
+            "schedule": evaluation.schedule.text,
+            "hash": evaluation.hash,
+            "number": evaluation.number,
+            "origin": evaluation.origin,
+            "weights_digest": spec.weights_digest,
+            "checkpoint": spec.checkpoint,
+            "data": spec.data,
+            "data_digest": spec.data_digest,
+            "budget": spec.budget,
+            "space": spec.space,
+            "sampler": spec.sampler,
+            "objectives": list(spec.objectives),
+            "seed": spec.seed,
+            "versions": dict(spec.versions),
+            "created": study.created_at.isoformat(),
+            "evaluated": evaluation.finished_at.isoformat() if evaluation.finished_at else None,
+        },
+    }
+
+
+def best_evaluation(
+    front: Sequence[Evaluation], *, max_flops: int | None = None, min_top1: float | None = None
+) -> Evaluation:
+    """Return the most accurate evaluation within the bounds; of equally accurate ones the cheapest.
+
+    Args:
+        front: finished evaluations, in any order.
+        max_flops: the most FLOPs it may cost.
+        min_top1: the least accuracy in 0..1 it must have.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    done = [e for e in front if e.state == "done" and e.top1 is not None]
+    if not done:
+        raise UsageError("no finished evaluation to choose from: run `prunefront search` for this study first")
+    affordable = [e for e in done if max_flops is None or e.flops <= max_flops]
+    if not affordable:
+        cheapest = min(done, key=lambda e: (e.flops, -(e.top1 or 0.0)))
+        raise UsageError(
+            f"no schedule costs at most {max_flops} FLOPs: the cheapest is {_describe(cheapest)}; raise --max-flops"
+        )
+    best = min(affordable, key=lambda e: (-(e.top1 or 0.0), e.flops))
+    if min_top1 is not None and (best.top1 or 0.0) < min_top1:
+        bound = "" if max_flops is None else f" at no more than {max_flops} FLOPs"
+        raise UsageError(
+            f"no schedule has a top-1 of at least {min_top1:g}{bound}: the best is {_describe(best)}; "
+            "lower --min-top1"
+        )
+    return best
+
+
+def _describe(evaluation: Evaluation) -> str:
+    return (
+        f"{evaluation.schedule.text or 'the dense model'} "
+        f"({evaluation.flops} FLOPs, {evaluation.flops_ratio:.3f} of dense, top-1 {evaluation.top1:.4f})"
+    )
+
+
+def write_json(path: str | Path, data: object) -> None:
+    """Write `data` as indented JSON, whole or not at all.
+
+    Raises:
+        PrunefrontError: it cannot be written; whatever stood there stands as before.
+    """
+    write_whole(path, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file through a temporary one beside it, so that no reader ever sees half of it.
+
+    Raises:
+        PrunefrontError: it cannot be written; whatever stood there stands as before.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(0, "is a folder; name a file")
+        if target.exists() and not target.is_file():  # a pipe or device: there is nothing to replace
+            target.write_bytes(content)
+            return
+        target = target.resolve()  # replace what a link points to, not the link
+        temporary = target.with_name(f".{target.name[:40]}.{uuid4().hex[:8]}.part")
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.exists():
+                temporary.chmod(target.stat().st_mode & 0o777)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)  # it is gone if all went well
+    except OSError as error:
+        raise PrunefrontError(f"{path}: cannot be written: {error.strerror or error}") from None

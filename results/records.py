@@ -1,0 +1,174 @@
+"""The plain values that cross the border of the store. None of them knows the data base."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from spaces import PruningSchedule, Stage, TokenLayout
+
+STATES = ("queued", "running", "done", "failed", "stopped")
+FAILURES = ("OOM", "NONFINITE", "ERROR", "KILLED", "TIMEOUT")
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """All that decides what a study measures; it is written once and never changed.
+
+    Attributes:
+        name: unique in a data base.
+        model: registered name.
+        img_size: (height, width) in pixels.
+        num_classes: classes of the head.
+        layout: `dataclasses.asdict` of the model's TokenLayout.
+        data: the data set as the user wrote it, such as `folder:PATH`.
+        data_digest: SHA-256 of the images.
+        images: how many images an evaluation runs over.
+        weights_digest: SHA-256 of the weights.
+        checkpoint: the file the weights came from; None for shipped ones.
+        budget: the FLOPs budget as the user wrote it.
+        limit: the most FLOPs that a candidate may cost.
+        dense_flops: FLOPs of the dense model on one image.
+        dense_top1: its accuracy in 0..1 on the same images.
+        dense_loss: its mean cross-entropy.
+        dense_latency_ms: its running time per image, if measured.
+        space: canonical text of the search space.
+        sampler: name of the sampler.
+        objectives: names of what is optimised.
+        seed: of the sampler and the choice of images.
+        versions: of prunefront and the libraries that matter, by name.
+        config: the resolved settings of the search.
+    """
+
+    name: str
+    model: str
+    img_size: tuple[int, int]
+    num_classes: int
+    layout: Mapping[str, Any]
+    data: str
+    data_digest: str
+    images: int
+    weights_digest: str
+    checkpoint: str | None
+    budget: str
+    limit: int
+    dense_flops: int
+    dense_top1: float
+    dense_loss: float
+    dense_latency_ms: float | None
+    space: str
+    sampler: str
+    objectives: tuple[str, ...]
+    seed: int
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+
+    @property
+    def token_layout(self) -> TokenLayout:
+        """The model's blocks and tokens, read back from `layout`."""
+        height, width = self.layout["img_size"]
+        return TokenLayout(
+            model=self.layout["model"],
+            img_size=(height, width),
+            stages=tuple(Stage(s["blocks"], s["height"], s["width"]) for s in self.layout["stages"]),
+            protected=self.layout["protected"],
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study as the data base holds it, with its counts at the moment of reading."""
+
+    id: int
+    created_at: datetime
+    spec: StudySpec
+    done: int = 0
+    failed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.spec.name
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of one schedule of a study.
+
+    Attributes:
+        schedule: what was evaluated; its hash is unique in a study.
+        flops: exact, for one image.
+        flops_ratio: as a share of the dense model's.
+        state: `done` or `failed`.
+        top1: accuracy in 0..1; finite if done, None if failed. So is `loss`.
+        loss: mean cross-entropy.
+        agreement: share of images on which the answer is the dense model's.
+        images: how many were run.
+        latency_ms: median running time per image, if measured.
+        seconds: what the evaluation took.
+        failure: one of `FAILURES` if failed, else None.
+        error: the message that goes with `failure`.
+        parameters: the point of the search space; empty for a schedule from the literature.
+        sampler_state: JSON that the searcher wants back on resume.
+        origin: who proposed it: `published` or a sampler's name.
+        number: order in the study, from 0; set by the store.
+        finished_at: set by the store if not given; in UTC.
+        finetuned_top1: best accuracy after fine-tuning, if it was; read only.
+    """
+
+    schedule: PruningSchedule
+    flops: int
+    flops_ratio: float
+    state: str = "done"
+    top1: float | None = None
+    loss: float | None = None
+    agreement: float | None = None
+    images: int = 0
+    latency_ms: float | None = None
+    seconds: float | None = None
+    failure: str | None = None
+    error: str | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    sampler_state: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    number: int = -1
+    finished_at: datetime | None = None
+    finetuned_top1: float | None = None
+
+    @property
+    def hash(self) -> str:
+        """The schedule's hash."""
+        return self.schedule.hash
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """The outcome of one fine-tuning of a schedule that the study has evaluated.
+
+    Attributes:
+        schedule_hash: hash of the schedule.
+        top1: accuracy in 0..1 after fine-tuning.
+        loss: mean cross-entropy after fine-tuning.
+        epochs: passes over the training images.
+        images: images that `top1` was measured on.
+        seconds: what it took.
+        checkpoint: the file the weights were written to.
+        weights_digest: SHA-256 of the weights.
+        config: settings of the fine-tuning.
+        curve: one JSON object an epoch.
+        versions: of prunefront and the libraries that matter, by name.
+        finished_at: set by the store if not given; in UTC.
+    """
+
+    schedule_hash: str
+    top1: float
+    loss: float
+    epochs: int
+    images: int
+    seconds: float
+    checkpoint: str
+    weights_digest: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    finished_at: datetime | None = None

@@ -1,0 +1,110 @@
+// Draws the front with Plotly, in the colours of the page, and again whenever these or the width change.
+(function () {
+  "use strict";
+  const element = document.getElementById("chart");
+  const data = JSON.parse(document.getElementById("chart-data").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const narrow = matchMedia("(max-width: 720px)");
+  let everything = false;
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  // Plotly reads tags in its labels; names from a study must not become any.
+  const escape = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  const column = (points, key) => points.map((point) => point[key]);
+
+  function describe(point) {
+    const lines = [`<b>${point.y.toFixed(2)} %</b> top-1`, `${point.x.toFixed(3)} of dense, ${escape(point.flops)}FLOPs`];
+    if (point.before !== undefined) lines.push(`${point.before.toFixed(2)} % before fine-tuning`);
+    if (point.agreement !== null) lines.push(`${point.agreement.toFixed(1)} % agree with dense`);
+    if (point.latency !== null) lines.push(`${point.latency.toPrecision(3)} ms an image`);
+    return lines.concat(point.schedule.map(escape)).join("<br>");
+  }
+
+  function markers(name, points, marker, extra) {
+    return Object.assign({
+      name, type: "scatter", mode: "markers", x: column(points, "x"), y: column(points, "y"), marker,
+      text: points.map(describe), customdata: column(points, "hash"), hovertemplate: "%{text}<extra></extra>",
+    }, extra);
+  }
+
+  function traces() {
+    const found = [];
+    if (data.others.length) {
+      found.push(markers("evaluations", data.others, { color: colour("faint"), size: 6, opacity: 0.75 }));
+    }
+    found.push(markers("Pareto front", data.front, { color: colour("accent"), size: narrow.matches ? 8 : 9 }, {
+      mode: "lines+markers", line: { shape: "hv", color: colour("accent"), width: 1.5 },
+    }));
+    if (data.tuned.length) {
+      const lift = { x: [], y: [] };
+      for (const point of data.tuned) {
+        lift.x.push(point.x, point.x, null);
+        lift.y.push(point.before, point.y, null);
+      }
+      found.push({
+        type: "scatter", mode: "lines", x: lift.x, y: lift.y, hoverinfo: "skip", showlegend: false,
+        line: { color: colour("warm"), width: 1, dash: "dot" },
+      });
+      found.push(markers("fine-tuned", data.tuned, { color: colour("warm"), size: 9, symbol: "diamond" }));
+    }
+    found.push({
+      name: "dense model", type: "scatter", mode: "markers", x: [data.dense.x], y: [data.dense.y],
+      marker: { color: colour("ink"), size: 13, symbol: "star" },
+      hovertemplate: `<b>${data.dense.y.toFixed(2)} %</b> top-1<br>dense, ${escape(data.dense.flops)}FLOPs<extra></extra>`,
+    });
+    return found;
+  }
+
+  function layout() {
+    const axis = {
+      gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, automargin: true,
+      tickfont: { color: colour("muted"), size: 12 }, title: { font: { color: colour("muted"), size: 13 }, standoff: 12 },
+    };
+    const xs = column(data.front.concat(data.others), "x").concat([data.dense.x, data.budget.x]);
+    const [left, right] = [Math.min(...xs), Math.max(...xs)];
+    const pad = 0.05 * (right - left) + 0.01;
+    const ys = column(data.front.concat(data.others), "y").concat(data.view);
+    const all = [Math.min(...ys) - 2, Math.max(...ys)];
+    return {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: 13 },
+      margin: narrow.matches ? { l: 8, r: 12, t: 8, b: 8 } : { l: 16, r: 20, t: 48, b: 16 },
+      dragmode: narrow.matches ? false : "zoom",
+      hovermode: "closest", hoverdistance: 16,
+      hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("faint"), align: "left", font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: 13 } },
+      legend: { orientation: "h", x: 0, y: 1.03, xanchor: "left", yanchor: "bottom", font: { size: 12, color: colour("muted") } },
+      xaxis: { ...axis, title: { ...axis.title, text: "FLOPs as a share of the dense model's" }, range: [left - pad, right + pad], tickformat: ".2~f" },
+      yaxis: { ...axis, title: { ...axis.title, text: narrow.matches ? "" : "top-1 accuracy, %" }, range: everything ? all : data.view, ticksuffix: narrow.matches ? " %" : "" },
+      shapes: [{ type: "line", x0: data.budget.x, x1: data.budget.x, yref: "paper", y0: 0, y1: 1, line: { color: colour("muted"), width: 1, dash: "dash" } }],
+      annotations: [{
+        x: data.budget.x, yref: "paper", y: 0, text: escape(data.budget.label), showarrow: false, textangle: -90,
+        xanchor: "right", yanchor: "bottom", xshift: -2, yshift: 6, font: { color: colour("muted"), size: 12 },
+      }],
+    };
+  }
+
+  function draw() {
+    Plotly.react(element, traces(), layout(), { responsive: true, displaylogo: false, displayModeBar: false });
+  }
+
+  draw();
+  dark.addEventListener("change", draw);
+  narrow.addEventListener("change", draw);
+  for (const button of document.querySelectorAll("[data-view]")) {
+    button.addEventListener("click", () => {
+      everything = button.dataset.view === "all";
+      for (const other of document.querySelectorAll("[data-view]")) {
+        other.setAttribute("aria-pressed", String(other === button));
+      }
+      draw();
+    });
+  }
+  // A click on a point of the front leads to its row in the table, where there is one.
+  element.on("plotly_click", (event) => {
+    const row = document.getElementById(`row-${event.points[0].customdata}`);
+    if (!row) return;
+    document.querySelectorAll("tr.found").forEach((other) => other.classList.remove("found"));
+    row.classList.add("found");
+    row.scrollIntoView({ block: "center" });
+  });
+})();

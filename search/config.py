@@ -1,0 +1,166 @@
+"""The settings of a search: from a TOML file, with flags on top, checked, and stored with the study."""
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from spaces import FlopsBudget
+from spaces.errors import UnknownNameError, UsageError
+
+SAMPLERS = ("nsga2", "tpe", "random")
+# What can be optimised, and whether more of it is better.
+OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "agreement": True, "latency": False}
+REQUIRED = ("model", "study")
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds in `90`, `90s`, `30m`, `2h` or `1h30m`.
+
+    Raises:
+        UsageError: the text is none of these, or 0.
+    """
+    match = _DURATION.match(text.strip())
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if not 0 < total < math.inf:
+        raise UsageError(f"time budget {text!r}: expected a time such as 90s, 30m or 1h30m")
+    return total
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """All settings of one search, resolved.
+
+    Attributes:
+        model: registered name.
+        study: name of the study.
+        data: the data set, as `search.data.open_data` takes it.
+        flops_budget: share of the dense FLOPs, or FLOPs, as `FlopsBudget.parse` takes it.
+        trials: evaluations that the study has in all when the search is done.
+        checkpoint: file of weights, `random`, or None for the shipped ones.
+        space: text of the search space.
+        sampler: one of `SAMPLERS`.
+        objective: names from `OBJECTIVES`.
+        images: how many of the val split an evaluation runs over; None for all.
+        batch_size: images in a forward pass.
+        workers: evaluations at a time; None for as many as the CPUs allow.
+        cpus_per_trial: CPU cores of one evaluation, which is its number of threads.
+        gpus_per_trial: GPUs of one evaluation, or a share of one.
+        ray_address: a running Ray cluster; None starts one on this machine.
+        seed: of the sampler.
+        time_budget: after which nothing new is evaluated, such as `30m`.
+
+    Raises:
+        UsageError: a value that makes no sense; the message names it.
+    """
+
+    model: str
+    study: str
+    data: str = "embedded"
+    flops_budget: str = "0.6"
+    trials: int = 40
+    checkpoint: str | None = None
+    space: str = "stages"
+    sampler: str = "nsga2"
+    objective: tuple[str, ...] = ("top1", "flops")
+    images: int | None = None
+    batch_size: int = 100
+    workers: int | None = None
+    cpus_per_trial: int = 1
+    gpus_per_trial: float = 0.0
+    ray_address: str | None = None
+    seed: int = 0
+    time_budget: str | None = None
+
+    def __post_init__(self) -> None:
+        FlopsBudget.parse(self.flops_budget)
+        if self.sampler not in SAMPLERS:
+            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        for name in self.objective:
+            if name not in OBJECTIVES:
+                raise UnknownNameError("objective", name, OBJECTIVES)
+        if not self.objective or len(set(self.objective)) < len(self.objective):
+            raise UsageError(f"objective {', '.join(self.objective)!r}: name each objective once")
+        for name in ("trials", "images", "batch_size", "workers", "cpus_per_trial"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}={value}: must be at least 1")
+        if not (math.isfinite(self.gpus_per_trial) and self.gpus_per_trial >= 0):
+            raise UsageError(f"gpus_per_trial={self.gpus_per_trial}: must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed={self.seed}: must be a whole number from 0")
+        for name in ("model", "study", "data"):
+            if not getattr(self, name).strip():
+                raise UsageError(f"{name}: must not be empty")
+        if self.time_budget is not None:
+            parse_duration(self.time_budget)
+
+    @property
+    def seconds(self) -> float | None:
+        """The time budget in seconds; None if there is none."""
+        return None if self.time_budget is None else parse_duration(self.time_budget)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON takes them."""
+        return {**asdict(self), "objective": list(self.objective)}
+
+
+def resolve(flags: Mapping[str, Any], file: str | Path | None = None) -> SearchConfig:
+    """Return the settings of a TOML file with the flags on top; a flag that is None was not given.
+
+    A key of the file is a flag's name, with `-` or `_`, at the top level: `flops-budget = "0.6"`.
+
+    Raises:
+        UsageError: the file cannot be read, a key is unknown, a value is of the wrong kind or makes no
+            sense, or a setting that has no default is missing.
+    """
+    settings = dict(read_toml(file)) if file is not None else {}
+    settings.update({name: value for name, value in flags.items() if value is not None})
+    for name in REQUIRED:
+        if name not in settings:
+            raise UsageError(f"--{name} is missing: give it as a flag, or as {name} in the file of --config")
+    return SearchConfig(**settings)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return the settings in a TOML file, by field of SearchConfig; raises as `resolve` does."""
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"config {path}: cannot be read: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"config {path}: not valid TOML: {error}") from None
+    kinds = {field.name: field.type for field in fields(SearchConfig)}
+    settings: dict[str, Any] = {}
+    for key, value in content.items():
+        name = key.replace("-", "_")
+        if name not in kinds:
+            raise UnknownNameError(f"setting in {path}:", key, [known.replace("_", "-") for known in kinds])
+        settings[name] = _value(name, value, str(path))
+    return settings
+
+
+def _value(name: str, value: object, where: str) -> Any:
+    """Check a value's kind by the field's default and what a TOML file can hold."""
+    if name == "objective":
+        names = [value] if isinstance(value, str) else value
+        if isinstance(names, list) and all(isinstance(one, str) for one in names):
+            return tuple(names)
+        raise UsageError(f"config {where}: objective={value!r}: expected a list of names")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "gpus_per_trial" and number:
+        return float(value)  # type: ignore[arg-type]
+    if name in ("flops_budget", "time_budget") and number:
+        return str(value)
+    whole = name in ("trials", "images", "batch_size", "workers", "cpus_per_trial", "seed")
+    kind: type = int if whole else float if name == "gpus_per_trial" else str
+    if not isinstance(value, kind) or isinstance(value, bool):
+        word = {int: "a whole number", float: "a number", str: "a text"}[kind]
+        raise UsageError(f"config {where}: {name.replace('_', '-')}={value!r}: expected {word}")
+    return value

@@ -1,0 +1,103 @@
+"""What a search shows on stderr while it runs: a bar on a terminal, else a line every few seconds."""
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+SECONDS_A_LINE = 5.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far a search is.
+
+    Attributes:
+        done: evaluations that the study has, those of earlier runs too.
+        failed: of which nothing but a failure is recorded.
+        reused: proposals of this run that the store knew already.
+        trials: how many evaluations there shall be, failed ones counted.
+        front: points on the Pareto front.
+        hypervolume: of the front, with FLOPs as a share of the dense model's: between 0 and 1.
+    """
+
+    done: int
+    failed: int
+    reused: int
+    trials: int
+    front: int
+    hypervolume: float
+
+    @property
+    def text(self) -> str:
+        """The figures in words."""
+        return (
+            f"{self.done} done, {self.failed} failed, {self.reused} reused, "
+            f"front {self.front}, hypervolume {self.hypervolume:.4f}"
+        )
+
+
+class SearchProgress:
+    """Shows snapshots; a context manager, which leaves the terminal as it was."""
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._title = title
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[text]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=self._console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._began: tuple[float, int] | None = None  # when the first result came, and how many there were
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        """Show the bar if there is a terminal."""
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line of its own, above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Show how far the search is."""
+        recorded = snapshot.done + snapshot.failed
+        left = self._left(recorded, snapshot.trials)
+        if self._console.is_terminal:
+            if self._task is None:
+                self._task = self._bar.add_task(self._title, total=snapshot.trials, text="", left="")
+            self._bar.update(self._task, completed=recorded, text=snapshot.text, left=left)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_A_LINE or recorded >= snapshot.trials:
+            self._last_line = now
+            self.note(f"{self._title}: {recorded}/{snapshot.trials}: {snapshot.text}{left and ', ' + left}")
+
+    def _left(self, recorded: int, trials: int) -> str:
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, recorded)
+        since, before = self._began
+        if recorded <= before or recorded >= trials:
+            return ""
+        seconds = round((now - since) / (recorded - before) * (trials - recorded))
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        return f"{clock} left"

@@ -1,0 +1,77 @@
+"""Studies and evaluations made up for the tests of `results`."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results.records import Evaluation, StudySpec
+from results.store import Store
+from spaces import PruningSchedule, Stage, TokenLayout
+
+DENSE = 1_000_000
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    with Store.open(url, create=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def make_spec() -> Callable[..., StudySpec]:
+    def make(**changes: Any) -> StudySpec:
+        layout = TokenLayout("vim_nano", (28, 28), (Stage(12, 7, 7),), protected=1)
+        values: dict[str, Any] = {
+            "name": "digits",
+            "model": "vim_nano",
+            "img_size": (28, 28),
+            "num_classes": 10,
+            "layout": asdict(layout),
+            "data": "embedded",
+            "data_digest": "d" * 64,
+            "images": 1000,
+            "weights_digest": "b" * 64,
+            "checkpoint": None,
+            "budget": "0.8",
+            "limit": 800_000,
+            "dense_flops": DENSE,
+            "dense_top1": 0.98,
+            "dense_loss": 0.07,
+            "dense_latency_ms": None,
+            "space": "stages:3",
+            "sampler": "nsga2",
+            "objectives": ("top1", "flops"),
+            "seed": 7,
+            "versions": {"prunefront": "0.1.0"},
+            "config": {"trials": 40},
+        }
+        return StudySpec(**(values | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_evaluation() -> Callable[..., Evaluation]:
+    def make(text: str = "3:0.8", flops: int = 700_000, top1: float | None = 0.9, **changes: Any) -> Evaluation:
+        values: dict[str, Any] = {
+            "schedule": PruningSchedule.parse(text),
+            "flops": flops,
+            "flops_ratio": flops / DENSE,
+            "top1": top1,
+            "loss": None if top1 is None else 0.3,
+            "agreement": None if top1 is None else 0.95,
+            "images": 1000,
+            "seconds": 0.5,
+            "origin": "nsga2",
+        }
+        return Evaluation(**(values | changes))
+
+    return make

@@ -1,0 +1,67 @@
+"""The front and the hypervolume against brute force."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from results import hypervolume, pareto_front
+
+# Few distinct values, so that ties and duplicates are common; NaN among them.
+VALUE = st.one_of(st.integers(0, 6).map(float), st.floats(0, 10), st.just(math.nan))
+POINTS = st.lists(st.tuples(VALUE, VALUE), max_size=40)
+
+
+def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] <= other[0] and one[1] >= other[1] and one != other
+
+
+def brute_force_front(points: list[tuple[float, float]]) -> set[int]:
+    usable = [i for i, p in enumerate(points) if not any(map(math.isnan, p))]
+    return {
+        i
+        for i in usable
+        if not any(dominates(points[j], points[i]) or (points[j] == points[i] and j < i) for j in usable)
+    }
+
+
+@given(POINTS)
+def test_front_equals_brute_force_and_is_sorted(points: list[tuple[float, float]]) -> None:
+    front = pareto_front(points)
+    assert set(front) == brute_force_front(points)
+    assert len(front) == len(set(front))
+    flops, top1 = [points[i][0] for i in front], [points[i][1] for i in front]
+    assert flops == sorted(set(flops))
+    assert top1 == sorted(set(top1))
+
+
+@given(POINTS)
+def test_front_of_the_front_is_the_front(points: list[tuple[float, float]]) -> None:
+    kept = [points[i] for i in pareto_front(points)]
+    assert pareto_front(kept) == list(range(len(kept)))
+
+
+def test_front_by_hand() -> None:
+    assert pareto_front([]) == []
+    assert pareto_front([(2, 0.9), (1, 0.8), (3, 0.9), (2, 0.7), (4, 0.95)]) == [1, 0, 4]
+    assert pareto_front([(1, 0.5), (1, 0.5)]) == [0], "of equal points the first is on the front"
+    assert pareto_front([(math.nan, 1.0), (0.0, math.nan), (1, 0.5)]) == [2]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=25))
+def test_hypervolume_counts_dominated_unit_squares(points: list[tuple[int, int]]) -> None:
+    # With whole coordinates the area is the number of unit squares that some point dominates.
+    most, least = 8, 1
+    squares = sum(
+        any(flops <= x and top1 >= y + 1 for flops, top1 in points) for x in range(most) for y in range(least, 9)
+    )
+    assert hypervolume(points, (most, least)) == pytest.approx(squares)
+
+
+def test_hypervolume_by_hand() -> None:
+    assert hypervolume([], (1, 0)) == 0
+    assert hypervolume([(0.5, 0.8)], (1, 0)) == pytest.approx(0.4)
+    assert hypervolume([(0.5, 0.8), (0.25, 0.4)], (1, 0)) == pytest.approx(0.5)
+    assert hypervolume([(1.0, 0.8), (1.2, 0.9), (0.5, 0.0), (math.nan, 0.5)], (1, 0)) == 0
+    assert hypervolume([(0.25, math.nan), (0.5, 0.8)], (1, 0)) == pytest.approx(0.4)

@@ -1,0 +1,234 @@
+"""What is written comes back; what contradicts itself is refused; the front is the pure function's."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import event
+
+from results import Evaluation, FineTune, StudySpec, pareto_front
+from results.store import Store, front_points
+from spaces import PruningSchedule
+from spaces.errors import StoreError, UnknownNameError, UsageError
+
+MakeSpec = Callable[..., StudySpec]
+MakeEvaluation = Callable[..., Evaluation]
+
+
+def make_finetune(schedule_hash: str, **changes: object) -> FineTune:
+    tuned = FineTune(
+        schedule_hash, 0.97, 0.1, 2, 1000, 12.5, "out/model.safetensors", "c" * 64,
+        {"lr": 1e-4}, [{"epoch": 1, "loss": 0.2}], {"torch": "2"},
+    )  # fmt: skip
+    return replace(tuned, **changes)  # type: ignore[arg-type]
+
+
+def test_a_study_comes_back_as_it_was_written(store: Store, make_spec: MakeSpec) -> None:
+    spec = make_spec(img_size=(224, 160), limit=2**40, dense_flops=2**41, seed=2**40, name="Grüße <&> 'x'")
+    before = datetime.now(UTC)
+    study = store.create_study(spec)
+    assert study == store.study(spec.name) == store.studies()[0]
+    assert replace(study.spec, layout=spec.layout) == spec
+    assert study.spec.token_layout == spec.token_layout
+    assert before <= study.created_at <= datetime.now(UTC)
+    assert (study.done, study.failed) == (0, 0)
+
+
+def test_study_names_are_unique_and_unknown_ones_are_helped(store: Store, make_spec: MakeSpec) -> None:
+    store.create_study(make_spec())
+    with pytest.raises(StoreError, match="study 'digits': exists already"):
+        store.create_study(make_spec(seed=8))
+    with pytest.raises(UnknownNameError, match="unknown study 'digit': did you mean 'digits'"):
+        store.study("digit")
+    store.create_study(make_spec(name="a later one"))
+    assert [study.name for study in store.studies()] == ["digits", "a later one"]
+
+
+def test_an_evaluation_comes_back_as_it_was_written(
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    study = store.create_study(make_spec())
+    finished = datetime(2026, 11, 21, 12, 30, 15, 123456, tzinfo=timezone(timedelta(hours=2)))
+    written = make_evaluation(
+        "3:0.8,9:0.1;importance=l2;context=freeze",
+        flops=2**40,
+        latency_ms=1.25,
+        parameters={"place": 3, "ratio": 0.1},
+        sampler_state={"population": [1, 2, 3]},
+        finished_at=finished,
+    )
+    assert store.record(study, written)
+    assert store.evaluation(study, written.hash) == replace(written, number=0)
+    assert store.evaluation(study, "0" * 16) is None
+
+
+def test_a_known_schedule_is_not_recorded_twice(
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    study, other = store.create_study(make_spec()), store.create_study(make_spec(name="other"))
+    assert store.record(study, make_evaluation("5:0.5,3:0.8", top1=0.9))
+    assert not store.record(study, make_evaluation("3:0.8,5:0.50,6:1.0", top1=0.1)), "one canonical form"
+    assert store.record(other, make_evaluation("3:0.8,5:0.5", top1=0.2)), "another study has its own"
+    assert [e.top1 for e in store.evaluations(study)] == [0.9]
+
+
+def test_failures_are_kept_apart(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+    study = store.create_study(make_spec())
+    store.record(study, make_evaluation("1:0.5"))
+    store.record(study, make_evaluation("2:0.5", top1=None, state="failed", failure="OOM", error="no memory"))
+    store.record(study, make_evaluation("", flops=1_000_000, top1=0.98))
+    assert [(e.number, e.state) for e in store.evaluations(study)] == [(0, "done"), (2, "done")]
+    failed = store.evaluations(study, done_only=False)[1]
+    assert (failed.number, failed.state, failed.failure, failed.error) == (1, "failed", "OOM", "no memory")
+    assert (store.study("digits").done, store.study("digits").failed) == (2, 1)
+    assert [e.schedule.text for e in store.front(study)] == ["1:0.5", ""]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top1": math.nan}, "top1 is nan"),
+        ({"loss": math.inf}, "loss is inf"),
+        ({"latency_ms": math.nan}, "latency_ms is nan"),
+        ({"top1": None}, "lacks its top1 or loss"),
+        ({"failure": "OOM"}, "is done and yet has the failure OOM"),
+        ({"state": "running"}, "state 'running'"),
+        ({"state": "failed"}, "failure None is none of"),
+        ({"state": "failed", "failure": "BAD"}, "failure 'BAD' is none of OOM"),
+        ({"parameters": {"ratio": math.nan}}, "not JSON compliant"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation, changes: dict[str, object], message: str
+) -> None:
+    study = store.create_study(make_spec())
+    with pytest.raises(StoreError, match=message) as caught:
+        store.record(study, make_evaluation(**changes))
+    assert "\n" not in str(caught.value)
+    assert store.evaluations(study, done_only=False) == []
+
+
+def test_a_study_without_finite_dense_figures_is_refused(store: Store, make_spec: MakeSpec) -> None:
+    with pytest.raises(StoreError, match="study 'digits': dense_loss is nan"):
+        store.create_study(make_spec(dense_loss=math.nan))
+    assert store.studies() == []
+
+
+def test_finetuning_shows_its_best(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+    study, other = store.create_study(make_spec()), store.create_study(make_spec(name="other"))
+    for each in (study, other):
+        store.record(each, make_evaluation("3:0.8"))
+        store.record(each, make_evaluation("4:0.8", flops=720_000, top1=0.95))
+    tuned = store.evaluations(study)[0]
+    store.record_finetune(study, make_finetune(tuned.hash, top1=0.97))
+    store.record_finetune(study, make_finetune(tuned.hash, top1=0.96))
+    assert [e.finetuned_top1 for e in store.evaluations(study)] == [0.97, None]
+    assert [e.finetuned_top1 for e in store.evaluations(other)] == [None, None]
+    assert [e.finetuned_top1 for e in store.front(study)] == [0.97, None]
+    first, second = store.finetunes(study)
+    assert first == make_finetune(tuned.hash, finished_at=first.finished_at)
+    assert second.top1 == 0.96
+
+
+def test_finetuning_of_an_unknown_schedule_is_refused(store: Store, make_spec: MakeSpec) -> None:
+    study = store.create_study(make_spec())
+    with pytest.raises(UsageError, match="study 'digits' has no evaluation of it"):
+        store.record_finetune(study, make_finetune("0" * 16))
+    assert store.finetunes(study) == []
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    points=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 10)), max_size=25),
+    most=st.none() | st.integers(0, 13),
+    least=st.none() | st.integers(0, 11),
+)
+def test_front_is_the_pure_function_within_the_bounds(
+    store: Store,
+    make_spec: MakeSpec,
+    make_evaluation: MakeEvaluation,
+    points: list[tuple[int, int]],
+    most: int | None,
+    least: int | None,
+) -> None:
+    study = store.create_study(make_spec(name=f"study {len(store.studies())}"))
+    for number, (flops, top1) in enumerate(points):
+        store.record(study, make_evaluation(f"{number + 1}:0.5", flops=flops, top1=top1 / 10))
+    found = store.front(study, most, None if least is None else least / 10)
+    evaluations = store.evaluations(study)
+    whole = [evaluations[i] for i in pareto_front([(e.flops, e.top1 or 0.0) for e in evaluations])]
+    assert found == [
+        e for e in whole if (most is None or e.flops <= most) and (least is None or (e.top1 or 0.0) >= least / 10)
+    ]
+
+
+def test_a_write_takes_the_lock_as_it_begins_and_a_read_does_not(
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    statements: list[str] = []
+
+    @event.listens_for(store._engine, "before_cursor_execute")
+    def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
+        statements.append(statement)
+
+    study = store.create_study(make_spec())
+    assert "BEGIN IMMEDIATE" in statements
+    statements.clear()
+    store.record(study, make_evaluation())
+    assert statements[0] == "BEGIN IMMEDIATE"
+    statements.clear()
+    store.front(study)
+    assert statements[0] == "BEGIN"
+    with store._engine.connect() as connection:
+        pragmas = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 1, "busy_timeout": 60_000, "foreign_keys": 1}
+
+
+def test_ten_thousand_evaluations_are_read_in_a_moment(
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    from results.database import writing
+    from results.schema import EvaluationRow
+
+    study = store.create_study(make_spec())
+    count = 10_000
+    rows = [
+        {
+            "study_id": study.id,
+            "number": i,
+            "schedule_hash": f"{i:016x}",
+            "schedule": PruningSchedule.of([(i % 10 + 1, 0.5), (11, (i // 10 + 1) / 2000)]).text,
+            "state": "done",
+            "flops": 400_000 + (i * 7919) % 400_000,
+            "flops_ratio": 0.5,
+            "top1": (i * 104_729 % count) / count,
+            "loss": 0.1,
+            "images": 1000,
+            "origin": "nsga2",
+            "parameters": {"place": i},
+            "sampler_state": {"values": [0.1] * 8},
+        }
+        for i in range(count)
+    ]
+    with writing(store._engine).begin() as connection:
+        connection.execute(EvaluationRow.__table__.insert(), rows)  # type: ignore[attr-defined]
+    started = time.perf_counter()
+    evaluations = store.evaluations(study)
+    took_all = time.perf_counter() - started
+    started = time.perf_counter()
+    front = store.front(study)
+    took_front = time.perf_counter() - started
+    assert len(evaluations) == count
+    assert front == [evaluations[i] for i in pareto_front([(e.flops, e.top1 or 0.0) for e in evaluations])]
+    assert len(front_points(evaluations)) == count
+    # About 0.3 s and 0.05 s; the bounds leave room for a busy machine, not for a query a row.
+    assert took_all < 2.0
+    assert took_front < 0.5

@@ -1,0 +1,32 @@
+"""Small folders of images that the tests of data and training read."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def noise(seed: int, height: int = 12, width: int = 12) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def write_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 6) -> Path:
+    for s, split in enumerate(("train", "val")):
+        for label, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(each):
+                noise(1000 * s + 100 * label + i).save(root / split / name / f"{i}.png")
+    return root
+
+
+def write_brightness(root: Path) -> Path:
+    """Two classes told apart by their brightness, 24 images each to train."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 8)):
+        for name, level in (("dark", 60), ("light", 150)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(level - 50, level + 50, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root

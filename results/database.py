@@ -4,13 +4,11 @@ Nothing here knows studies or evaluations. A file that is not ours is refused be
 """
 
 import importlib.util
-import json
 import os
 import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,7 +64,8 @@ def open_database(address: str, create: bool) -> tuple[Engine, str]:
         _refuse_foreign_sqlite(path, where)
         engine = _sqlite_engine(_sqlite_uri(path))
     else:
-        where = url.render_as_string(hide_password=True)
+        shown = url.update_query_dict({"password": "***"}) if "password" in url.query else url
+        where = shown.render_as_string(hide_password=True)
         engine = _postgresql_engine(url)
     try:
         with store_errors(where):
@@ -215,7 +214,7 @@ def _sqlite_engine(uri: str) -> Engine:
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, json_serializer=_dump_json)
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool)
 
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, _record: Any) -> None:
@@ -241,11 +240,7 @@ def _postgresql_engine(url: URL) -> Engine:
         url.set(drivername="postgresql+psycopg"),
         connect_args=patience,
         pool_pre_ping=True,
-        json_serializer=_dump_json,
     )
-
-
-_dump_json = partial(json.dumps, allow_nan=False)  # PostgreSQL takes no NaN, and neither does JSON
 
 
 # --- the schema -----------------------------------------------------------------------------------------

@@ -92,6 +92,16 @@ class Profile:
     evaluation: Evaluation
     blocks: list[BlockTokens]
 
+    @property
+    def labelled(self) -> set[int]:
+        """The blocks that show their number: where it changes, and there is room for it."""
+        room = math.ceil(len(self.blocks) / 12)
+        chosen: list[int] = []
+        for block in self.blocks:
+            if block.first and (not chosen or block.block - chosen[-1] >= room):
+                chosen.append(block.block)
+        return set(chosen)
+
 
 @dataclass(frozen=True)
 class Gallery:

@@ -4,8 +4,9 @@ One process writes at a time: the driver of a search, then whoever records a fin
 read meanwhile. What comes out are the plain values of `results.records`.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from types import TracebackType
@@ -184,7 +185,7 @@ class Store:
         if min_top1 is not None:
             query = query.where(EvaluationRow.top1 >= min_top1)
         with store_errors(self.where), self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(EvaluationRow.number)).all()
+            rows = connection.execute(query.order_by(EvaluationRow.id)).all()  # the index alone answers this
         chosen = [rows[i].id for i in pareto_front([(row.flops, row.top1) for row in rows])]
         found = self._evaluations(_query(study).where(EvaluationRow.id.in_(chosen)))
         return sorted(found, key=lambda evaluation: evaluation.flops)
@@ -273,11 +274,16 @@ def _check_evaluation(evaluation: Evaluation) -> None:
 
 
 def _refuse_nonfinite(where: str, record: StudySpec | Evaluation | FineTune) -> None:
-    """SQLite would take a NaN for a missing value without a word."""
+    """Refuse what a data base cannot hold; SQLite would take a NaN for a missing value without a word."""
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise StoreError(f"{where}: {field.name} is {value}; record it as failed with NONFINITE")
+        if isinstance(value, Mapping | list):
+            try:
+                json.dumps(value if isinstance(value, list) else dict(value), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise StoreError(f"{where}: {field.name} cannot be written as JSON: {error}") from None
 
 
 def front_points(evaluations: Sequence[Evaluation]) -> list[tuple[float, float]]:

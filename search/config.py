@@ -14,7 +14,7 @@ from spaces.errors import UnknownNameError, UsageError
 SAMPLERS = ("nsga2", "tpe", "random")
 # What can be optimised, and whether more of it is better.
 OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "agreement": True, "latency": False}
-REQUIRED = ("model", "study")
+REQUIRED = ("model", "study", "data", "flops_budget", "trials")
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")
 
@@ -62,9 +62,9 @@ class SearchConfig:
 
     model: str
     study: str
-    data: str = "embedded"
-    flops_budget: str = "0.6"
-    trials: int = 40
+    data: str
+    flops_budget: str
+    trials: int
     checkpoint: str | None = None
     space: str = "stages"
     sampler: str = "nsga2"
@@ -124,7 +124,8 @@ def resolve(flags: Mapping[str, Any], file: str | Path | None = None) -> SearchC
     settings.update({name: value for name, value in flags.items() if value is not None})
     for name in REQUIRED:
         if name not in settings:
-            raise UsageError(f"--{name} is missing: give it as a flag, or as {name} in the file of --config")
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} is missing: give it as a flag, or as {flag} in the file of --config")
     return SearchConfig(**settings)
 
 

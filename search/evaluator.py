@@ -1,15 +1,16 @@
-"""One candidate's metrics, on one worker that keeps its model and images."""
+"""One candidate → metrics, on one worker: a model and the images, loaded once and kept."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from search.data import Batches
 from spaces import PruningSchedule
-from spaces.errors import NonFiniteError, OutOfMemoryError
+from spaces.errors import EvaluationError, NonFiniteError, OutOfMemoryError
 from ssm_models import PrunableModel
 
 
@@ -18,13 +19,14 @@ class Metrics:
     """What an evaluation measured.
 
     Attributes:
-        top1: share of images, 0..1, whose highest logit is the label's.
+        top1: accuracy in 0..1.
         loss: mean cross-entropy.
-        agreement: share of images whose answer is the dense model's.
+        agreement: share of images on which the answer is the dense model's.
         images: how many were run.
-        latency_ms: median over batches of the forward pass's time per image, in milliseconds.
-        seconds: the whole evaluation's time.
-        forward_seconds: the part of it that was spent in forward passes.
+        latency_ms: median over the batches of a forward pass's milliseconds per image, on the
+            evaluator's device, at its batch size and number of threads, with whatever else runs there.
+        seconds: what the whole evaluation took.
+        forward_seconds: what its forward passes took.
     """
 
     top1: float
@@ -36,83 +38,120 @@ class Metrics:
     forward_seconds: float
 
 
+@dataclass(frozen=True)
+class DenseAnswers:
+    """How the dense model does on the same images, and what it answers: (images,) int64 on the CPU."""
+
+    metrics: Metrics
+    answers: Tensor
+
+
 class Evaluator:
-    """Holds a model and its images, and evaluates one schedule after another on them.
+    """Evaluates schedules on one model and one list of images; not for several threads at a time.
 
-    Used by one thread of one process, a worker's or the driver's. `answers` are the dense model's
-    classes (N,), in the order of the images; without them the dense model is run first.
-
-    Attributes:
-        dense: the dense model's metrics; None when its answers were given.
-        answers: the dense model's classes.
+    Args:
+        model: taken over: moved to `device`, set to eval mode, and its schedule set at will.
+        batches: re-iterable of (images (B, 3, H, W) float32, labels (B,)), in the same order each time.
+        device: where to run.
+        dense: answers of the dense model on these batches if they are known already; otherwise they
+            are computed when they are first needed.
     """
 
     def __init__(
-        self, model: PrunableModel, batches: Batches, device: torch.device, answers: Tensor | None = None
+        self,
+        model: PrunableModel,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        device: str | torch.device = "cpu",
+        dense: DenseAnswers | None = None,
     ) -> None:
-        self._model, self._batches, self._device = model.to(device).eval(), batches, device
-        self._batch_size = batches.batch_size
-        self.dense: Metrics | None = None
-        if answers is None:
-            self.answers = torch.empty(0, dtype=torch.int64)
-            logits, times, began = self._forward(PruningSchedule())
-            self.answers = logits.argmax(1)
-            self.dense = self._metrics(logits, times, began)
-        else:
-            self.answers = answers
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self._batches = batches
+        self._dense = dense
+
+    @property
+    def dense(self) -> Metrics:
+        """Metrics of the dense model."""
+        return self.dense_answers.metrics
+
+    @property
+    def dense_answers(self) -> DenseAnswers:
+        """Metrics and answers of the dense model, computed once; raises as `evaluate` does."""
+        if self._dense is None:
+            metrics, answers = self._run(PruningSchedule(), None)
+            self._dense = DenseAnswers(metrics, answers)
+        return self._dense
 
     def evaluate(self, schedule: PruningSchedule) -> Metrics:
-        """Run all images under a schedule.
+        """Run all images under `schedule`.
 
         Raises:
             ScheduleError: the schedule does not fit the model.
             NonFiniteError: a logit is NaN or infinite.
-            OutOfMemoryError: memory does not suffice for a single image.
+            OutOfMemoryError: a single image does not fit. A batch that does not is halved.
         """
-        return self._metrics(*self._forward(schedule))
-
-    def _metrics(self, logits: Tensor, times: list[tuple[float, int]], began: float) -> Metrics:
-        labels, found = self._batches.labels, logits.argmax(1)
-        per_image = sorted(seconds / count for seconds, count in times)
-        return Metrics(
-            top1=(found == labels).double().mean().item(),
-            loss=F.cross_entropy(logits.double(), labels).item(),
-            agreement=(found == self.answers).double().mean().item(),
-            images=len(labels),
-            latency_ms=1000 * per_image[len(per_image) // 2],
-            seconds=time.perf_counter() - began,
-            forward_seconds=sum(seconds for seconds, _ in times),
-        )
+        dense = self.dense_answers
+        return dense.metrics if schedule.dense else self._run(schedule, dense.answers)[0]
 
     @torch.inference_mode()
-    def _forward(self, schedule: PruningSchedule) -> tuple[Tensor, list[tuple[float, int]], float]:
-        """Return all logits on the CPU, (seconds, images) of each pass, and when it began."""
-        began = time.perf_counter()
-        self._model.set_schedule(schedule)
-        rows: list[Tensor] = []
-        times: list[tuple[float, int]] = []
-        for images, _ in self._batches:
-            done = 0
-            while done < len(images):
-                start = time.perf_counter()
-                part = self._fitting(images[done:])
-                times.append((time.perf_counter() - start, len(part)))
-                rows.append(part)
-                done += len(part)
-        logits = torch.cat(rows)
-        bad = int((~logits.isfinite()).any(1).sum())
-        if bad:
-            raise NonFiniteError(f"schedule {schedule}: logits of {bad} of {len(logits)} images are not finite")
-        return logits, times, began
+    def _run(self, schedule: PruningSchedule, dense: Tensor | None) -> tuple[Metrics, Tensor]:
+        started = time.perf_counter()
+        self.model.set_schedule(schedule)
+        loss, right, images, forward = 0.0, 0, 0, 0.0
+        answers: list[Tensor] = []
+        per_image: list[float] = []
+        most: int | None = None  # images that fit at a time, once a batch did not; each evaluation tries anew
+        for batch, labels in self._batches:
+            logits, seconds, most = self._forward(batch, most)
+            finite = torch.isfinite(logits).all(1)
+            if not finite.all():
+                first = images + int((~finite).nonzero()[0])
+                raise NonFiniteError(
+                    f"schedule {schedule.text or 'dense'!r}: {int((~finite).sum())} of {len(labels)} images in a "
+                    f"batch have logits that are NaN or infinite; the first is image {first} of the val split"
+                )
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+            answers.append(logits.argmax(1))
+            right += int((answers[-1] == labels).sum())
+            images += len(labels)
+            forward += seconds
+            per_image.append(1e3 * seconds / len(labels))
+        if not images:
+            raise EvaluationError("there are no images to evaluate on")
+        answered = torch.cat(answers).clone()
+        metrics = Metrics(
+            top1=right / images,
+            loss=loss / images,
+            agreement=1.0 if dense is None else float((answered == dense).double().mean()),
+            images=images,
+            latency_ms=median(per_image),
+            seconds=time.perf_counter() - started,
+            forward_seconds=forward,
+        )
+        return metrics, answered
 
-    def _fitting(self, images: Tensor) -> Tensor:
-        """Return the logits of as many of the images as fit into memory; the size that fits is kept."""
+    def _forward(self, batch: Tensor, most: int | None) -> tuple[Tensor, float, int | None]:
+        """Return the logits on the CPU, the seconds they took, and the images that fit at a time."""
         while True:
             try:
-                logits: Tensor = self._model(images[: self._batch_size].to(self._device))
-                return logits.float().cpu()  # which waits for the device
-            except torch.OutOfMemoryError:
+                started = time.perf_counter()
+                # .cpu() waits for the device, so the clock covers the computation
+                parts = [self.model(part.to(self.device)).float().cpu() for part in batch.split(most or len(batch))]
+                return torch.cat(parts), time.perf_counter() - started, most
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            # Outside the handler, whose traceback would keep the activations alive.
+            size = min(most or len(batch), len(batch))
+            if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-                if self._batch_size == 1:
-                    raise OutOfMemoryError("memory does not suffice for a single image") from None
-                self._batch_size = max(1, min(self._batch_size, len(images)) // 2)
+            if size == 1:
+                raise OutOfMemoryError(
+                    f"schedule {self.model.schedule.text or 'dense'!r}: one image does not fit on {self.device}"
+                )
+            most = size // 2
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that memory ran out; for the CPU it has no class of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -102,7 +102,7 @@ def finetune_recipe(epochs: int, **changes: Any) -> Recipe:
         UsageError: a value that makes no sense.
     """
     return Recipe(
-        **{"epochs": epochs, "lr": 3e-4, "label_smoothing": 0.0, "ema": 0.0, "weight_decay": 1e-4} | changes
+        **{"epochs": epochs, "lr": 5e-4, "label_smoothing": 0.0, "ema": 0.0, "weight_decay": 1e-4} | changes
     )
 
 

@@ -153,6 +153,8 @@ def fit(
         **asdict(recipe),
         **identity,
     }
+    for batches in (val, train.epoch(0)):
+        next(iter(batches))  # what fits in memory is read now: a broken image is found before anything is written
     _make_folder(out)
     model.to(where)
     optimiser = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)

@@ -1,34 +1,63 @@
-"""How far a search is: a bar on a terminal, a line every few seconds elsewhere; always on stderr."""
+"""What a search shows on stderr while it runs: a bar on a terminal, else a line every few seconds."""
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from results.front import hypervolume, pareto_front
-from results.records import Evaluation
+SECONDS_A_LINE = 5.0
 
-LINE_SECONDS = 10.0
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How far a search is.
+
+    Attributes:
+        done: evaluations that the study has, those of earlier runs too.
+        failed: of which nothing but a failure is recorded.
+        reused: proposals of this run that the store knew already.
+        trials: how many evaluations there shall be, failed ones counted.
+        front: points on the Pareto front.
+        hypervolume: of the front, with FLOPs as a share of the dense model's: between 0 and 1.
+    """
+
+    done: int
+    failed: int
+    reused: int
+    trials: int
+    front: int
+    hypervolume: float
+
+    @property
+    def text(self) -> str:
+        """The figures in words."""
+        return (
+            f"{self.done} done, {self.failed} failed, {self.reused} reused, "
+            f"front {self.front}, hypervolume {self.hypervolume:.4f}"
+        )
 
 
 class SearchProgress:
-    """A context manager that is told of every recorded evaluation; the driver's thread uses it."""
+    """Shows snapshots; a context manager, which leaves the terminal as it was."""
 
-    def __init__(self, total: int, recorded: list[Evaluation], console: Console | None = None) -> None:
+    def __init__(self, title: str, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._total, self._evaluations = total, list(recorded)
-        self._reused, self._began, self._first, self._printed = 0, time.monotonic(), len(recorded), 0.0
+        self._title = title
         self._bar = Progress(
-            TextColumn("search"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[state]}  left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[text]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
             console=self._console,
             transient=True,
         )
-        self._task = self._bar.add_task("search", total=total, completed=len(recorded), state=self.state)
+        self._task: TaskID | None = None
+        self._began: tuple[float, int] | None = None  # when the first result came, and how many there were
+        self._last_line = 0.0
 
     def __enter__(self) -> Self:
         """Show the bar if there is a terminal."""
@@ -39,34 +68,36 @@ class SearchProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away and print the last state."""
+        """Take the bar away."""
         self._bar.stop()
-        self.say(f"search {len(self._evaluations)}/{self._total}  {self.state}")
 
-    @property
-    def state(self) -> str:
-        """Counts of done, failed and reused, the front's size and its hypervolume, in words."""
-        done = [e for e in self._evaluations if e.state == "done" and e.top1 is not None]
-        points = [(e.flops_ratio, e.top1 or 0.0) for e in done]
-        front = [points[i] for i in pareto_front(points)]
-        return (
-            f"{len(done)} done, {len(self._evaluations) - len(done)} failed, {self._reused} reused, "
-            f"front {len(front)}, hypervolume {hypervolume(front, (1.0, 0.0)):.4f}"
-        )
-
-    def recorded(self, evaluation: Evaluation, reused: int) -> None:
-        """Count one more evaluation."""
-        self._evaluations.append(evaluation)
-        self._reused = reused
-        now = time.monotonic()
-        if self._console.is_terminal:
-            self._bar.update(self._task, completed=len(self._evaluations), state=self.state)
-        elif now - self._printed >= LINE_SECONDS:
-            self._printed = now
-            fresh = len(self._evaluations) - self._first
-            left = (now - self._began) / fresh * (self._total - len(self._evaluations))
-            self.say(f"search {len(self._evaluations)}/{self._total}  {self.state}, {left:.0f} s left")
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
+    def note(self, text: str) -> None:
+        """Print a line of its own, above the bar."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Show how far the search is."""
+        recorded = snapshot.done + snapshot.failed
+        left = self._left(recorded, snapshot.trials)
+        if self._console.is_terminal:
+            if self._task is None:
+                self._task = self._bar.add_task(self._title, total=snapshot.trials, text="", left="")
+            self._bar.update(self._task, completed=recorded, text=snapshot.text, left=left)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= SECONDS_A_LINE or recorded >= snapshot.trials:
+            self._last_line = now
+            self.note(f"{self._title}: {recorded}/{snapshot.trials}: {snapshot.text}{left and ', ' + left}")
+
+    def _left(self, recorded: int, trials: int) -> str:
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, recorded)
+        since, before = self._began
+        if recorded <= before or recorded >= trials:
+            return ""
+        seconds = round((now - since) / (recorded - before) * (trials - recorded))
+        minutes, seconds = divmod(seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        return f"{clock} left"

@@ -1,212 +1,282 @@
-"""What to evaluate next: Optuna's samplers over the space, without paying twice for a schedule.
+"""Which candidate comes next, and what becomes of it: the searcher that Ray Tune asks.
 
-The store is the truth. `Proposer` is rebuilt from what a study has recorded, so it needs no state of its
-own: recorded evaluations become finished trials of an Optuna study that lives in memory.
+Why not Ray's own OptunaSearch: it repeats itself after a resume, loses results to a NaN, and knows
+neither a budget nor a store.
 """
 
 import random
-import zlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from ray.tune.search import Searcher
 
-from results.records import Evaluation
-from search.config import OBJECTIVES, SAMPLERS
+from results import Evaluation, hypervolume, pareto_front
+from search.progress import Snapshot
+from search.sampler import Draw, Sampler
 from spaces import PruningSchedule
-from spaces.errors import BudgetError, UnknownNameError
-from spaces.space import ChoiceParameter, FloatParameter, IntParameter, Parameter, SearchSpace
+from spaces.errors import SearchError
+from spaces.space import ChoiceParameter, FloatParameter, SearchSpace, Value
 
 PUBLISHED = "published"
-_REPEATS = 30  # known candidates in a row after which the sampler is helped by random draws
-_DRAWS = 2000  # random draws without anything new after which the space counts as exhausted
+PATIENCE = 20  # known proposals in a row before points are drawn at random
+RANDOM_DRAWS = 1000  # known random points in a row before the space counts as exhausted
+FAILURES_IN_A_ROW = 5  # end the search
+
+
+class Records(Protocol):
+    """The study's place in the store, for the driver alone; every method may raise a StoreError."""
+
+    def record(self, evaluation: Evaluation) -> bool:
+        """Write it; False if the schedule is there already."""
+
+    def evaluation(self, schedule_hash: str) -> Evaluation | None:
+        """Return what is recorded of a schedule."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule that nobody has evaluated yet.
-
-    Attributes:
-        schedule: within the budget.
-        flops: exact.
-        parameters: its values in the space; empty if the space cannot express it.
-        origin: `published`, or the sampler's name.
-        trial: number of the Optuna trial that asked for it; None if none did.
-    """
+    """A schedule on its way, with the draw it came from; published ones may have none."""
 
     schedule: PruningSchedule
     flops: int
-    parameters: Mapping[str, Any]
     origin: str
-    trial: int | None = None
+    draw: Draw | None
 
 
-class Proposer:
-    """Proposes candidates and learns from their evaluations; one thread of the driver uses it.
+class ScheduleSearcher(Searcher):  # type: ignore[misc]  # ray has no types
+    """Suggests each schedule once, records each result, and then tells the sampler.
+
+    Tune calls `suggest` and `on_trial_complete` from the driver's main thread. What goes wrong in them
+    is kept in `error`, to be raised when Tune has come back: Tune would log it and go on.
 
     Args:
         space: where candidates come from.
-        flops: what a schedule costs.
-        sampler: one of `SAMPLERS`.
-        objectives: names from `OBJECTIVES`.
-        seed: of the sampler; a resumed study draws on from elsewhere, not the same again.
-        trials: evaluations that are planned in all; the population of nsga2 suits it.
-        published: schedules to be tried first.
-        recorded: what the study holds already.
+        sampler: proposes points of it, restored from the recorded evaluations.
+        flops: what a schedule costs, from a table.
+        dense_flops: of the dense model.
+        trials: evaluations that the study shall have in all.
+        recorded: what it has already.
+        records: where new ones go.
+        published: schedules to try first; those above the budget are passed over.
+        seed: of the random draws that come after many known candidates.
+        deadline: asked before each suggestion whether the time is up.
+        observe: called after each evaluation.
 
     Attributes:
-        reused: how many proposals were known already and cost nothing.
+        ending: why nothing more is suggested; empty while there is more to do.
+        error: what went wrong in here, if anything.
+        evaluated: how many evaluations this run recorded.
+        overheads: for each of them, the seconds from the moment its slot was free (another evaluation was
+            recorded in it, or the search began) until it was recorded itself, less its forward passes.
     """
 
     def __init__(
         self,
         space: SearchSpace,
-        flops: Any,
+        sampler: Sampler,
         *,
-        sampler: str,
-        objectives: Sequence[str],
-        seed: int,
+        flops: Callable[[PruningSchedule], int],
+        dense_flops: int,
         trials: int,
+        recorded: Iterable[Evaluation],
+        records: Records,
         published: Sequence[PruningSchedule] = (),
-        recorded: Sequence[Evaluation] = (),
+        seed: int = 0,
+        deadline: Callable[[], bool] = lambda: False,
+        observe: Callable[[Snapshot], None] = lambda snapshot: None,
     ) -> None:
-        self._space, self._flops, self._sampler, self._objectives = space, flops, sampler, tuple(objectives)
-        self._distributions = {name: _distribution(p) for name, p in space.parameters.items()}
-        mixed = zlib.crc32(f"{seed}:{len(recorded)}".encode())
-        self._random = random.Random(mixed)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(
-            directions=["maximize" if OBJECTIVES[name] else "minimize" for name in self._objectives],
-            sampler=make_sampler(sampler, mixed, trials),
-        )
-        self._known: dict[str, Evaluation] = {}
-        self._pending: set[str] = set()
-        self.reused = 0
-        for evaluation in recorded:
-            self._known[evaluation.hash] = evaluation
-            self._add(evaluation)
-        self._published = [s for s in published if flops(s) <= space.limit and s.hash not in self._known]
+        super().__init__()
+        self._space, self._sampler, self._flops, self._dense_flops = space, sampler, flops, dense_flops
+        self._trials, self._records, self._deadline, self._observe = trials, records, deadline, observe
+        self._known = {evaluation.hash: evaluation for evaluation in recorded}
+        self._published = list(published)
+        self._flying: dict[str, Candidate] = {}
+        self._slots: dict[str, float] = {}  # since when the slot of each candidate was free
+        self._random = random.Random(f"{seed}:{len(self._known)}")
+        self._done = sum(e.state == "done" for e in self._known.values())
+        self._failed = len(self._known) - self._done
+        self._reused = 0
+        self._front: list[tuple[float, float]] = []
+        for evaluation in self._known.values():
+            self._extend_front(evaluation)
+        self._failures: list[str] = []
+        self.ending = ""
+        self.error: Exception | None = None
+        self.evaluated = 0
+        self.overheads: list[float] = []
+        self._began = time.monotonic()
+        self._free: list[float] = []  # since when each slot without a candidate has had none
 
-    def ask(self) -> Candidate | None:
-        """Return a candidate that is neither recorded nor being evaluated; None when there is no other."""
+    @property
+    def snapshot(self) -> Snapshot:
+        """How far the search is."""
+        return Snapshot(
+            done=self._done,
+            failed=self._failed,
+            reused=self._reused,
+            trials=self._trials,
+            front=len(self._front),
+            hypervolume=hypervolume(self._front, (1.0, 0.0)),
+        )
+
+    def stop(self, reason: str) -> None:
+        """Suggest nothing more; what is under way is still recorded. Safe to call from a signal handler."""
+        self.ending = self.ending or reason
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next candidate as Tune's config, None for "ask again", or that the search is over."""
+        try:
+            if not self.ending and self._deadline():
+                self.stop("the time budget is spent")
+            if not self.ending and self._done + self._failed >= self._trials:
+                self.stop(f"{self._trials} evaluations are recorded")
+            if self.ending:
+                return str(Searcher.FINISHED)
+            if self._done + self._failed + len(self._flying) >= self._trials:
+                return None  # one of those under way may turn out to be known: another process's
+            candidate = self._next()
+        except Exception as error:
+            self._give_up(error)
+            return str(Searcher.FINISHED)
+        if candidate is None:
+            self.stop("the space is exhausted: nothing new was found in it")
+            return str(Searcher.FINISHED)
+        self._flying[trial_id] = candidate
+        self._slots[trial_id] = self._free.pop(0) if self._free else self._began
+        return {"schedule": candidate.schedule.text}
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Record what came of a candidate and tell the sampler."""
+        candidate = self._flying.pop(trial_id, None)
+        if candidate is None:
+            return
+        slot_free_at = self._slots.pop(trial_id)
+        try:
+            if not error and (not result or "images" not in result):  # stopped before it ran
+                self._tell(candidate, None)
+                return
+            evaluation = self._evaluation(candidate, {} if error or result is None else result)
+            if self._records.record(evaluation):
+                self.evaluated += 1
+                forward = float((result or {}).get("forward_seconds") or 0.0)
+                self.overheads.append(time.monotonic() - slot_free_at - forward)
+                self._take_in(evaluation)
+            else:
+                self._known[evaluation.hash] = self._records.evaluation(evaluation.hash) or evaluation
+            self._tell(candidate, evaluation)
+            self._observe(self.snapshot)
+        except Exception as caught:
+            self._give_up(caught)
+        finally:
+            self._free.append(time.monotonic())
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the store is the truth, and a search resumes from it alone."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing, as in `save`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave all behind: Tune pickles a searcher into its folder, and this one is never read back."""
+        return {}
+
+    def _next(self) -> Candidate | None:
         while self._published:
             schedule = self._published.pop(0)
-            if schedule.hash not in self._pending:
-                return self._begin(schedule, self._space.values(schedule) or {}, PUBLISHED, None)
-        for _ in range(_REPEATS):
-            trial = self._study.ask(self._distributions)
-            schedule = self._space.schedule(trial.params)
-            known = self._known.get(schedule.hash)
-            if known is None and schedule.hash not in self._pending:
-                return self._begin(schedule, trial.params, self._sampler, trial.number)
-            self._finish(trial.number, known)
-            self.reused += 1
-        for _ in range(_DRAWS):
-            values = {name: self._draw(p) for name, p in self._space.parameters.items()}
+            if self._flops(schedule) > self._space.limit or self._lookup(schedule):
+                continue
+            values = self._space.values(schedule)
+            draw = self._sampler.ask(values) if values is not None else None
+            return self._candidate(schedule, PUBLISHED, draw)
+        for _ in range(PATIENCE):
+            draw = self._sampler.ask()
+            schedule = self._space.schedule(draw.values)
+            known = self._lookup(schedule)
+            if known is None:
+                return self._candidate(schedule, self._sampler.name, draw)
+            self._reused += known is not _FLYING
+            self._sampler.tell(draw, None if known is _FLYING else known)
+        for _ in range(RANDOM_DRAWS):
+            values = self._random_values()
             schedule = self._space.schedule(values)
-            if schedule.hash not in self._known and schedule.hash not in self._pending:
-                return self._begin(schedule, values, self._sampler, None)
+            if self._lookup(schedule) is None:
+                return self._candidate(schedule, self._sampler.name, self._sampler.ask(values))
         return None
 
-    def sampler_state(self, candidate: Candidate) -> dict[str, Any]:
-        """Return what the sampler noted with a candidate, for the store (nsga2: its generation)."""
-        if candidate.trial is None:
-            return {}
-        return dict(self._study.get_trials(deepcopy=False)[candidate.trial].system_attrs)
+    def _lookup(self, schedule: PruningSchedule) -> Evaluation | None:
+        """Return what is known of a schedule, `_FLYING` if it is under way, None if it is new."""
+        name = schedule.hash
+        if any(candidate.schedule == schedule for candidate in self._flying.values()):
+            return _FLYING
+        if name not in self._known and (found := self._records.evaluation(name)):
+            self._take_in(found)  # another process searches this study, too
+        return self._known.get(name)
 
-    def tell(self, candidate: Candidate, evaluation: Evaluation) -> None:
-        """Learn what a candidate came to, failed ones too."""
-        self._pending.discard(candidate.schedule.hash)
-        self._known[evaluation.hash] = evaluation
-        if candidate.trial is None:
-            self._add(evaluation)
-        else:
-            self._finish(candidate.trial, evaluation)
-
-    def forget(self, candidate: Candidate) -> None:
-        """Give a candidate up that was not evaluated; it may be proposed again."""
-        self._pending.discard(candidate.schedule.hash)
-        if candidate.trial is not None:
-            self._finish(candidate.trial, None)
-
-    def _begin(
-        self, schedule: PruningSchedule, parameters: Mapping[str, Any], origin: str, trial: int | None
-    ) -> Candidate:
+    def _candidate(self, schedule: PruningSchedule, origin: str, draw: Draw | None) -> Candidate:
         flops = self._flops(schedule)
         if flops > self._space.limit:
-            raise BudgetError(f"space {self._space.text!r} proposed {schedule}, which exceeds the budget: a bug")
-        self._pending.add(schedule.hash)
-        return Candidate(schedule, flops, dict(parameters), origin, trial)
-
-    def _finish(self, trial: int, evaluation: Evaluation | None) -> None:
-        values = None if evaluation is None else self._values(evaluation)
-        if values is None:
-            self._study.tell(trial, state=TrialState.FAIL)
-        else:
-            self._study.tell(trial, values)
-
-    def _add(self, evaluation: Evaluation) -> None:
-        """Add a recorded evaluation, if its parameters are of this space, as a finished trial."""
-        values = self._values(evaluation)
-        if values is None or evaluation.parameters.keys() != self._distributions.keys():
-            return
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                params=dict(evaluation.parameters),
-                distributions=self._distributions,
-                values=values,
-                system_attrs=dict(evaluation.sampler_state),
+            raise SearchError(
+                f"schedule {schedule.text!r} costs {flops:,} FLOPs, above the limit of {self._space.limit:,}: "
+                f"space {self._space.text!r} is at fault; please report it"
             )
-        )
+        return Candidate(schedule, flops, origin, draw)
 
-    def _values(self, evaluation: Evaluation) -> list[float] | None:
-        found = {
-            "top1": evaluation.top1,
-            "loss": evaluation.loss,
-            "agreement": evaluation.agreement,
-            "latency": evaluation.latency_ms,
-            "flops": evaluation.flops,
+    def _random_values(self) -> dict[str, Value]:
+        values: dict[str, Value] = {}
+        for name, parameter in self._space.parameters.items():
+            if isinstance(parameter, ChoiceParameter):
+                values[name] = self._random.choice(parameter.choices)
+            elif isinstance(parameter, FloatParameter):
+                values[name] = self._random.uniform(parameter.low, parameter.high)
+            else:
+                values[name] = self._random.randint(parameter.low, parameter.high)
+        return values
+
+    def _evaluation(self, candidate: Candidate, result: Mapping[str, Any]) -> Evaluation:
+        draw = candidate.draw
+        common: dict[str, Any] = {
+            "schedule": candidate.schedule,
+            "flops": candidate.flops,
+            "flops_ratio": candidate.flops / self._dense_flops,
+            "parameters": {} if draw is None else draw.values,
+            "sampler_state": {} if draw is None else self._sampler.state(draw),
+            "origin": candidate.origin,
+            "seconds": result.get("seconds"),
         }
-        values = [found[name] for name in self._objectives]
-        if evaluation.state != "done" or any(value is None for value in values):
-            return None
-        return [float(value) for value in values if value is not None]
+        if not result:
+            message = "the worker process died twice on this schedule (killed, or out of memory)"
+            return Evaluation(state="failed", failure="KILLED", error=message, **common)
+        if result.get("failure"):
+            return Evaluation(state="failed", failure=result["failure"], error=result["error"], **common)
+        measured = {key: result[key] for key in ("top1", "loss", "agreement", "images", "latency_ms")}
+        return Evaluation(state="done", **measured, **common)
 
-    def _draw(self, parameter: Parameter) -> float | int | str:
-        match parameter:
-            case FloatParameter(low, high):
-                return self._random.uniform(low, high)
-            case IntParameter(low, high):
-                return self._random.randint(low, high)
-            case ChoiceParameter(choices):
-                return self._random.choice(choices)
+    def _take_in(self, evaluation: Evaluation) -> None:
+        self._known[evaluation.hash] = evaluation
+        if evaluation.state == "done":
+            self._done += 1
+            self._failures.clear()
+            self._extend_front(evaluation)
+            return
+        self._failed += 1
+        self._failures.append(f"{evaluation.schedule.text or 'dense'}: {evaluation.failure}: {evaluation.error}")
+        if len(self._failures) >= FAILURES_IN_A_ROW:
+            raise SearchError(f"{FAILURES_IN_A_ROW} evaluations failed in a row; the first, {self._failures[0]}")
+
+    def _extend_front(self, evaluation: Evaluation) -> None:
+        if evaluation.state == "done" and evaluation.top1 is not None:
+            points = [*self._front, (evaluation.flops_ratio, evaluation.top1)]
+            self._front = [points[i] for i in pareto_front(points)]
+
+    def _tell(self, candidate: Candidate, evaluation: Evaluation | None) -> None:
+        if candidate.draw is not None:
+            self._sampler.tell(candidate.draw, evaluation)
+
+    def _give_up(self, error: Exception) -> None:
+        self.error = self.error or error
+        self.stop("an error")
 
 
-def make_sampler(name: str, seed: int, trials: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of that name.
-
-    The population of nsga2 grows with the root of the trials, so that small searches see generations too.
-
-    Raises:
-        UnknownNameError: there is no such sampler.
-    """
-    if name == "nsga2":
-        return optuna.samplers.NSGAIISampler(population_size=min(50, max(8, round(2 * trials**0.5))), seed=seed)
-    if name == "tpe":
-        return optuna.samplers.TPESampler(seed=seed)
-    if name == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    raise UnknownNameError("sampler", name, SAMPLERS)
-
-
-def _distribution(parameter: Parameter) -> BaseDistribution:
-    match parameter:
-        case FloatParameter(low, high):
-            return FloatDistribution(low, high)
-        case IntParameter(low, high):
-            return IntDistribution(low, high)
-        case ChoiceParameter(choices):
-            return CategoricalDistribution(choices)
+_FLYING = Evaluation(PruningSchedule(), flops=0, flops_ratio=0.0, state="running")

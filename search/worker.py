@@ -1,109 +1,118 @@
-"""What runs on a worker of the cluster: one actor that holds its model and images for a whole search."""
+"""What runs in a worker process: a Tune trainable that keeps its model and images between candidates.
 
+A worker never touches the data base. It imports little, so that it starts fast and stays small.
+"""
+
+import os
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from ray.tune import Trainable
+import numpy as np
+from numpy.typing import NDArray
+from ray import tune
 
-from search.data import open_data
-from search.evaluator import Evaluator
 from spaces import PruningSchedule
-from spaces.errors import EvaluationError, SearchError
+from spaces.errors import CheckpointError, EvaluationError
+
+if TYPE_CHECKING:
+    from search.evaluator import Evaluator
 
 
 @dataclass(frozen=True)
-class WorkerSpec:
-    """All that a worker needs to become like the driver; plain data.
+class WorkerSetup:
+    """All that a worker needs to evaluate as the driver does.
 
     Attributes:
-        model, checkpoint, data: as the user named them.
-        img_size: (height, width) in pixels.
-        num_classes: outputs of random weights.
-        seed: of random weights.
-        images: how many of the val split are run; None for all.
-        batch_size: images in a forward pass.
-        threads: CPU threads of torch.
-        weights_digest: of the driver's weights; a worker whose weights differ is refused.
-        answers: the dense model's classes on these images.
+        model, checkpoint, data, images, batch_size: as in `SearchConfig`, resolved.
+        weights_digest: the weights must have.
+        threads: for torch.
+        gpu: whether a GPU is leased to each worker.
+        folder: that relative paths are meant from.
+        dense: metrics of the dense model, by name.
+        dense_answers: its answers on the images, (images,) int64; an array, since a tensor would make
+            the actor load torch before it has started.
     """
 
     model: str
     checkpoint: str | None
     data: str
-    img_size: tuple[int, int]
-    num_classes: int
-    seed: int
-    images: int | None
+    images: int
     batch_size: int
-    threads: int
     weights_digest: str
-    answers: list[int]
-
-    def evaluator(self) -> Evaluator:
-        """Build the model and read the images.
-
-        Raises:
-            PrunefrontError: something cannot be read here, or is not what the driver has.
-        """
-        import ssm_models
-
-        torch.set_num_threads(self.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model = ssm_models.build(
-            self.model, self.checkpoint, num_classes=self.num_classes, img_size=self.img_size, seed=self.seed
-        )
-        digest = ssm_models.weights_digest(model)
-        if digest != self.weights_digest:
-            raise SearchError(
-                f"a worker's weights of {self.model} differ from the driver's ({digest[:12]}, not "
-                f"{self.weights_digest[:12]}): give every machine the same files and version"
-            )
-        data = open_data(self.data)
-        batches = data.batches(model.pretrained_cfg, model.img_size, images=self.images, batch_size=self.batch_size)
-        if len(self.answers) != batches.images:
-            raise SearchError(
-                f"a worker finds {batches.images} images in {self.data}, the driver {len(self.answers)}"
-            )
-        return Evaluator(model, batches, device, torch.tensor(self.answers))
+    threads: int
+    gpu: bool
+    folder: str
+    dense: dict[str, Any]
+    dense_answers: NDArray[np.int64]
 
 
-class Evaluation(Trainable):  # type: ignore[misc]
-    """One Tune trial is one evaluation; the actor is reused, so that model and images are loaded once.
+class EvaluationTrainable(tune.Trainable):  # type: ignore[misc]  # ray has no types
+    """One Tune trial is one evaluation, one step long; the actor lives on for the next.
 
-    Whatever goes wrong inside an evaluation is a result with a `failure`, not an exception: the actor
-    and the search go on. Only the death of the process is Tune's to notice.
+    What goes wrong in an evaluation comes back as a result, so that the actor with its model survives.
     """
 
-    def setup(self, config: dict[str, Any], spec: WorkerSpec | None = None) -> None:
-        """Become a worker; Tune calls this once per actor."""
-        assert spec is not None
-        self._schedule = config["schedule"]
+    def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:
+        """Take the candidate; the model waits for the first step, so that actors start at once.
+
+        An actor that starts slowly would be passed over: Tune gives its trial to one that is free.
+        """
+        self._setup = setup
         self._evaluator: Evaluator | None = None
-        self._spec = spec
+        self._candidate = str(config["schedule"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next candidate; Tune calls this instead of building another actor."""
-        self._schedule = new_config["schedule"]
+        """Take the next candidate."""
+        self._candidate = str(new_config["schedule"])
         return True
 
     def step(self) -> dict[str, Any]:
-        """Evaluate the candidate; the metrics' names are `Metrics`'."""
+        """Evaluate the candidate; return its metrics, or why there are none."""
+        started = time.perf_counter()
         try:
-            self._evaluator = self._evaluator or self._spec.evaluator()
-            metrics = self._evaluator.evaluate(PruningSchedule.parse(self._schedule))
-        except EvaluationError as error:
-            return {"failure": error.failure, "error": _first_line(error), "done": True}
-        except Exception as error:  # whatever it is, the driver records it by name, and counts
-            return {"failure": "ERROR", "error": f"{type(error).__name__}: {_first_line(error)}", "done": True}
+            if self._evaluator is None:
+                self._evaluator = open_evaluator(self._setup)
+            metrics = self._evaluator.evaluate(PruningSchedule.parse(self._candidate))
+        except Exception as error:
+            return {
+                "failure": error.failure if isinstance(error, EvaluationError) else "ERROR",
+                "error": f"{type(error).__name__}: {first_line(error)}",
+                "images": 0,
+                "seconds": time.perf_counter() - started,
+                "done": True,
+            }
         return {**asdict(metrics), "done": True}
 
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Keep nothing: an evaluation that is interrupted starts again."""
 
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Load nothing; see `save_checkpoint`."""
+def open_evaluator(setup: WorkerSetup) -> "Evaluator":
+    """Build the model and open the images; torch and all that hangs on it is imported here.
+
+    Raises:
+        CheckpointError: the weights are not those that the search began with.
+    """
+    import torch
+
+    import ssm_models
+    from search.data import open_data
+    from search.evaluator import DenseAnswers, Evaluator, Metrics
+    from search.subject import open_model
+
+    with suppress(OSError):  # a node of a cluster may lack the folder; absolute paths need none
+        os.chdir(setup.folder)
+    torch.set_num_threads(setup.threads)
+    data = open_data(setup.data)
+    model = open_model(setup.model, setup.checkpoint, data)
+    if ssm_models.weights_digest(model) != setup.weights_digest:
+        raise CheckpointError(f"checkpoint {setup.checkpoint}: has changed since the search began")
+    batches = data.batches(model.pretrained_cfg, model.img_size, images=setup.images, batch_size=setup.batch_size)
+    device = "cuda" if setup.gpu and torch.cuda.is_available() else "cpu"
+    dense = DenseAnswers(Metrics(**setup.dense), torch.from_numpy(setup.dense_answers.copy()))
+    return Evaluator(model, batches, device, dense)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:500]
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, cut to a length that a table can bear."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:500] if lines else "no message"

@@ -64,7 +64,8 @@
     const [left, right] = [Math.min(...xs), Math.max(...xs)];
     const pad = 0.05 * (right - left) + 0.01;
     const ys = column(data.front.concat(data.others), "y").concat(data.view);
-    const all = [Math.min(...ys) - 2, Math.max(...ys)];
+    const [low, high] = [Math.min(...ys), Math.max(...ys)];
+    const all = [low - 0.04 * (high - low), high + 0.03 * (high - low)];
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: 13 },

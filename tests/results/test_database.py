@@ -241,10 +241,11 @@ def test_postgresql_without_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_postgresql_that_cannot_be_reached() -> None:
     pytest.importorskip("psycopg", reason="the extra prunefront[postgresql] is not installed")
-    with pytest.raises(StoreError, match=r"127\.0\.0\.1") as caught:
-        open_database("postgresql://me:secret@127.0.0.1:1/db", create=True)
-    assert "secret" not in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for address in ("postgresql://me:secret@127.0.0.1:1/db", "postgresql://127.0.0.1:1/db?password=secret"):
+        with pytest.raises(StoreError, match=r"127\.0\.0\.1") as caught:
+            open_database(address, create=True)
+        assert "secret" not in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 # --- several processes ------------------------------------------------------------------------------------

@@ -161,6 +161,14 @@ class TestTrainModel:
             train_model(fresh(), open_data("embedded"), RECIPE, out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("split", ["train", "val"])
+    def test_a_broken_image_is_found_before_anything_is_written(self, tmp_path: Path, split: str) -> None:
+        root = write_brightness(tmp_path / "images")
+        (root / split / "light" / "7.png").write_bytes(b"broken")
+        with pytest.raises(errors.DataError, match=rf"{split}/light/7\.png"):
+            train_model(fresh(), open_data(f"folder:{root}"), RECIPE, out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
     def test_a_folder_that_cannot_be_made(self, data: ImageData, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(errors.TrainingError, match="no folder can be made"):

@@ -1,0 +1,126 @@
+"""`prunefront doctor`: what is there, and what is amiss."""
+
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import typer
+
+from search.commands.options import Database, FormatOption, database
+from search.output import Column, Format, print_object, print_rows
+from spaces.errors import PrunefrontError
+
+OPTIONAL = {
+    "psycopg": "PostgreSQL studies: pip install 'prunefront[postgresql]'",
+    "datasets": "--data hf:NAME: pip install 'prunefront[hub]'",
+    "selective_scan_cuda": "mamba-ssm's CUDA kernel",
+}
+COLUMNS = {
+    "name": Column("what"),
+    "ok": Column("ok", lambda ok: "yes" if ok else "NO"),
+    "value": Column("found"),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, what was found, and whether that will do (None: it does not matter)."""
+
+    name: str
+    value: str
+    ok: bool | None = None
+
+
+def doctor(db: Database = None, format: FormatOption = Format.table) -> None:
+    """Say which versions, devices and services are there; exit code 1 if something that is needed is not."""
+    checks = list(_checks(database(db)))
+    healthy = all(check.ok is not False for check in checks)
+    rows = [asdict(check) for check in checks]
+    if format is Format.json:
+        print_object({"ok": healthy, "checks": rows}, {}, format)
+    else:
+        print_rows(rows, COLUMNS, format)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _checks(url: str) -> Iterator[Check]:
+    from search.versions import versions
+
+    yield Check("platform", f"{platform.system()} {platform.machine()}")
+    for name, found in versions().items():
+        yield Check(name, found, found != "not installed")
+    yield from _devices()
+    yield Check("memory", _memory())
+    yield _models()
+    yield _ray()
+    yield _database(url)
+    for name, purpose in OPTIONAL.items():
+        yield Check(name, "there" if find_spec(name) else f"not installed ({purpose})")
+
+
+def _devices() -> Iterator[Check]:
+    import torch
+
+    import ssm_models
+    from search.runner import available_cpus
+
+    cpu = torch.device("cpu")
+    yield Check("cpu", f"{available_cpus()} cores, scan backend {ssm_models.scan_backend(cpu)}", True)
+    if not torch.cuda.is_available():
+        yield Check("cuda", "none")
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        backend = ssm_models.scan_backend(device)
+        name = torch.cuda.get_device_name(device)
+        yield Check(str(device), f"{name}, {memory:.0f} GiB, scan backend {backend}", True)
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return "unknown"
+    return f"{total:.1f} GiB"
+
+
+def _models() -> Check:
+    import ssm_models
+
+    names = ssm_models.list_models()
+    shipped = [name for name in names if ssm_models.model_info(name).weights is not None]
+    return Check("models", f"{len(names)}, with weights: {', '.join(shipped) or 'none'}", bool(names))
+
+
+def _ray() -> Check:
+    from search.runner import ray_session
+
+    scratch = Path(tempfile.mkdtemp(prefix="prunefront-"))
+    try:
+        with ray_session(scratch, cpus=1):
+            return Check("ray session", "starts", True)
+    except PrunefrontError as error:
+        return Check("ray session", str(error), False)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _database(url: str) -> Check:
+    from results.database import parse_address
+    from results.store import Store
+
+    try:
+        address = parse_address(url)
+        shown = address.render_as_string(hide_password=True)
+        if address.get_backend_name() == "sqlite" and not os.path.lexists(address.database or ""):
+            return Check("data base", f"{shown}: not there yet; `prunefront search` makes it")
+        with Store.open(url) as store:
+            return Check("data base", f"{shown}: {len(store.studies())} studies", True)
+    except PrunefrontError as error:
+        return Check("data base", str(error), False)

@@ -1,0 +1,224 @@
+"""What a search found: `front`, `export`, `report` and `studies`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search.commands.options import (
+    FRONT_COLUMNS,
+    Database,
+    FormatOption,
+    MaxFlops,
+    MinTop1,
+    Study,
+    check_top1,
+    database,
+    flops_limit,
+)
+from search.output import Column, Format, flops_text, print_rows, say
+from spaces.errors import CheckpointError, DataError, PrunefrontError
+
+if TYPE_CHECKING:
+    from results.pictures import TokenPicture
+    from results.records import Evaluation
+    from results.records import Study as StudyRecord
+
+ALL_COLUMNS = {
+    "number": Column("no.", right=True),
+    "state": Column("state"),
+    **FRONT_COLUMNS,
+    "origin": Column("origin"),
+    "error": Column("error"),
+}
+STUDY_COLUMNS = {
+    "study": Column("study"),
+    "model": Column("model"),
+    "data": Column("data"),
+    "budget": Column("budget"),
+    "done": Column("done", right=True),
+    "failed": Column("failed", right=True),
+    "dense_top1": Column("dense top-1", lambda x: f"{x:.4f}", right=True),
+    "dense_flops": Column("dense FLOPs", flops_text, right=True),
+    "space": Column("space"),
+    "sampler": Column("sampler"),
+    "created": Column("created", lambda text: text[:16].replace("T", " ")),
+}
+BEARABLE_LOSS = 0.01  # of top-1, for the schedule that the report pictures
+
+
+def front(
+    study: Study,
+    db: Database = None,
+    max_flops: MaxFlops = None,
+    min_top1: MinTop1 = None,
+    all: Annotated[bool, typer.Option("--all", help="Every evaluation, in order, failed ones too.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot, too: .html or .png.")] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Print the Pareto front of a study, cheapest first."""
+    from results.export import front_row
+    from results.plot import check_plot_path, plot_front
+    from results.store import Store
+
+    check_top1(min_top1)
+    if plot is not None:
+        check_plot_path(plot)
+    with Store.open(database(db)) as store:
+        found = store.study(study)
+        limit = flops_limit(max_flops, found.spec.dense_flops)
+        if all:
+            every = [e for e in store.evaluations(found, done_only=False) if _within(e, limit, min_top1)]
+            rows = [_full_row(e) for e in every]
+        else:
+            rows = [front_row(e) for e in store.front(found, limit, min_top1)]
+        if plot is not None:
+            plot_front(plot, found, store.evaluations(found, done_only=False))
+            say(f"wrote {plot}")
+    print_rows(rows, ALL_COLUMNS if all else FRONT_COLUMNS, format, empty=f"{study}: no evaluation within the bounds")
+
+
+def export(
+    study: Study,
+    out: Annotated[Path, typer.Option(metavar="FILE.json", help="Where to write the schedule.")],
+    db: Database = None,
+    max_flops: MaxFlops = None,
+    min_top1: MinTop1 = None,
+) -> None:
+    """Write the most accurate schedule within the bounds as JSON."""
+    from results.export import best_evaluation, export_schedule, write_json
+    from results.store import Store
+
+    check_top1(min_top1)
+    with Store.open(database(db)) as store:
+        found = store.study(study)
+        limit = flops_limit(max_flops, found.spec.dense_flops)
+        best = best_evaluation(store.front(found), max_flops=limit, min_top1=min_top1)
+        write_json(out, export_schedule(best, found))
+    say(f"wrote {out}: {best.schedule.text or 'dense'}, top-1 {best.top1:.4f}, {best.flops_ratio:.3f} of dense FLOPs")
+
+
+def report(
+    study: Study,
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="Where to write the page.")],
+    db: Database = None,
+    pictures: Annotated[int, typer.Option(metavar="N", min=0, max=64, help="Images to show dropped tokens of.")] = 4,
+) -> None:
+    """Write one self-contained page about a study."""
+    from results.report import write_report
+    from results.store import Store
+
+    with Store.open(database(db)) as store:
+        found = store.study(study)
+        evaluations = store.evaluations(found, done_only=False)
+        best = store.front(found)
+    shown: Sequence[TokenPicture] = []
+    if best and pictures:
+        try:
+            shown = token_pictures(found, chosen(best), pictures)
+        except (PrunefrontError, OSError) as error:
+            say(f"warning: without pictures of tokens: {error}")
+    write_report(out, found, evaluations, shown)
+    say(f"wrote {out}")
+
+
+def studies(db: Database = None, format: FormatOption = Format.table) -> None:
+    """List the studies of a data base."""
+    from results.store import Store
+
+    with Store.open(database(db)) as store:
+        rows = [_study_row(found) for found in store.studies()]
+    print_rows(rows, STUDY_COLUMNS, format, empty="no study yet")
+
+
+def chosen(front: "Sequence[Evaluation]") -> "Evaluation":
+    """Return the cheapest point of the front that loses at most a point of top-1 against its best."""
+    best = max(e.top1 or 0.0 for e in front)
+    return min((e for e in front if (e.top1 or 0.0) >= best - BEARABLE_LOSS), key=lambda e: e.flops)
+
+
+def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -> "list[TokenPicture]":
+    """Run the study's model over its first images and return which patches the schedule keeps of each.
+
+    Raises:
+        UsageError, CheckpointError, DataError: model, weights or images are not those of the study any more.
+    """
+    import torch
+
+    import ssm_models
+    from results.pictures import TokenPicture
+    from search.data import open_data
+    from search.subject import open_model
+
+    spec = study.spec
+    data = open_data(spec.data)
+    model = open_model(spec.model, spec.checkpoint, data)
+    if ssm_models.weights_digest(model) != spec.weights_digest:
+        raise CheckpointError(f"the weights of {spec.model} are not those of study {spec.name!r}")
+    if data.digest() != spec.data_digest:
+        raise DataError(f"the images of {spec.data} are not those of study {spec.name!r}")
+    batches = data.batches(model.pretrained_cfg, model.img_size, images=count, batch_size=count)
+    images, labels = next(iter(batches))
+    with torch.inference_mode():
+        dense = model(images).argmax(1)
+        model.set_schedule(evaluation.schedule)
+        pruned = model(images).argmax(1)
+        kept = model.kept_patches(images)
+    stage = model.layout.stages[0]
+    pixels = batches.pixels(count).permute(0, 2, 3, 1).contiguous().numpy()
+    return [
+        TokenPicture(
+            image=pixels[i],
+            label=data.classes[int(labels[i])],
+            schedule=evaluation.schedule,
+            kept=[step[i].tolist() for step in kept],
+            grid=(stage.height, stage.width),
+            dense_answer=data.classes[int(dense[i])],
+            pruned_answer=data.classes[int(pruned[i])],
+        )
+        for i in range(len(images))
+    ]
+
+
+def _within(evaluation: "Evaluation", max_flops: int | None, min_top1: float | None) -> bool:
+    if max_flops is not None and evaluation.flops > max_flops:
+        return False
+    return min_top1 is None or (evaluation.top1 is not None and evaluation.top1 >= min_top1)
+
+
+def _full_row(evaluation: "Evaluation") -> dict[str, Any]:
+    from results.export import front_row
+
+    return {
+        **front_row(evaluation),
+        "number": evaluation.number,
+        "state": evaluation.state,
+        "failure": evaluation.failure,
+        "error": evaluation.error,
+        "agreement": evaluation.agreement,
+        "seconds": evaluation.seconds,
+        "origin": evaluation.origin,
+        "finished_at": evaluation.finished_at.isoformat() if evaluation.finished_at else None,
+    }
+
+
+def _study_row(study: "StudyRecord") -> dict[str, Any]:
+    spec = study.spec
+    return {
+        "study": spec.name,
+        "model": spec.model,
+        "data": spec.data,
+        "budget": spec.budget,
+        "limit": spec.limit,
+        "done": study.done,
+        "failed": study.failed,
+        "images": spec.images,
+        "dense_top1": spec.dense_top1,
+        "dense_flops": spec.dense_flops,
+        "space": spec.space,
+        "sampler": spec.sampler,
+        "objectives": list(spec.objectives),
+        "seed": spec.seed,
+        "created": study.created_at.isoformat(),
+    }

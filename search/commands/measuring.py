@@ -1,0 +1,175 @@
+"""One model, without a study: `evaluate`, `flops` and `models`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from search.commands.options import (
+    FRONT_COLUMNS,
+    BatchSize,
+    Checkpoint,
+    Data,
+    FormatOption,
+    Images,
+    Model,
+    Schedule,
+)
+from search.output import Column, Format, flops_text, print_object, print_rows, share_text
+from search.schedule_files import check_belongs, read_schedule
+from spaces import PruningSchedule
+from spaces.errors import UsageError
+
+FLOPS_COLUMNS = {
+    "model": Column("model"),
+    "schedule": Column("schedule", lambda text: text or "(dense)"),
+    "convention": Column("convention (1 MAC = 1 FLOP)"),
+    "dense_flops": Column("dense FLOPs", lambda n: f"{n:,} ({flops_text(n)})"),
+    "flops": Column("FLOPs", lambda n: f"{n:,} ({flops_text(n)})"),
+    "ratio": Column("of dense", share_text),
+    "tokens": Column("tokens after each block", lambda counts: " ".join(map(str, counts))),
+}
+PART_COLUMNS = {
+    "part": Column("part"),
+    "tokens": Column("tokens in", right=True),
+    "flops": Column("FLOPs", lambda n: f"{n:,}", right=True),
+    "share": Column("share", share_text, right=True),
+}
+MODEL_COLUMNS = {
+    "name": Column("model"),
+    "img_size": Column("pixels", right=True),
+    "num_classes": Column("classes", right=True),
+    "weights": Column("weights", lambda shipped: "shipped" if shipped else "-"),
+    "description": Column("description"),
+}
+
+
+def evaluate(
+    model: Model,
+    data: Data,
+    schedule: Schedule,
+    checkpoint: Checkpoint = None,
+    images: Images = None,
+    batch_size: BatchSize = 100,
+    format: FormatOption = Format.table,
+) -> None:
+    """Print top-1, loss, FLOPs and latency of one schedule.
+
+    The latency is the median over batches of a forward pass's milliseconds per image, at the batch size,
+    on the GPU where there is one, else on the CPU with all its cores.
+    """
+    chosen, file = read_schedule(schedule)
+    if file is not None:
+        check_belongs(file, schedule, model=model)
+    if batch_size < 1 or (images is not None and images < 1):
+        raise UsageError("--images and --batch-size must be at least 1")
+
+    import torch
+
+    import ssm_models
+    from results.export import front_row
+    from results.records import Evaluation
+    from search.data import open_data
+    from search.evaluator import Evaluator
+    from search.subject import open_model
+
+    source = open_data(data)
+    network = open_model(model, checkpoint, source)
+    if file is not None:
+        check_belongs(file, schedule, img_size=network.img_size)
+    network.set_schedule(chosen)  # a schedule that does not fit is found before the images are read
+    table = ssm_models.cost_table(network)
+    flops = table.flops(chosen)
+    batches = source.batches(network.pretrained_cfg, network.img_size, images=images, batch_size=batch_size)
+    metrics = Evaluator(network, batches, "cuda" if torch.cuda.is_available() else "cpu").evaluate(chosen)
+    found = Evaluation(
+        schedule=chosen,
+        flops=flops,
+        flops_ratio=flops / table.dense,
+        top1=metrics.top1,
+        loss=metrics.loss,
+        images=metrics.images,
+        latency_ms=metrics.latency_ms,
+    )
+    columns = {**FRONT_COLUMNS, "agreement": Column("agreement with dense", share_text)}
+    print_object({**front_row(found), "agreement": metrics.agreement}, columns, format)
+
+
+def flops(
+    model: Model,
+    schedule: Schedule = "",
+    img_size: Annotated[
+        int | None, typer.Option("--img-size", metavar="N", help="Pixels of a side. Default: the model's.")
+    ] = None,
+    convention: Annotated[
+        str, typer.Option(metavar="full|published", help="Which count: all that runs, or what papers quote.")
+    ] = "full",
+    by_block: Annotated[bool, typer.Option("--by-block", help="The count of each part.")] = False,
+    format: FormatOption = Format.table,
+) -> None:
+    """Count the FLOPs of one image's forward pass; one multiply-accumulate is one."""
+    chosen, file = read_schedule(schedule)
+    if file is not None:
+        check_belongs(file, schedule, model=model)
+    if img_size is not None and not 1 <= img_size <= 100_000:
+        raise UsageError(f"--img-size {img_size}: expected pixels, such as 224")
+
+    import ssm_models
+
+    network = ssm_models.create_model(model, img_size=img_size or _size_of(file)).eval()
+    if file is not None:
+        check_belongs(file, schedule, img_size=network.img_size)
+    network.set_schedule(chosen)
+    table = ssm_models.cost_table(network, convention)
+    counted = table.flops(chosen)
+    found: dict[str, Any] = {
+        "model": model,
+        "schedule": chosen.text,
+        "convention": convention,
+        "dense_flops": table.dense,
+        "flops": counted,
+        "ratio": counted / table.dense,
+        "tokens": network.layout.tokens(chosen),
+    }
+    if not by_block:
+        print_object(found, FLOPS_COLUMNS, format)
+        return
+    parts = _parts(table, chosen, [network.layout.stages[0].tokens, *found["tokens"]])
+    if format is Format.json:
+        print_object({**found, "parts": parts}, {}, format)
+    else:
+        print_rows(parts, PART_COLUMNS, format)
+
+
+def models(format: FormatOption = Format.table) -> None:
+    """List the models."""
+    import ssm_models
+
+    infos = [ssm_models.model_info(name) for name in ssm_models.list_models()]
+    rows = [
+        {
+            "name": info.name,
+            "family": info.family.__name__,
+            "img_size": info.img_size,
+            "num_classes": info.num_classes,
+            "weights": info.weights is not None,
+            "description": info.description,
+        }
+        for info in infos
+    ]
+    print_rows(rows, MODEL_COLUMNS, format)
+
+
+def _size_of(file: dict[str, Any] | None) -> int | tuple[int, int] | None:
+    """The image size that an exported schedule was found at; `check_belongs` has looked at its kind."""
+    size = None if file is None else file.get("img_size")
+    return (size[0], size[1]) if isinstance(size, list) else size
+
+
+def _parts(table: Any, schedule: PruningSchedule, tokens: list[int]) -> list[dict[str, Any]]:
+    """Return each part's FLOPs; they add up to the whole."""
+    seeding = table.seeding if schedule.method.importance == "random" else 0
+    parts = [("embedding", None, table.embedding + seeding)]
+    parts += [(f"block {i + 1}", tokens[i], count) for i, count in enumerate(table.by_block(schedule))]
+    parts.append(("head", None, table.head))
+    total = sum(count for _, _, count in parts)
+    return [{"part": p, "tokens": t, "flops": count, "share": count / total} for p, t, count in parts]

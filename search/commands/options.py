@@ -1,0 +1,73 @@
+"""Options that several commands share, and how their values are read."""
+
+import math
+import os
+from typing import Annotated
+
+import typer
+
+from search.output import Column, Format, flops_text, share_text
+from spaces import FlopsBudget
+from spaces.errors import UsageError
+
+DEFAULT_DB = "sqlite:///prunefront.db"
+
+Model = Annotated[str, typer.Option("--model", metavar="M", help="Name of a model; see `prunefront models`.")]
+Data = Annotated[
+    str,
+    typer.Option("--data", metavar="D", help="embedded, folder:PATH, torchvision:NAME[:ROOT] or hf:NAME."),
+]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="F",
+        help="Weights: a file, or `random`. Default: those that the model ships, if it does.",
+    ),
+]
+Study = Annotated[str, typer.Option("--study", metavar="S", help="Name of the study.")]
+Database = Annotated[
+    str | None,
+    typer.Option("--db", metavar="URL", help=f"Data base. Default: $PRUNEFRONT_DB, then {DEFAULT_DB}."),
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="How to print results.", case_sensitive=False)]
+MaxFlops = Annotated[
+    str | None,
+    typer.Option("--max-flops", metavar="B", help="A share of the dense FLOPs (0.6), or FLOPs (3.6G, 900M)."),
+]
+MinTop1 = Annotated[float | None, typer.Option("--min-top1", metavar="X", help="The least top-1, from 0 to 1.")]
+Schedule = Annotated[
+    str, typer.Option("--schedule", metavar="TEXT|FILE", help="Such as 5:0.8,10:0.8, or a JSON file; empty is dense.")
+]
+Images = Annotated[
+    int | None, typer.Option("--images", metavar="N", help="Use the first N images of val. Default: all.")
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a forward pass.")]
+
+FRONT_COLUMNS = {
+    "schedule": Column("schedule", lambda text: text or "(dense)"),
+    "top1": Column("top-1", share_text, right=True),
+    "finetuned_top1": Column("fine-tuned", share_text, right=True),
+    "flops": Column("FLOPs", flops_text, right=True),
+    "flops_ratio": Column("of dense", share_text, right=True),
+    "loss": Column("loss", share_text, right=True),
+    "latency_ms": Column("ms/image", lambda ms: f"{ms:.2f}", right=True),
+    "images": Column("images", right=True),
+    "hash": Column("hash"),
+}
+
+
+def database(given: str | None) -> str:
+    """Return the data base's address: the flag, the environment's, or the default."""
+    return given or os.environ.get("PRUNEFRONT_DB") or DEFAULT_DB
+
+
+def flops_limit(text: str | None, dense_flops: int) -> int | None:
+    """Read --max-flops; BudgetError when it is malformed."""
+    return None if text is None else FlopsBudget.parse(text).limit(dense_flops)
+
+
+def check_top1(value: float | None) -> None:
+    """Raise a UsageError unless --min-top1 is a share."""
+    if value is not None and not (math.isfinite(value) and 0 <= value <= 1):
+        raise UsageError(f"--min-top1 {value:g}: expected a share from 0 to 1, such as 0.95")

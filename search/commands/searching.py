@@ -1,0 +1,99 @@
+"""`prunefront search`: runs or resumes a study."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.commands.options import FRONT_COLUMNS, Checkpoint, Database, FormatOption, Images, database
+from search.config import OBJECTIVES, SAMPLERS, resolve
+from search.output import Format, print_rows, say
+
+
+def search(
+    model: Annotated[str | None, typer.Option(metavar="M", help="Name of a model; see `prunefront models`.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="D", help="embedded, folder:PATH, torchvision:NAME[:ROOT] or hf:NAME.")
+    ] = None,
+    flops_budget: Annotated[
+        str | None, typer.Option(metavar="B", help="A share of the dense FLOPs (0.6), or FLOPs (3.6G, 900M).")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", help="Evaluations that the study has in all when the search is done.")
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(metavar="S", help="Name of the study; one that exists is resumed.")
+    ] = None,
+    db: Database = None,
+    checkpoint: Checkpoint = None,
+    space: Annotated[
+        str | None,
+        typer.Option(metavar="K", help="stages, stages:4, per-block, with choices: 'stages:3;importance=clip,l2'."),
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(metavar="K", help=f"{', '.join(SAMPLERS)}. Default: nsga2.")] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K", help=f"Of {', '.join(OBJECTIVES)}; once for each. Default: top1 and flops."),
+    ] = None,
+    images: Images = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Images in a forward pass. Default: 100.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="W", help="Evaluations at a time. Default: as many as the CPUs allow.")
+    ] = None,
+    cpus_per_trial: Annotated[
+        int | None, typer.Option(metavar="C", help="CPUs, and threads, of an evaluation. Default: 1.")
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(metavar="G", help="GPUs of an evaluation, or a share of one. Default: 0.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="A", help="A running Ray cluster. Default: Ray on this machine.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="I", help="Of the sampler. Default: 0.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(metavar="T", help="Start nothing new after this time, such as 30m.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings as TOML, by the flags' names; flags override.")
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Run or resume a study until it has N evaluations; print its front."""
+    flags = {
+        "model": model,
+        "data": data,
+        "flops_budget": flops_budget,
+        "trials": trials,
+        "study": study,
+        "checkpoint": checkpoint,
+        "space": space,
+        "sampler": sampler,
+        "objective": tuple(objective) if objective else None,
+        "images": images,
+        "batch_size": batch_size,
+        "workers": workers,
+        "cpus_per_trial": cpus_per_trial,
+        "gpus_per_trial": gpus_per_trial,
+        "ray_address": ray_address,
+        "seed": seed,
+        "time_budget": time_budget,
+    }
+    settings = resolve(flags, config)
+
+    from results.export import front_row
+    from results.store import Store
+    from search.progress import SearchProgress
+    from search.runner import run_search
+
+    url = database(db)
+    with SearchProgress(settings.study) as progress:
+        outcome = run_search(settings, url, progress)
+    counts = f"{outcome.study.done} done, {outcome.study.failed} failed"
+    say(f"{settings.study}: {outcome.ending}: {counts}, {outcome.evaluated} of them now")
+    if outcome.exit_code:
+        say(f"{settings.study}: the same command goes on from here")
+        raise typer.Exit(outcome.exit_code)
+    with Store.open(url) as store:
+        print_rows([front_row(e) for e in store.front(outcome.study)], FRONT_COLUMNS, format)

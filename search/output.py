@@ -1,0 +1,116 @@
+"""What commands print: data on stdout as a table, JSON or CSV; everything else is one line on stderr."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Format(StrEnum):
+    """How to print results."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A field of the printed objects: its heading in a table, and how a value reads there."""
+
+    heading: str
+    show: Callable[[Any], str] = str
+    right: bool = False
+
+
+Columns = Mapping[str, Column]
+
+
+def say(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Columns, form: Format, empty: str = "") -> None:
+    """Print objects: as a JSON list, as CSV with a header, or as a table of the given columns.
+
+    Args:
+        rows: the objects; JSON and CSV get all of their fields.
+        columns: what the table shows, by field; the header of a CSV without rows.
+        form: which of the three.
+        empty: what to say on stderr instead of a table without rows.
+    """
+    if form is Format.json:
+        _print_json(list(rows))
+    elif form is Format.csv:
+        _print_csv(rows, list(rows[0]) if rows else list(columns))
+    elif rows:
+        _print_table(rows, columns)
+    elif empty:
+        say(empty)
+
+
+def print_object(values: Mapping[str, Any], columns: Columns, form: Format) -> None:
+    """Print one object: as JSON, as CSV of one row, or as lines of heading and value."""
+    if form is Format.json:
+        _print_json(values)
+    elif form is Format.csv:
+        _print_csv([values], list(values))
+    else:
+        shown = {column.heading: _shown(values[key], column) for key, column in columns.items()}
+        width = max(map(len, shown))
+        for heading, value in shown.items():
+            print(f"{heading:{width}}  {value}")
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _print_csv(rows: Sequence[Mapping[str, Any]], names: list[str]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([" ".join(map(str, v)) if isinstance(v, list | tuple) else v for v in row.values()])
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], columns: Columns) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, highlight=False, width=1000)  # a pipe has no edge to wrap at
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns.values():
+        table.add_column(column.heading, justify="right" if column.right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_shown(row[key], column)) for key, column in columns.items()))
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _shown(value: Any, column: Column) -> str:
+    return "-" if value is None else column.show(value)
+
+
+def flops_text(flops: int) -> str:
+    """Return FLOPs as people write them, such as 3.60G."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if flops >= scale:
+            return f"{flops / scale:.2f}{unit}"
+    return str(flops)
+
+
+def share_text(share: float) -> str:
+    """Return a share with four digits."""
+    return f"{share:.4f}"

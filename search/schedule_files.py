@@ -1,0 +1,45 @@
+"""Schedules as users give them, text or file, and whether a file's schedule belongs to a model."""
+
+from typing import Any
+
+from spaces import PruningSchedule
+from spaces.errors import ScheduleError
+from spaces.schedule import read_schedule_file
+
+
+def read_schedule(text_or_file: str) -> tuple[PruningSchedule, dict[str, Any] | None]:
+    """Read what a user typed; also return the decoded file if it was one.
+
+    Raises:
+        ScheduleError: it is neither the text form nor a file of the JSON form.
+    """
+    if not (text_or_file.endswith(".json") or "/" in text_or_file):
+        return PruningSchedule.parse(text_or_file), None
+    content = read_schedule_file(text_or_file)
+    return PruningSchedule.from_dict(content, text_or_file), content
+
+
+def check_belongs(
+    content: dict[str, Any], where: str, *, model: str | None = None, img_size: tuple[int, int] | None = None
+) -> None:
+    """Compare what a schedule file says of its model with the model at hand; a field left out fits any.
+
+    Raises:
+        ScheduleError: a field is of the wrong kind, or names another model or image size.
+    """
+    named, size = content.get("model"), content.get("img_size")
+    if named is not None and not isinstance(named, str):
+        raise ScheduleError(f"{where}: model is {named!r}, expected a name")
+    if model is not None and named not in (None, model):
+        raise ScheduleError(
+            f"{where}: model is {named!r}, but --model is {model!r}; a schedule fits the model it is for"
+        )
+    if size is None:
+        return
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= 100_000 for side in sides):
+        raise ScheduleError(f"{where}: img_size is {size!r}, expected pixels such as 224, or [height, width]")
+    if img_size is not None and tuple(sides) != tuple(img_size):
+        raise ScheduleError(
+            f"{where}: img_size is {size!r}, but this model takes images of {img_size[0]}×{img_size[1]} pixels"
+        )

@@ -1,0 +1,206 @@
+"""What a search is about, opened and checked: model, images, cost table, space, and its study in the store."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ssm_models
+from results.database import parse_address
+from results.records import Study, StudySpec
+from results.store import Store
+from search.config import SearchConfig
+from search.data import ImageData, open_data
+from search.evaluator import DenseAnswers, Evaluator
+from search.subject import open_model
+from search.versions import versions
+from spaces import FlopsBudget
+from spaces.errors import SearchError, StudyMismatchError, UnknownNameError
+from spaces.space import SearchSpace, make_space
+from ssm_models import CostTable, PrunableModel
+
+# What a resumed search must share with the study's beginning: a field of the spec, and its name for people.
+IDENTITY: Mapping[str, str] = {
+    "model": "--model",
+    "img_size": "image size",
+    "num_classes": "number of classes",
+    "weights_digest": "weights (--checkpoint)",
+    "data_digest": "images (--data)",
+    "images": "--images",
+    "limit": "--flops-budget, in FLOPs",
+    "space": "--space",
+    "sampler": "--sampler",
+    "objectives": "--objective",
+    "seed": "--seed",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """All that a search needs to know before it starts, found out in the driver.
+
+    Attributes:
+        images: how many of the val split an evaluation runs over.
+        device: where the driver runs the dense model.
+    """
+
+    config: SearchConfig
+    data: ImageData
+    data_digest: str
+    images: int
+    model: PrunableModel
+    weights_digest: str
+    table: CostTable
+    space: SearchSpace
+    device: str
+
+    def dense_answers(self) -> DenseAnswers:
+        """Run the dense model over the images, with the threads that an evaluation has; it is then back on the CPU.
+
+        Raises:
+            SearchError: it has no finite answers, or does not fit into memory.
+        """
+        model, config = self.model, self.config
+        batches = self.data.batches(
+            model.pretrained_cfg, model.img_size, images=self.images, batch_size=config.batch_size
+        )
+        threads = torch.get_num_threads()
+        torch.set_num_threads(config.cpus_per_trial)
+        try:
+            return Evaluator(model, batches, self.device).dense_answers
+        finally:
+            torch.set_num_threads(threads)
+            model.cpu()
+
+    def spec(self) -> dict[str, Any]:
+        """Return the fields of `StudySpec` but for the dense model's metrics."""
+        config, model = self.config, self.model
+        checkpoint = config.checkpoint
+        if checkpoint not in (None, ssm_models.checkpoints.RANDOM):
+            checkpoint = str(Path(str(checkpoint)).absolute())
+        return {
+            "name": config.study,
+            "model": config.model,
+            "img_size": model.img_size,
+            "num_classes": model.num_classes,
+            "layout": asdict(model.layout),
+            "data": config.data,
+            "data_digest": self.data_digest,
+            "images": self.images,
+            "weights_digest": self.weights_digest,
+            "checkpoint": checkpoint,
+            "budget": str(FlopsBudget.parse(config.flops_budget)),
+            "limit": self.space.limit,
+            "dense_flops": self.table.dense,
+            "space": self.space.text,
+            "sampler": config.sampler,
+            "objectives": config.objective,
+            "seed": config.seed,
+            "versions": versions(),
+            "config": config.as_dict(),
+        }
+
+
+def open_subject(config: SearchConfig) -> Subject:
+    """Open and check everything that the settings name; nothing is written.
+
+    Raises:
+        UsageError, CheckpointError, DataError: as the parts do.
+    """
+    ssm_models.model_info(config.model)  # a wrong name is found before anything is read
+    data = open_data(config.data)
+    images = min(config.images or data.size(), data.size())
+    model = open_model(config.model, config.checkpoint, data)
+    table = ssm_models.cost_table(model)
+    space = make_space(config.space, model.layout, table.flops, FlopsBudget.parse(config.flops_budget))
+    gpu = config.gpus_per_trial > 0 and torch.cuda.is_available()
+    return Subject(
+        config=config,
+        data=data,
+        data_digest=data.digest(),
+        images=images,
+        model=model,
+        weights_digest=ssm_models.weights_digest(model),
+        table=table,
+        space=space,
+        device="cuda" if gpu else "cpu",
+    )
+
+
+def open_study(subject: Subject, url: str) -> tuple[Store, Study, DenseAnswers]:
+    """Open the store and the study, beginning it if it is new; nothing is written before all is checked.
+
+    Raises:
+        StoreError: the data base cannot be read or written.
+        StudyMismatchError: the study was begun with other settings.
+        SearchError: the dense model has no finite answers.
+    """
+    address = parse_address(url)
+    existing = address.get_backend_name() != "sqlite" or os.path.lexists(address.database or "")
+    store = Store.open(url, create=False) if existing and address.get_backend_name() == "sqlite" else None
+    if store is not None:
+        _check_if_known(store, subject)
+    dense = subject.dense_answers()
+    store = store or Store.open(url, create=True)
+    try:
+        study = _check_if_known(store, subject)
+        if study is None:
+            measured = {
+                "dense_top1": dense.metrics.top1,
+                "dense_loss": dense.metrics.loss,
+                "dense_latency_ms": dense.metrics.latency_ms,
+            }
+            study = store.create_study(StudySpec(**subject.spec(), **measured))
+    except BaseException:
+        store.close()
+        raise
+    return store, study, dense
+
+
+def _check_if_known(store: Store, subject: Subject) -> Study | None:
+    try:
+        study = store.study(subject.config.study)
+    except UnknownNameError:
+        return None
+    check_same(study.spec, subject.spec(), study.name)
+    return study
+
+
+def check_same(begun: StudySpec, now: Mapping[str, Any], name: str) -> None:
+    """Raise a StudyMismatchError that names each difference which would mix two searches."""
+    differences = []
+    for field, words in IDENTITY.items():
+        was, is_now = getattr(begun, field), now[field]
+        if was != is_now:
+            differences.append(f"{words} was {_shown(was)}, now {_shown(is_now)}")
+    if differences:
+        raise StudyMismatchError(
+            f"study {name!r} was begun with other settings: {'; '.join(differences)}; "
+            "give the same ones, or another --study"
+        )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return "×".join(map(str, value)) if all(isinstance(v, int) for v in value) else ", ".join(map(str, value))
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text  # a digest
+
+
+def check_dense(dense: DenseAnswers, subject: Subject) -> str | None:
+    """Return a warning if the dense model hardly beats guessing: then the front says nothing."""
+    chance = 1 / subject.data.num_classes
+    if dense.metrics.top1 > 1.5 * chance or subject.config.checkpoint == ssm_models.checkpoints.RANDOM:
+        return None
+    return (
+        f"warning: the dense model's top-1 is {dense.metrics.top1:.3f}, near chance ({chance:.3f}); "
+        "do the weights and the images belong together?"
+    )
+
+
+def as_search_error(error: Exception) -> SearchError:
+    """Wrap what no one has foreseen, so that a user reads one line."""
+    return SearchError(f"{type(error).__name__}: {error}".splitlines()[0])

@@ -1,0 +1,293 @@
+"""The pages: what stands in them, that nothing is fetched or executed, and how a real browser shows them."""
+
+import base64
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from results import Evaluation, Study, StudySpec
+from results.charts import tokens_by_block
+from results.pictures import TILE, TokenPicture, tiles
+from results.plot import plot_front
+from results.report import Cost, Profile, reproducing_commands, write_report
+from spaces import PruningSchedule, Stage, TokenLayout
+from spaces.errors import PrunefrontError, UsageError
+
+MakeSpec = Callable[..., StudySpec]
+MakeEvaluation = Callable[..., Evaluation]
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+EVIL = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=1">{{ 7*7 }}\'&'
+
+
+@pytest.fixture
+def evaluations(make_evaluation: MakeEvaluation) -> list[Evaluation]:
+    """Twelve done, five of them on the front, one fine-tuned, one hopeless, and one failed."""
+    front = [
+        make_evaluation(f"{i + 1}:0.5,9:0.7;context=freeze", 400_000 + 60_000 * i, 0.9 + 0.012 * i, number=i)
+        for i in range(5)
+    ]
+    front[3] = make_evaluation("4:0.5,9:0.7;context=freeze", 580_000, 0.936, number=3, finetuned_top1=0.97)
+    rest = [make_evaluation(f"{i + 1}:0.4", 500_000 + 30_000 * i, 0.85 - 0.01 * i, number=5 + i) for i in range(6)]
+    hopeless = make_evaluation("1:0.1", 450_000, 0.1, number=11)
+    failed = make_evaluation("2:0.1", top1=None, state="failed", failure="OOM", error=EVIL, number=12)
+    return [*front, *rest, hopeless, failed]
+
+
+def make_picture(label: str = "seven") -> TokenPicture:
+    image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    schedule = PruningSchedule.parse("3:0.5,6:0.2")
+    return TokenPicture(image, label, schedule, [list(range(25)), [0, 8, 24, 10, 11]], (7, 7), label, "one")
+
+
+def write_evil_report(path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]) -> None:
+    spec = make_spec(
+        name=EVIL, data=f"folder:/{EVIL}", checkpoint=EVIL, space=EVIL, versions={EVIL: EVIL}, budget="0.8"
+    )
+    write_report(path, Study(1, NOW, spec, 12, 1), evaluations, [make_picture(EVIL)])
+
+
+# --- without a browser ------------------------------------------------------------------------------------
+
+
+def test_the_page_stands_alone_and_escapes_every_text(
+    tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
+) -> None:
+    write_evil_report(tmp_path / "report.html", make_spec, evaluations)
+    page = (tmp_path / "report.html").read_text()
+    own = re.sub(r"<script>\s*/\*\*\s*\* plotly\.js.*?</script>", "", page, flags=re.DOTALL)
+    assert len(own) < 200_000, "plotly is cut out"
+    assert "window.hacked=1</script>" not in own
+    assert 'onerror="' not in own
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", own), "something is fetched"
+    assert "49'" not in own, "a name was taken for a template"
+
+
+def test_what_the_page_says(tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]) -> None:
+    write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 12, 1), evaluations, commands=["make it so"])
+    page = (tmp_path / "report.html").read_text()
+    for e in evaluations[:5]:
+        assert f'id="row-{e.hash}"' in page
+    assert evaluations[5].hash not in page.split('<script type="application/json"')[0], "dominated: not in the table"
+    assert "make it so" in page
+    assert "97.00" in page, "the fine-tuned top-1"
+    assert page.count("d" * 64) >= 1, "the digest of the data"
+
+
+def test_a_study_without_evaluations_has_a_page(tmp_path: Path, make_spec: MakeSpec) -> None:
+    write_report(tmp_path / "report.html", Study(1, NOW, make_spec()), [])
+    assert "No schedule has finished yet." in (tmp_path / "report.html").read_text()
+
+
+def test_the_commands_reproduce_the_study(make_spec: MakeSpec) -> None:
+    study = Study(1, NOW, make_spec(name="it's mine", checkpoint="/models/a b.safetensors"))
+    search, report = reproducing_commands(study, 40)
+    assert search.startswith("prunefront search --model vim_nano --data embedded --flops-budget 0.8 --trials 40 ")
+    assert """--study 'it'"'"'s mine'""" in search
+    assert "--checkpoint '/models/a b.safetensors'" in search
+    assert report.endswith("--out report.html")
+
+
+def test_the_cost_adds_up(evaluations: list[Evaluation]) -> None:
+    cost = Cost.of(evaluations)
+    assert (cost.evaluations, cost.seconds, cost.median) == (13, 6.5, 0.5)
+    assert cost.failures == [("OOM", 1, EVIL)]
+    assert cost.origins == [("nsga2", 13)]
+
+
+def test_numbers_above_the_bars_have_room(make_evaluation: MakeEvaluation) -> None:
+    layout = TokenLayout("deep", (224, 224), (Stage(24, 14, 14),))
+    schedule = PruningSchedule.of([(block, 0.9) for block in range(1, 24)])
+    profile = Profile(make_evaluation(), tokens_by_block(layout, schedule))
+    assert profile.labelled == set(range(1, 24, 2))
+
+
+def test_dropped_patches_are_veiled_and_kept_ones_are_not() -> None:
+    picture = make_picture()
+    shown = tiles(picture)
+    assert [tile.caption for tile in shown] == ["49", "after 3: 25", "after 6: 5"]
+    whole, first, second = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(tile.source.partition(",")[2])))) for tile in shown
+    )
+    cell = TILE // 7
+    assert whole.shape == (TILE, TILE, 3)
+    assert np.array_equal(whole[:: cell // 4, :: cell // 4][:28, :28], picture.image), "upscaled to the nearest"
+    for pixels, kept in ((first, picture.kept[0]), (second, picture.kept[1])):
+        for index in range(49):
+            row, column = divmod(index, 7)
+            patch = np.s_[row * cell : (row + 1) * cell, column * cell : (column + 1) * cell]
+            assert np.array_equal(pixels[patch], whole[patch]) == (index in kept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": np.zeros((28, 28), np.uint8)}, "expected"),
+        ({"image": np.zeros((28, 28, 3), np.float32)}, "uint8"),
+        ({"kept": [[0]]}, "1 lists for 2 steps"),
+        ({"kept": [[0], [49]]}, "outside the grid of 49"),
+    ],
+)
+def test_a_picture_that_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+    values = vars(make_picture()) | changes
+    with pytest.raises(ValueError, match=message):
+        TokenPicture(**values)
+
+
+def test_plots_by_ending(tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]) -> None:
+    study = Study(1, NOW, make_spec(name="costs $5 and $6_x$"), 12, 1)
+    plot_front(tmp_path / "front.PNG", study, evaluations)
+    with Image.open(tmp_path / "front.PNG") as image:
+        assert image.format == "PNG"
+        assert image.width >= 1000
+        assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50, "something is drawn"
+    plot_front(tmp_path / "front.html", study, evaluations)
+    assert "Plotly.react" in (tmp_path / "front.html").read_text()
+    for name, message in (("front.pdf", "ends in '.pdf'; use .html or .png"), ("front", "ends in 'nothing'")):
+        with pytest.raises(UsageError, match=message):
+            plot_front(tmp_path / name, study, evaluations)
+    with pytest.raises(PrunefrontError, match="cannot be written"):
+        plot_front(tmp_path / "nowhere" / "front.png", study, evaluations)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["front.PNG", "front.html"]
+
+
+# --- in a real browser ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install .[dev])")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    executable = next(filter(None, map(shutil.which, names)), None)
+    if executable is None:
+        pytest.skip("no Chromium is installed: the pages are not opened in a browser")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=arguments)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a file at a width; whatever the page complains of, or tries to fetch, fails the test at its end."""
+    complaints: list[str] = []
+    pages: list[Any] = []
+
+    def opened(path: Path, width: int, scheme: str = "light") -> Any:
+        page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+        pages.append(page)
+        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else complaints.append(r.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("#chart .scatterlayer .point")
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert complaints == []
+
+
+def points(page: Any) -> list[int]:
+    """Count the points drawn of each trace that has any."""
+    counted = page.evaluate(
+        "[...document.querySelectorAll('#chart .scatterlayer .trace')]"
+        ".map(trace => trace.querySelectorAll('.point').length)"
+    )
+    return [count for count in counted if count]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_renders_without_complaint_or_sideways_scroll(
+    open_page: Callable[..., Any],
+    tmp_path: Path,
+    make_spec: MakeSpec,
+    evaluations: list[Evaluation],
+    width: int,
+    scheme: str,
+) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, Study(1, NOW, make_spec(), 12, 1), evaluations, [make_picture(), make_picture("two")])
+    page = open_page(path, width, scheme)
+    assert points(page) == [7, 5, 1, 1], "dominated, front, fine-tuned, dense"
+    assert page.text_content("#chart .annotation-text") == "budget 0.8"
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.text_content("td.schedule") == evaluations[0].schedule.text, "can be copied"
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    lightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert (sum(lightness) < 200) == (scheme == "dark")
+    page.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
+    page.wait_for_timeout(200)
+    fill = page.evaluate("getComputedStyle(document.querySelector('#chart .legendtext')).fill")
+    assert fill == page.evaluate("getComputedStyle(document.querySelector('.lede')).color"), "the plot follows"
+
+
+def test_hover_switch_click_and_sort(
+    open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
+) -> None:
+    write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 12, 1), evaluations)
+    page = open_page(tmp_path / "report.html", 1280)
+    page.evaluate("document.getElementById('front').scrollIntoView({behavior: 'instant'})")
+    box = page.locator("#chart .scatterlayer .trace").nth(1).locator(".point").nth(2).bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.wait_for_selector("#chart .hovertext")
+    hover = page.text_content("#chart .hovertext")
+    assert "92.40 %" in hover
+    assert "0.520 of dense" in hover
+    assert "3:0.5, 9:0.7" in hover
+    assert "context freeze" in hover
+
+    page.mouse.click(*middle)
+    page.wait_for_selector("tr.found")
+    assert page.get_attribute("tr.found", "id") == f"row-{evaluations[2].hash}"
+
+    lowest = "document.getElementById('chart').layout.yaxis.range[0]"
+    assert page.evaluate(lowest) > 10
+    page.click("[data-view=all]")
+    assert page.get_attribute("[data-view=all]", "aria-pressed") == "true"
+    assert page.evaluate(lowest) < 10
+
+    first = "document.querySelector('table.front tbody tr').id"
+    heading = page.locator("table.front th button", has_text="Top-1")
+    heading.click()
+    assert page.evaluate(first) == f"row-{evaluations[0].hash}"
+    heading.click()
+    assert page.evaluate(first) == f"row-{evaluations[4].hash}"
+    page.locator("table.front th button", has_text="Fine-tuned").press("Enter")
+    assert page.evaluate(first) == f"row-{evaluations[3].hash}", "the one with a value stands before the gaps"
+
+
+def test_hostile_names_stay_text(
+    open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
+) -> None:
+    write_evil_report(tmp_path / "report.html", make_spec, evaluations)
+    page = open_page(tmp_path / "report.html", 390)
+    assert page.evaluate("window.hacked") is None
+    assert page.text_content("h1") == EVIL
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_the_plot_page_renders(
+    open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
+) -> None:
+    plot_front(tmp_path / "front.html", Study(1, NOW, make_spec(name=EVIL), 12, 1), evaluations)
+    page = open_page(tmp_path / "front.html", 390)
+    assert points(page) == [7, 5, 1, 1]
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate("window.hacked") is None
+
+
+def test_an_empty_study_renders(open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec) -> None:
+    write_report(tmp_path / "report.html", Study(1, NOW, make_spec()), [])
+    assert points(open_page(tmp_path / "report.html", 390)) == [1], "the dense model alone"

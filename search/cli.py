@@ -22,7 +22,7 @@ from spaces.errors import PrunefrontError
 
 # What the command line's parser raises on wrong usage. Typer brings the parser along under a name of its
 # own since 0.26 or so, and shows of its errors only this one.
-_UsageError = typer.BadParameter.__mro__[2]
+_UsageError: type[BaseException] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="prunefront",

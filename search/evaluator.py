@@ -136,7 +136,9 @@ class Evaluator:
             try:
                 started = time.perf_counter()
                 # .cpu() waits for the device, so the clock covers the computation
-                parts = [self.model(part.to(self.device)).float().cpu() for part in batch.split(most or len(batch))]
+                parts = [
+                    self.model(part.to(self.device)).float().cpu() for part in torch.split(batch, most or len(batch))
+                ]
                 return torch.cat(parts), time.perf_counter() - started, most
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):

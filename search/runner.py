@@ -251,7 +251,7 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
 
 
 def _workers(config: SearchConfig) -> int:
-    found = ray.cluster_resources()
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = int(found.get("CPU", 0.0) // config.cpus_per_trial)
     if config.gpus_per_trial > 0:
         fits = min(fits, int(found.get("GPU", 0.0) / config.gpus_per_trial + 1e-9))

@@ -31,9 +31,7 @@ def check_belongs(
     if named is not None and not isinstance(named, str):
         raise ScheduleError(f"{where}: model is {named!r}, expected a name")
     if model is not None and named not in (None, model):
-        raise ScheduleError(
-            f"{where}: model is {named!r}, but --model is {model!r}; a schedule fits the model it is for"
-        )
+        raise ScheduleError(f"{where}: model is {named!r}, but --model is {model!r}: a schedule is for one model")
     if size is None:
         return
     sides = size if isinstance(size, list) else [size, size]

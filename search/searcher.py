@@ -45,7 +45,7 @@ class Candidate:
     draw: Draw | None
 
 
-class ScheduleSearcher(Searcher):  # type: ignore[misc]  # ray has no types
+class ScheduleSearcher(Searcher):
     """Suggests each schedule once, records each result, and then tells the sampler.
 
     Tune calls `suggest` and `on_trial_complete` from the driver's main thread. What goes wrong in them
@@ -125,7 +125,7 @@ class ScheduleSearcher(Searcher):  # type: ignore[misc]  # ray has no types
         """Suggest nothing more; what is under way is still recorded. Safe to call from a signal handler."""
         self.ending = self.ending or reason
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next candidate as Tune's config, None for "ask again", or that the search is over."""
         try:
             if not self.ending and self._deadline():

@@ -18,7 +18,7 @@ from search.evaluator import DenseAnswers, Evaluator
 from search.subject import open_model
 from search.versions import versions
 from spaces import FlopsBudget
-from spaces.errors import SearchError, StudyMismatchError, UnknownNameError
+from spaces.errors import StudyMismatchError, UnknownNameError
 from spaces.space import SearchSpace, make_space
 from ssm_models import CostTable, PrunableModel
 
@@ -148,7 +148,7 @@ def open_study(subject: Subject, url: str) -> tuple[Store, Study, DenseAnswers]:
     try:
         study = _check_if_known(store, subject)
         if study is None:
-            measured = {
+            measured: dict[str, Any] = {
                 "dense_top1": dense.metrics.top1,
                 "dense_loss": dense.metrics.loss,
                 "dense_latency_ms": dense.metrics.latency_ms,
@@ -199,8 +199,3 @@ def check_dense(dense: DenseAnswers, subject: Subject) -> str | None:
         f"warning: the dense model's top-1 is {dense.metrics.top1:.3f}, near chance ({chance:.3f}); "
         "do the weights and the images belong together?"
     )
-
-
-def as_search_error(error: Exception) -> SearchError:
-    """Wrap what no one has foreseen, so that a user reads one line."""
-    return SearchError(f"{type(error).__name__}: {error}".splitlines()[0])

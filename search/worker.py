@@ -48,13 +48,13 @@ class WorkerSetup:
     dense_answers: NDArray[np.int64]
 
 
-class EvaluationTrainable(tune.Trainable):  # type: ignore[misc]  # ray has no types
+class EvaluationTrainable(tune.Trainable):
     """One Tune trial is one evaluation, one step long; the actor lives on for the next.
 
     What goes wrong in an evaluation comes back as a result, so that the actor with its model survives.
     """
 
-    def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:
+    def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:  # type: ignore[override]
         """Take the candidate; the model waits for the first step, so that actors start at once.
 
         An actor that starts slowly would be passed over: Tune gives its trial to one that is free.

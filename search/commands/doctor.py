@@ -37,7 +37,10 @@ class Check:
 
 
 def doctor(db: Database = None, format: FormatOption = Format.table) -> None:
-    """Say which versions, devices and services are there; exit code 1 if something that is needed is not."""
+    """Say what is installed and whether it works.
+
+    The exit code is 1 if something that is needed is missing.
+    """
     checks = list(_checks(database(db)))
     healthy = all(check.ok is not False for check in checks)
     rows = [asdict(check) for check in checks]

@@ -53,7 +53,7 @@ def train(
     cutmix: Annotated[float | None, typer.Option(metavar="X", help="Strength of pasting images. Default: 0.")] = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Train a dense model from scratch, to have something to prune."""
+    """Train a dense model from scratch."""
     if img_size is not None and not 1 <= img_size <= 100_000:
         raise UsageError(f"--img-size {img_size}: expected pixels, such as 224")
 

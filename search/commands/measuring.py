@@ -106,7 +106,10 @@ def flops(
     by_block: Annotated[bool, typer.Option("--by-block", help="The count of each part.")] = False,
     format: FormatOption = Format.table,
 ) -> None:
-    """Count the FLOPs of one image's forward pass; one multiply-accumulate is one."""
+    """Count the FLOPs of one forward pass.
+
+    One image; a multiply-accumulate is one FLOP.
+    """
     chosen, file = read_schedule(schedule)
     if file is not None:
         check_belongs(file, schedule, model=model)
@@ -168,7 +171,7 @@ def _size_of(file: dict[str, Any] | None) -> int | tuple[int, int] | None:
 def _parts(table: Any, schedule: PruningSchedule, tokens: list[int]) -> list[dict[str, Any]]:
     """Return each part's FLOPs; they add up to the whole."""
     seeding = table.seeding if schedule.method.importance == "random" else 0
-    parts = [("embedding", None, table.embedding + seeding)]
+    parts: list[tuple[str, int | None, int]] = [("embedding", None, table.embedding + seeding)]
     parts += [(f"block {i + 1}", tokens[i], count) for i, count in enumerate(table.by_block(schedule))]
     parts.append(("head", None, table.head))
     total = sum(count for _, _, count in parts)

@@ -60,7 +60,7 @@ def search(
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Run or resume a study until it has N evaluations; print its front."""
+    """Run or resume a study, then print its front."""
     flags = {
         "model": model,
         "data": data,

@@ -2,7 +2,10 @@
 
 import os
 import signal
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -50,7 +53,26 @@ class Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
+            end_descendants()
             self._at_second()
-            os._exit(128 + number)  # Ray's processes follow: the kernel ends them with their parent
+            os._exit(128 + number)
         self.signal = number
         self._at_first()
+
+
+def end_descendants() -> None:
+    """Kill all processes that descend from this one, where /proc tells which they are.
+
+    Most of Ray's die with their parent anyway, but its agents linger for a minute.
+    """
+    children = defaultdict(list)
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):  # it has just ended
+            # PID (NAME) STATE PARENT …, and a name may hold spaces and brackets
+            children[int(entry.read_text().rpartition(")")[2].split()[1])].append(int(entry.parent.name))
+    waiting = [os.getpid()]
+    while waiting:
+        for child in children[waiting.pop()]:
+            waiting.append(child)
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)

@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-SECONDS_A_LINE = 5.0
+SECONDS_A_LINE = 10.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class SearchProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def note(self, text: str) -> None:
         """Print a line of its own, above the bar."""

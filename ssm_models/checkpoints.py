@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -41,13 +42,17 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
             raise CheckpointError(f"checkpoint {path}: not a whole safetensors file: {error}") from None
     try:
         # Vim's and DeiT's files carry their training arguments; a Namespace is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of old pickle protocols; what matters raises
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"checkpoint {path}: refused, it holds more than weights or is no checkpoint: {reason}"
-        ) from None
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = (
+            f"it would run {found[1]}, and nothing of a pickle is run"
+            if found
+            else "it holds more than weights, or is no checkpoint"
+        )
+        raise CheckpointError(f"checkpoint {path}: refused: {reason}; convert it to safetensors") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"checkpoint {path}: truncated or not a checkpoint: {reason}") from None

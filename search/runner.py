@@ -116,7 +116,7 @@ def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> Sear
                 if warning := check_dense(dense, subject):
                     progress.note(warning)
                 recorded = store.evaluations(study, done_only=False)
-                outcome = SearchOutcome(study, f"{config.trials} evaluations are recorded")
+                outcome = SearchOutcome(study, f"{len(recorded)} evaluations are recorded")
                 if len(recorded) < config.trials and interruption.signal is None:
                     searcher = _searcher(subject, study, store, recorded, began, progress)
                     stopping.append(searcher)

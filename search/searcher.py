@@ -164,7 +164,7 @@ class ScheduleSearcher(Searcher):
                 self.overheads.append(time.monotonic() - slot_free_at - forward)
                 self._take_in(evaluation)
             else:
-                self._known[evaluation.hash] = self._records.evaluation(evaluation.hash) or evaluation
+                self._take_in(self._records.evaluation(evaluation.hash) or evaluation)
             self._tell(candidate, evaluation)
             self._observe(self.snapshot)
         except Exception as caught:

@@ -139,12 +139,12 @@ def open_study(subject: Subject, url: str) -> tuple[Store, Study, DenseAnswers]:
         SearchError: the dense model has no finite answers.
     """
     address = parse_address(url)
-    existing = address.get_backend_name() != "sqlite" or os.path.lexists(address.database or "")
-    store = Store.open(url, create=False) if existing and address.get_backend_name() == "sqlite" else None
-    if store is not None:
-        _check_if_known(store, subject)
+    # A new file is made only when all is known to be well; one that is there is looked into at once.
+    if address.get_backend_name() == "sqlite" and os.path.lexists(address.database or ""):
+        with Store.open(url) as store:
+            _check_if_known(store, subject)
     dense = subject.dense_answers()
-    store = store or Store.open(url, create=True)
+    store = Store.open(url, create=True)
     try:
         study = _check_if_known(store, subject)
         if study is None:

@@ -1,0 +1,70 @@
+"""A study on the shipped model and the embedded images, made without a search."""
+
+from pathlib import Path
+
+import pytest
+
+from results import Evaluation, Study, StudySpec
+from results.store import Store
+from search.config import SearchConfig
+from search.studies import Subject, open_subject
+from spaces import PruningSchedule
+from spaces.published import published_schedules
+
+OTHERS = ("3:0.3,6:0.5;context=freeze", "2:0.5,4:0.6;context=freeze", "5:0.2,9:0.5;context=freeze")
+
+
+@pytest.fixture(scope="session")
+def subject() -> Subject:
+    """The shipped model on 40 of the embedded images, with a budget of 0.9."""
+    return open_subject(
+        SearchConfig(
+            model="vim_nano", study="digits", data="embedded", flops_budget="0.9", trials=8, images=40, batch_size=20
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def _filled(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("study") / "studies.db"
+    fill(path, subject)
+    return path
+
+
+@pytest.fixture
+def study_url(_filled: Path, tmp_path: Path) -> str:
+    """A data base of one's own with the study `digits`: seven evaluations, and one that failed."""
+    copy = tmp_path / "studies.db"
+    copy.write_bytes(_filled.read_bytes())
+    return f"sqlite:///{copy}"
+
+
+def fill(path: Path, subject: Subject) -> Study:
+    """Write the study with made-up figures; its FLOPs, digests and layout are real."""
+    with Store.open(f"sqlite:///{path}", create=True) as store:
+        spec = StudySpec(**subject.spec(), dense_top1=0.975, dense_loss=0.1, dense_latency_ms=1.0)
+        study = store.create_study(spec)
+        schedules = [*published_schedules(subject.model.layout), *map(PruningSchedule.parse, OTHERS)]
+        for index, schedule in enumerate(schedules):
+            flops = subject.table.flops(schedule)
+            ratio = flops / subject.table.dense
+            if index == 1:
+                failed = Evaluation(
+                    schedule, flops, ratio, "failed", failure="NONFINITE", error="logits are NaN", origin="published"
+                )
+                store.record(study, failed)
+                continue
+            done = Evaluation(
+                schedule,
+                flops,
+                ratio,
+                top1=round(0.5 + 0.4 * ratio + 0.01 * index, 4),
+                loss=0.5,
+                agreement=0.9,
+                images=40,
+                latency_ms=1.5,
+                seconds=0.1,
+                origin="published" if index < 5 else "nsga2",
+            )
+            store.record(study, done)
+        return store.study("digits")

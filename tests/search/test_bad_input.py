@@ -1,0 +1,339 @@
+"""Bad input gets one clear line on stderr, exit code 1 or 2, no traceback, and leaves nothing behind."""
+
+import json
+import os
+import pickle
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ssm_models
+from search.cli import run
+from ssm_models import save_checkpoint
+
+Check = Callable[..., str]
+SEARCH = {
+    "--model": "vim_nano",
+    "--data": "embedded",
+    "--flops-budget": "0.6",
+    "--trials": "5",
+    "--study": "s",
+    "--images": "20",
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PRUNEFRONT_DB", raising=False)
+    monkeypatch.delenv("PRUNEFRONT_DEBUG", raising=False)
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Check:
+    """Run a command that must fail with `code`; return its one line. No file may have appeared or changed."""
+
+    def check(code: int, *arguments: str) -> str:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        capfd.readouterr()
+        found = run([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("error: ")
+        assert found == code, err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        return err
+
+    return check
+
+
+def search(**changes: str | None) -> list[str]:
+    options = SEARCH | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+    return ["search", *(part for name, value in options.items() if value is not None for part in (name, value))]
+
+
+@pytest.mark.parametrize(
+    ("code", "changes", "words"),
+    [
+        (2, {"model": "vim_nan"}, "unknown model 'vim_nan': did you mean 'vim_nano'?"),
+        (2, {"model": None}, "--model is missing"),
+        (2, {"data": "cifar"}, "unknown data set 'cifar'"),
+        (1, {"data": "folder:nowhere"}, "nowhere"),
+        (2, {"sampler": "nsga"}, "unknown sampler 'nsga': did you mean 'nsga2'?"),
+        (2, {"space": "stage"}, "unknown space 'stage': did you mean 'stages'?"),
+        (2, {"space": "stages:99"}, "stages:99"),
+        (2, {"flops_budget": "0"}, "'0': must be above 0"),
+        (2, {"flops_budget": "1.7"}, "'1.7': a share is at most 1"),
+        (2, {"flops_budget": "abc"}, "'abc': expected a share"),
+        (2, {"flops_budget": "0.05"}, "cheapest schedule"),
+        (2, {"flops_budget": "1K"}, "cheapest schedule"),
+        (2, {"trials": "0"}, "trials=0"),
+        (2, {"trials": "many"}, "'--trials'"),
+        (2, {"objective": "speed"}, "unknown objective 'speed'"),
+        (2, {"time_budget": "soon"}, "time budget 'soon'"),
+        (2, {"config": "none.toml"}, "none.toml: cannot be read"),
+        (2, {"model": "vim_tiny"}, "ships no weights"),
+        (1, {"checkpoint": "none.safetensors"}, "none.safetensors: no such file"),
+        (2, {"db": "mysql://host/x"}, "expected sqlite:///FILE or postgresql://"),
+        (1, {"db": "sqlite:///no/such/folder/x.db"}, "no/such/folder"),
+        (2, {"format": "xml"}, "'xml' is not one of"),
+    ],
+)
+def test_a_search_that_cannot_be(refused: Check, code: int, changes: dict[str, str | None], words: str) -> None:
+    assert words in refused(code, *search(**changes))
+
+
+def test_a_setting_that_does_not_exist(refused: Check, tmp_path: Path) -> None:
+    (tmp_path / "search.toml").write_text('modle = "vim_nano"')
+    assert "did you mean 'model'?" in refused(2, *search(config="search.toml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["frnt"], "frnt"),
+        (["front"], "--study"),
+        (["front", "--study", "s", "--colour"], "--colour"),
+        (["front", "--study", "s", "--min-top1", "95"], "--min-top1 95: expected a share"),
+        (["front", "--study", "s", "--min-top1", "nan"], "--min-top1 nan: expected a share"),
+        (["front", "--study", "s", "--plot", "front.pdf"], "'.pdf'; use .html or .png"),
+        (["flops", "--model", "vim_nano", "--convention", "half"], "unknown FLOPs convention 'half'"),
+        (["flops", "--model", "vim_nano", "--img-size", "0"], "--img-size 0"),
+        (["flops", "--model", "resnet50"], "unknown model 'resnet50'"),
+        (["train", "--model", "vim_nano", "--data", "embedded", "--epochs", "0", "--out", "o"], "epochs=0"),
+        (["train", "--model", "vim", "--data", "embedded", "--epochs", "1", "--out", "o"], "unknown model 'vim'"),
+    ],
+)
+def test_wrong_usage(refused: Check, arguments: list[str], words: str) -> None:
+    assert words in refused(2, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("3:1.5", "keep ratio 1.5 is not in (0, 1]"),
+        ("3:0", "keep ratio 0.0 is not in (0, 1]"),
+        ("3:nan", "BLOCK:RATIO"),
+        ("99:0.5", "vim_nano has 12 blocks"),
+        ("0:0.5", "after=0"),
+        ("3-0.5", "BLOCK:RATIO"),
+        ("3:0.5;context=warm", "context='warm'"),
+        ("3:0.5;context=conv", "vim_nano offers drop, freeze"),
+        ("nowhere.json", "nowhere.json: cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "flops"])
+def test_a_bad_schedule(refused: Check, command: str, text: str, words: str) -> None:
+    data = ["--data", "embedded"] if command == "evaluate" else []
+    assert words in refused(2, command, "--model", "vim_nano", *data, "--schedule", text)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": 2}, "version 2 is newer than 1"),
+        ({"version": "1"}, "version is '1'"),
+        ({"format": "other"}, "format is 'other'"),
+        ({"steps": [{"after": 3, "keep": 1.5}]}, "steps[0]: step after block 3: keep ratio 1.5"),
+        ({"steps": [{"after": 30, "keep": 0.5}]}, "vim_nano has 12 blocks"),
+        ({"steps": "3:0.5"}, "steps must be a list"),
+        ({"model": "vim_tiny"}, "model is 'vim_tiny'"),
+        ({"model": 3}, "model is 3"),
+        ({"img_size": 224}, "img_size is 224"),
+        ({"img_size": "big"}, "img_size is 'big'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "flops", "finetune"])
+def test_a_bad_schedule_file(
+    refused: Check, tmp_path: Path, command: str, change: dict[str, Any], words: str
+) -> None:
+    good = {
+        "format": "prunefront.schedule",
+        "version": 1,
+        "model": "vim_nano",
+        "img_size": 28,
+        "steps": [],
+        "method": {},
+    }
+    (tmp_path / "schedule.json").write_text(json.dumps(good | change))
+    arguments = {
+        "evaluate": ["--model", "vim_nano", "--data", "embedded", "--schedule", "schedule.json"],
+        "flops": ["--model", "vim_nano", "--schedule", "schedule.json"],
+        "finetune": ["schedule.json", "--data", "embedded", "--epochs", "1", "--out", "out"],
+    }[command]
+    if command == "flops" and change == {"img_size": 224}:
+        pytest.skip("flops counts at the schedule's own image size")
+    if command == "finetune" and change == {"model": "vim_tiny"}:
+        words = "ships no weights"  # the file names the model here
+    line = refused(2, command, *arguments)
+    assert words in line
+    if words.startswith(("model is", "img_size is", "version", "format")):
+        assert "schedule.json" in line
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch executed",)
+
+
+def truncated(path: Path) -> None:
+    save_checkpoint(ssm_models.create_model("vim_nano"), path, {})
+    path.write_bytes(path.read_bytes()[:50_000])
+
+
+def other_model(path: Path) -> None:
+    save_checkpoint(ssm_models.create_model("vim_tiny", num_classes=10), path, {"model": "vim_tiny"})
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "words"),
+    [
+        (
+            "evil.pth",
+            lambda path: path.write_bytes(pickle.dumps({"model": Evil()})),
+            "refused: it holds more than weights",
+        ),
+        ("cut.safetensors", truncated, "not a whole safetensors file"),
+        ("cut.pth", lambda path: path.write_bytes(b"PK\x03\x04 half"), "not a checkpoint"),
+        ("other.safetensors", other_model, "vim_tiny"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "search"])
+def test_a_bad_checkpoint(
+    refused: Check, tmp_path: Path, command: str, name: str, write: Callable[[Path], Any], words: str
+) -> None:
+    write(tmp_path / name)
+    evaluate = ["evaluate", "--model", "vim_nano", "--data", "embedded", "--schedule", "", "--checkpoint", name]
+    line = refused(1, *(evaluate if command == "evaluate" else search(checkpoint=name)))
+    assert words in line
+    assert name in line
+    assert not (tmp_path / "executed").exists()
+
+
+def foreign(path: Path) -> None:
+    path.write_text("dear diary, " * 100)
+
+
+def foreign_sqlite(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table diary (entry text)")
+    connection.close()
+
+
+def cut(path: Path, study_url: str) -> None:
+    path.write_bytes(Path(study_url.removeprefix("sqlite:///")).read_bytes()[:5000])
+
+
+@pytest.mark.parametrize("command", ["front", "search", "studies", "report", "export"])
+@pytest.mark.parametrize("kind", ["text", "sqlite", "cut"])
+def test_an_unreadable_data_base(refused: Check, tmp_path: Path, study_url: str, command: str, kind: str) -> None:
+    folder = tmp_path / "db"
+    folder.mkdir()
+    path = folder / "broken.db"
+    if kind == "cut":
+        cut(path, study_url)
+    else:
+        {"text": foreign, "sqlite": foreign_sqlite}[kind](path)
+    arguments = {
+        "front": ["front", "--study", "digits"],
+        "search": search(study="digits"),
+        "studies": ["studies"],
+        "report": ["report", "--study", "digits", "--out", "r.html"],
+        "export": ["export", "--study", "digits", "--out", "e.json"],
+    }[command]
+    assert "broken.db" in refused(1, *arguments, "--db", f"sqlite:///{path}")
+
+
+def test_a_data_base_that_is_not_there(refused: Check) -> None:
+    assert "prunefront.db" in refused(1, "studies")
+
+
+def test_an_unknown_study(refused: Check, study_url: str) -> None:
+    for command in (["front"], ["report", "--out", "r.html"], ["export", "--out", "e.json"]):
+        line = refused(2, *command, "--study", "digit", "--db", study_url)
+        assert "unknown study 'digit': did you mean 'digits'?" in line
+
+
+def test_bounds_that_nothing_meets(refused: Check, study_url: str) -> None:
+    arguments = ("export", "--study", "digits", "--db", study_url, "--out", "e.json")
+    assert "no schedule costs at most" in refused(2, *arguments, "--max-flops", "0.1")
+    assert "no schedule has a top-1 of at least 0.99" in refused(2, *arguments, "--min-top1", "0.99")
+    assert "'1.7'" in refused(2, *arguments, "--max-flops", "1.7")
+
+
+def test_a_study_of_other_settings(refused: Check, study_url: str) -> None:
+    line = refused(1, *search(study="digits", images="40", flops_budget="0.7", db=study_url))
+    assert "study 'digits' was begun with other settings: --flops-budget" in line
+
+
+@pytest.mark.parametrize("kind", ["empty", "no-split", "broken"])
+def test_a_folder_of_images_that_will_not_do(refused: Check, tmp_path: Path, kind: str) -> None:
+    val = tmp_path / "images" / ("val" if kind != "no-split" else "test")
+    for label in range(10):
+        (val / str(label)).mkdir(parents=True)
+        if kind != "empty":
+            Image.fromarray(np.zeros((28, 28, 3), np.uint8)).save(val / str(label) / "a.png")
+    if kind == "broken":
+        (val / "3" / "b.png").write_bytes((val / "3" / "a.png").read_bytes()[:30])
+    for arguments in (
+        search(data="folder:images", images=None),
+        ["evaluate", "--model", "vim_nano", "--data", "folder:images", "--schedule", "3:0.5"],
+    ):
+        line = refused(1, *arguments)
+        assert "images" in line
+        if kind == "broken":
+            assert "b.png" in line
+
+
+def test_images_of_another_number_of_classes(refused: Check, tmp_path: Path) -> None:
+    for label in range(3):
+        (tmp_path / "images" / "val" / str(label)).mkdir(parents=True)
+        Image.fromarray(np.zeros((28, 28, 3), np.uint8)).save(tmp_path / "images" / "val" / str(label) / "a.png")
+    assert "3 classes but vim_nano answers with 10" in refused(1, *search(data="folder:images", images=None))
+
+
+def test_fine_tuning_for_a_study_that_cannot_take_it(refused: Check, tmp_path: Path, study_url: str) -> None:
+    schedule = {
+        "format": "prunefront.schedule",
+        "version": 1,
+        "model": "vim_nano",
+        "steps": [{"after": 3, "keep": 0.9}],
+    }
+    (tmp_path / "schedule.json").write_text(json.dumps(schedule))
+    arguments = (
+        "finetune",
+        "schedule.json",
+        "--data",
+        "embedded",
+        "--epochs",
+        "1",
+        "--out",
+        "out",
+        "--db",
+        study_url,
+    )
+    assert "has no evaluation of '3:0.9'" in refused(2, *arguments, "--study", "digits")
+    assert "unknown study 'other'" in refused(2, *arguments, "--study", "other")
+    assert "other weights" in refused(2, *_known(tmp_path, arguments), "--study", "digits", "--checkpoint", "random")
+
+
+def _known(tmp_path: Path, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """The same for a schedule that the study has."""
+    steps = [{"after": 3, "keep": 0.8}, {"after": 5, "keep": 0.8}, {"after": 8, "keep": 0.8}]
+    schedule = {"format": "prunefront.schedule", "version": 1, "model": "vim_nano", "steps": steps}
+    (tmp_path / "known.json").write_text(json.dumps(schedule))
+    return ("finetune", "known.json", *arguments[2:])
+
+
+def test_debugging_shows_the_traceback(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEFRONT_DEBUG", "1")
+    assert run(["flops", "--model", "none"]) == 2
+    err = capfd.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: unknown model")

@@ -1,0 +1,226 @@
+"""What the commands print, and where: data on stdout, all else on stderr."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ssm_models
+from search.cli import run
+from search.commands.finding import chosen
+from spaces import PruningSchedule
+
+FRONT_KEYS = [
+    "schedule", "hash", "top1", "loss", "flops", "flops_ratio", "images", "latency_ms", "finetuned_top1"
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def database(study_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEFRONT_DB", study_url)
+
+
+def printed(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must end well and return its stdout."""
+    capfd.readouterr()
+    code = run(arguments)
+    captured = capfd.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+def as_json(capfd: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    return json.loads(printed(capfd, *arguments, "--format", "json"))
+
+
+def test_help_answers_at_once_and_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; from search.cli import run; run(['search', '--help']); "
+        "heavy = {'torch', 'ray', 'sqlalchemy', 'optuna', 'numpy', 'rich'} & set(sys.modules); "
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    best = 9.0
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        best = min(best, time.perf_counter() - began)
+    assert done.stderr.strip() == "[]"
+    assert "--flops-budget" in done.stdout
+    assert best < 0.5
+
+
+def test_version_and_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "search", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("prunefront ")
+    assert done.stderr == ""
+
+
+def test_front_as_json_is_the_contracts(capfd: pytest.CaptureFixture[str]) -> None:
+    front = as_json(capfd, "front", "--study", "digits")
+    assert len(front) >= 2
+    assert all(list(row) == FRONT_KEYS for row in front)
+    assert [row["flops"] for row in front] == sorted(row["flops"] for row in front)
+    assert [row["top1"] for row in front] == sorted(row["top1"] for row in front)
+    assert all(isinstance(row["flops"], int) and 0 < row["flops_ratio"] < 1 for row in front)
+    assert PruningSchedule.parse(front[0]["schedule"]).hash == front[0]["hash"]
+
+
+def test_front_as_csv_and_table_say_the_same(capfd: pytest.CaptureFixture[str]) -> None:
+    front = as_json(capfd, "front", "--study", "digits")
+    rows = list(csv.DictReader(io.StringIO(printed(capfd, "front", "--study", "digits", "--format", "csv"))))
+    assert [row["schedule"] for row in rows] == [row["schedule"] for row in front]
+    assert list(rows[0]) == FRONT_KEYS
+    table = printed(capfd, "front", "--study", "digits")
+    assert all(row["schedule"] in table and row["hash"] in table for row in front)
+    assert "\x1b" not in table
+
+
+def test_bounds(capfd: pytest.CaptureFixture[str]) -> None:
+    front = as_json(capfd, "front", "--study", "digits")
+    middle = front[len(front) // 2]
+    share = as_json(capfd, "front", "--study", "digits", "--max-flops", f"{middle['flops_ratio'] + 1e-6:.6f}")
+    assert share == [row for row in front if row["flops"] <= middle["flops"]]
+    absolute = as_json(capfd, "front", "--study", "digits", "--max-flops", f"{middle['flops'] / 1e6:.6f}M")
+    assert absolute == share
+    accurate = as_json(capfd, "front", "--study", "digits", "--min-top1", str(middle["top1"]))
+    assert accurate == [row for row in front if row["top1"] >= middle["top1"]]
+    assert as_json(capfd, "front", "--study", "digits", "--max-flops", "0.01") == []
+
+
+def test_all_has_failed_ones_too(capfd: pytest.CaptureFixture[str]) -> None:
+    rows = as_json(capfd, "front", "--study", "digits", "--all")
+    assert len(rows) == 8
+    assert [(row["failure"], row["top1"]) for row in rows if row["state"] == "failed"] == [("NONFINITE", None)]
+    assert "logits are NaN" in printed(capfd, "front", "--study", "digits", "--all")
+
+
+@pytest.mark.parametrize("suffix", ["html", "png"])
+def test_front_plots(capfd: pytest.CaptureFixture[str], tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"front.{suffix}"
+    front = as_json(capfd, "front", "--study", "digits", "--plot", str(path))
+    assert front
+    assert path.stat().st_size > 10_000
+
+
+def test_export_then_evaluate_and_flops(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    assert printed(capfd, "export", "--study", "digits", "--max-flops", "0.8", "--out", str(path)) == ""
+    exported = json.loads(path.read_text())
+    assert (exported["format"], exported["version"], exported["model"]) == ("prunefront.schedule", 1, "vim_nano")
+    counted = as_json(capfd, "flops", "--model", "vim_nano", "--schedule", str(path))
+    assert list(counted) == ["model", "schedule", "convention", "dense_flops", "flops", "ratio", "tokens"]
+    assert counted["flops"] == exported["metrics"]["flops"] <= 0.8 * counted["dense_flops"]
+    assert len(counted["tokens"]) == 12
+    found = as_json(
+        capfd, "evaluate", "--model", "vim_nano", "--data", "embedded", "--schedule", str(path), "--images", "40"
+    )
+    assert list(found) == [*FRONT_KEYS, "agreement"]
+    assert found["flops"] == counted["flops"]
+    assert found["images"] == 40
+    assert found["latency_ms"] > 0
+
+
+def test_the_empty_text_is_dense(capfd: pytest.CaptureFixture[str]) -> None:
+    counted = as_json(capfd, "flops", "--model", "vim_nano", "--schedule", "")
+    assert counted["flops"] == counted["dense_flops"] == ssm_models.count_flops(ssm_models.create_model("vim_nano"))
+    assert counted["ratio"] == 1.0
+    assert counted["tokens"] == [49] * 12
+    found = as_json(
+        capfd, "evaluate", "--model", "vim_nano", "--data", "embedded", "--schedule", "", "--images", "60"
+    )
+    assert (found["agreement"], found["flops_ratio"], found["schedule"]) == (1.0, 1.0, "")
+    assert found["top1"] > 0.9
+
+
+@pytest.mark.parametrize("schedule", ["", "3:0.5,7:0.5", "3:0.5;context=freeze;importance=random"])
+def test_the_parts_add_up(capfd: pytest.CaptureFixture[str], schedule: str) -> None:
+    found = as_json(capfd, "flops", "--model", "vim_nano", "--schedule", schedule, "--by-block")
+    assert sum(part["flops"] for part in found["parts"]) == found["flops"]
+    assert [part["part"] for part in found["parts"]] == ["embedding", *(f"block {i}" for i in range(1, 13)), "head"]
+    rows = list(
+        csv.DictReader(
+            io.StringIO(
+                printed(
+                    capfd, "flops", "--model", "vim_nano", "--schedule", schedule, "--by-block", "--format", "csv"
+                )
+            )
+        )
+    )
+    assert sum(int(row["flops"]) for row in rows) == found["flops"]
+
+
+def test_an_image_size_and_a_convention_change_the_count(capfd: pytest.CaptureFixture[str]) -> None:
+    plain = as_json(capfd, "flops", "--model", "vim_nano")
+    assert as_json(capfd, "flops", "--model", "vim_nano", "--img-size", "56")["tokens"] == [196] * 12
+    assert as_json(capfd, "flops", "--model", "vim_nano", "--convention", "published")["flops"] < plain["flops"]
+
+
+def test_studies_and_models(capfd: pytest.CaptureFixture[str]) -> None:
+    (study,) = as_json(capfd, "studies")
+    assert (study["study"], study["model"], study["done"], study["failed"]) == ("digits", "vim_nano", 7, 1)
+    models = {row["name"]: row for row in as_json(capfd, "models")}
+    assert models["vim_nano"]["weights"] is True
+    assert models["vim_small"]["weights"] is False
+    assert "digits" in printed(capfd, "studies")
+    assert "vim_nano" in printed(capfd, "models")
+
+
+def test_report_shows_which_tokens_went(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    code = run(["report", "--study", "digits", "--out", str(path), "--pictures", "3"])
+    assert (code, capfd.readouterr().out) == (0, "")
+    page = path.read_text()
+    best = as_json(capfd, "front", "--study", "digits")[-1]
+    assert best["hash"] in page or best["schedule"] in page
+    assert page.count("data:image/png;base64,") >= 3
+
+
+def test_the_pictured_schedule_is_the_cheapest_good_one() -> None:
+    from results import Evaluation
+
+    front = [
+        Evaluation(PruningSchedule(), flops=f, flops_ratio=f / 10, top1=t)
+        for f, t in ((1, 0.5), (2, 0.95), (3, 0.96))
+    ]
+    assert chosen(front).flops == 2
+
+
+def test_output_that_nobody_reads_to_the_end_is_no_error(study_url: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search", "front", "--study", "digits", "--all", "--format", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(60) == 1
+    assert process.stderr.read() == b""
+
+
+@pytest.mark.slow
+def test_finetune_records_its_outcome(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path, out = tmp_path / "schedule.json", tmp_path / "tuned"
+    printed(capfd, "export", "--study", "digits", "--max-flops", "0.75", "--out", str(path))
+    found = as_json(
+        capfd, "finetune", str(path), "--data", "embedded", "--epochs", "1", "--out", str(out), "--study", "digits"
+    )
+    assert found["top1"] > found["before_top1"] - 0.05
+    assert Path(found["checkpoint"]).exists()
+    row = next(r for r in as_json(capfd, "front", "--study", "digits", "--all") if r["hash"] == found["hash"])
+    assert row["finetuned_top1"] == found["top1"]
+
+
+@pytest.mark.slow
+def test_doctor(capfd: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capfd, "doctor")
+    checks = {check["name"]: check for check in found["checks"]}
+    assert found["ok"] is True
+    assert checks["ray session"]["value"] == "starts"
+    assert "1 studies" in checks["data base"]["value"]
+    assert "scan backend" in checks["cpu"]["value"]

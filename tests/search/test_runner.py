@@ -1,0 +1,213 @@
+"""Whole searches with a real Ray, as a user runs them: each is a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from results import Evaluation
+from results.store import Store
+from search import runner
+from search.cli import run
+from search.config import SearchConfig
+from spaces.errors import UsageError
+
+SEARCH = ["search", "--model", "vim_nano", "--data", "embedded", "--images", "40"]
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 's.db'}"
+
+
+def command(url: str, trials: int) -> list[str]:
+    rest = ["--flops-budget", "0.8", "--workers", "2", "--trials", str(trials), "--study", "s", "--db", url]
+    return [sys.executable, "-m", "search", *SEARCH, *rest, "--format", "json"]
+
+
+def evaluations(url: str) -> list[Evaluation]:
+    """What study `s` has by now; nothing if it has not begun."""
+    if not Path(url.removeprefix("sqlite:///")).exists():
+        return []
+    with Store.open(url) as store:
+        return [e for study in store.studies() for e in store.evaluations(study, done_only=False)]
+
+
+def memory(process: subprocess.Popen[str]) -> int:
+    """Bytes of a process and its descendants; what they share is counted once."""
+    total = 0
+    with suppress(psutil.NoSuchProcess):
+        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                total += one.memory_full_info().pss
+    return total
+
+
+def finish(url: str, trials: int) -> tuple[list[dict[str, object]], str, int]:
+    """Run a search to its end; return the printed front, stderr, and the peak of its memory."""
+    process = subprocess.Popen(command(url, trials), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, memory(process))
+        time.sleep(0.3)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out), err, peak
+
+
+@contextmanager
+def running(url: str) -> Iterator[subprocess.Popen[str]]:
+    """A long search, yielded when three evaluations are recorded; none of its processes may outlive the block."""
+    process = subprocess.Popen(command(url, 500), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    family: list[psutil.Process] = []
+    try:
+        wait_for(url, 3, process)
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield process
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert [p.name() for p in alive] == []
+    finally:
+        for one in [*family, process]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+
+
+def wait_for(url: str, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(evaluations(url)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the evaluations did not come within two minutes"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_search_resumes_to_the_total_and_prints_its_front(url: str) -> None:
+    front, err, peak = finish(url, 9)
+    recorded = evaluations(url)
+    assert len(recorded) == 9
+    assert {row["hash"] for row in front} <= {e.hash for e in recorded}
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    assert 0 < peak < 5 * 2**30
+
+    _, err, _ = finish(url, 14)
+    assert "14 evaluations are recorded: 14 done, 0 failed, 5 of them now" in err
+    after = evaluations(url)
+    assert [e.hash for e in after][:9] == [e.hash for e in recorded]
+    assert [e.number for e in after] == list(range(14))
+    assert len({e.hash for e in after}) == 14
+    assert all(e.flops_ratio <= 0.8 for e in after)
+    assert all(e.images == 40 and e.latency_ms and e.seconds for e in after)
+    assert all(e.sampler_state for e in after if e.origin == "nsga2")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing_and_a_signal_records_what_is_under_way(url: str) -> None:
+    """The schedule runs again in another worker; afterwards SIGTERM ends the search in order."""
+    with running(url) as process:
+        before = len(evaluations(url))
+        family = psutil.Process(process.pid).children(recursive=True)
+        next(p for p in family if "Trainable" in "".join(p.cmdline())).kill()
+        wait_for(url, before + 8, process)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "what is under way will be recorded" in err
+    assert "Traceback" not in err
+    recorded = evaluations(url)
+    assert all(e.state == "done" for e in recorded)
+    assert len({e.hash for e in recorded}) == len(recorded)
+
+
+@pytest.mark.slow
+def test_two_signals_end_it_at_once_and_nothing_recorded_is_lost(url: str) -> None:
+    with running(url) as process:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 130
+    before = evaluations(url)
+    with Store.open(url) as store:
+        assert store.study("s").done == len(before) >= 3
+    finish(url, len(before) + 2)
+    after = evaluations(url)
+    assert [e.hash for e in after][: len(before)] == [e.hash for e in before]
+    assert len({e.hash for e in after}) == len(after) == len(before) + 2
+
+
+@pytest.mark.slow
+def test_weights_that_change_under_way_end_the_search(url: str) -> None:
+    """Every worker refuses them; five failures in a row end the search with the first error."""
+    program = (
+        "import sys, search.studies, search.cli\n"
+        "search.studies.ssm_models.weights_digest = lambda model: '0' * 64\n"
+        "sys.exit(search.cli.run(sys.argv[1:]))"
+    )
+    arguments = [sys.executable, "-c", program, *command(url, 20)[3:]]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: 5 evaluations failed in a row; the first, ")
+    assert "has changed since the search began" in last
+    assert "Traceback" not in done.stderr
+    recorded = evaluations(url)
+    assert len(recorded) >= 5
+    assert {e.failure for e in recorded} == {"ERROR"}
+
+
+def test_a_complete_study_starts_nothing(
+    study_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.ray, "init", lambda **options: pytest.fail("Ray was started"))
+    options = ["--flops-budget", "0.9", "--trials", "8", "--study", "digits", "--db", study_url, "--format", "json"]
+    assert run([*SEARCH, *options]) == 0
+    out, err = capfd.readouterr()
+    assert len(json.loads(out)) >= 2
+    assert "8 evaluations are recorded: 7 done, 1 failed, 0 of them now" in err
+
+
+@pytest.mark.parametrize(
+    ("found", "workers", "expected"),
+    [
+        ({"CPU": 8.0}, None, 4),
+        ({"CPU": 8.0}, 3, 3),
+        ({"CPU": 8.0}, 9, 4),
+        ({"CPU": 8.0, "GPU": 1.0}, None, 4),
+    ],
+)
+def test_workers_are_as_many_as_fit(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, float], workers: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(runner.ray, "cluster_resources", lambda: found)
+    assert runner._workers(config(workers=workers, cpus_per_trial=2)) == expected
+
+
+def test_shares_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 2.0})
+    assert runner._workers(config(gpus_per_trial=0.2)) == 10
+
+
+def test_an_evaluation_that_nothing_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    with pytest.raises(UsageError, match="asks for 1 CPUs and 1 GPUs, but Ray has 4 and 0"):
+        runner._workers(config(gpus_per_trial=1.0))
+    with pytest.raises(UsageError, match="asks for 8 CPUs"):
+        runner._workers(config(cpus_per_trial=8))
+
+
+def test_cpus_are_counted() -> None:
+    assert 1 <= runner.available_cpus() <= (os.cpu_count() or 1)
+
+
+def config(**changes: object) -> SearchConfig:
+    given = {"model": "vim_nano", "study": "s", "data": "embedded", "flops_budget": "0.8", "trials": 5}
+    return SearchConfig(**(given | changes))  # type: ignore[arg-type]

@@ -202,7 +202,7 @@ def _search(
                 name="search",
                 storage_path=str(scratch / "tune"),
                 verbose=0,
-                failure_config=FailureConfig(max_failures=1),  # a worker that died: once more, then KILLED
+                failure_config=FailureConfig(max_failures=0),  # the searcher knows when to try again
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             ),
         )

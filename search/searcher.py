@@ -7,7 +7,7 @@ neither a budget nor a store.
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
@@ -23,6 +23,7 @@ PUBLISHED = "published"
 PATIENCE = 20  # known proposals in a row before points are drawn at random
 RANDOM_DRAWS = 1000  # known random points in a row before the space counts as exhausted
 FAILURES_IN_A_ROW = 5  # end the search
+MOST_DEATHS = 2  # of worker processes on one schedule, before it counts as KILLED
 
 
 class Records(Protocol):
@@ -37,12 +38,16 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule on its way, with the draw it came from; published ones may have none."""
+    """A schedule on its way, with the draw it came from; published ones may have none.
+
+    `deaths` counts the worker processes that died on it.
+    """
 
     schedule: PruningSchedule
     flops: int
     origin: str
     draw: Draw | None
+    deaths: int = 0
 
 
 class ScheduleSearcher(Searcher):
@@ -92,6 +97,7 @@ class ScheduleSearcher(Searcher):
         self._trials, self._records, self._deadline, self._observe = trials, records, deadline, observe
         self._known = {evaluation.hash: evaluation for evaluation in recorded}
         self._published = list(published)
+        self._again: list[Candidate] = []  # their worker died; whose fault it was is not known yet
         self._flying: dict[str, Candidate] = {}
         self._slots: dict[str, float] = {}  # since when the slot of each candidate was free
         self._random = random.Random(f"{seed}:{len(self._known)}")
@@ -134,6 +140,8 @@ class ScheduleSearcher(Searcher):
                 self.stop(f"{self._trials} evaluations are recorded")
             if self.ending:
                 return str(Searcher.FINISHED)
+            if self._again:
+                return self._send(trial_id, self._again.pop(0))
             if self._done + self._failed + len(self._flying) >= self._trials:
                 return None  # one of those under way may turn out to be known: another process's
             candidate = self._next()
@@ -143,9 +151,7 @@ class ScheduleSearcher(Searcher):
         if candidate is None:
             self.stop("the space is exhausted: nothing new was found in it")
             return str(Searcher.FINISHED)
-        self._flying[trial_id] = candidate
-        self._slots[trial_id] = self._free.pop(0) if self._free else self._began
-        return {"schedule": candidate.schedule.text}
+        return self._send(trial_id, candidate)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Record what came of a candidate and tell the sampler."""
@@ -154,6 +160,9 @@ class ScheduleSearcher(Searcher):
             return
         slot_free_at = self._slots.pop(trial_id)
         try:
+            if error and candidate.deaths + 1 < MOST_DEATHS:
+                self._again.append(replace(candidate, deaths=candidate.deaths + 1))
+                return
             if not error and (not result or "images" not in result):  # stopped before it ran
                 self._tell(candidate, None)
                 return
@@ -182,6 +191,11 @@ class ScheduleSearcher(Searcher):
         """Leave all behind: Tune pickles a searcher into its folder, and this one is never read back."""
         return {}
 
+    def _send(self, trial_id: str, candidate: Candidate) -> dict[str, Any]:
+        self._flying[trial_id] = candidate
+        self._slots[trial_id] = self._free.pop(0) if self._free else self._began
+        return {"schedule": candidate.schedule.text}
+
     def _next(self) -> Candidate | None:
         while self._published:
             schedule = self._published.pop(0)
@@ -208,7 +222,7 @@ class ScheduleSearcher(Searcher):
     def _lookup(self, schedule: PruningSchedule) -> Evaluation | None:
         """Return what is known of a schedule, `_FLYING` if it is under way, None if it is new."""
         name = schedule.hash
-        if any(candidate.schedule == schedule for candidate in self._flying.values()):
+        if any(candidate.schedule == schedule for candidate in [*self._flying.values(), *self._again]):
             return _FLYING
         if name not in self._known and (found := self._records.evaluation(name)):
             self._take_in(found)  # another process searches this study, too

@@ -6,7 +6,7 @@ Parameter names are the authors' (hustvl/Vim), so that their checkpoints load as
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -143,9 +143,18 @@ class Vim(PrunableModel):
     published_directions = (False,)
 
     def __init__(
-        self, config: VimConfig, name: str, num_classes: int, img_size: tuple[int, int], in_chans: int = 3
+        self,
+        config: VimConfig,
+        name: str,
+        num_classes: int,
+        img_size: tuple[int, int],
+        *,
+        in_chans: int = 3,
+        drop_path_rate: float | None = None,
     ) -> None:
         super().__init__()
+        if drop_path_rate is not None:
+            config = replace(config, drop_path=drop_path_rate)
         grid = tuple((side - config.patch) // config.stride + 1 for side in img_size)
         if min(grid) < 1:
             raise ValueError(f"{name}: images of {img_size} pixels are smaller than a patch of {config.patch}")

@@ -39,9 +39,9 @@ def choose(u: Tensor, forced: str | None = None) -> str:
 
 
 @cache
-def scan_backend(device: torch.device) -> str:
+def scan_backend(device: torch.device | str) -> str:
     """Return the name of the fastest backend on this device; warns once where that is the slow one."""
-    if device.type == "cpu":
+    if torch.device(device).type == "cpu":
         try:
             get("cpu")
         except ValueError as error:

@@ -158,7 +158,7 @@ def test_failures_are_recorded_by_name_and_the_search_goes_on() -> None:
     failed = {"failure": "NONFINITE", "error": "NonFiniteError: logits are NaN", "images": 0, "done": True}
 
     def result(text: str) -> dict[str, Any] | None:
-        return {3: failed, 5: None}.get(next(counter), measured(text))
+        return {3: failed, 5: None, 6: None}.get(next(counter), measured(text))
 
     records = MemoryRecords()
     subject = searcher(records, trials=12)
@@ -167,6 +167,18 @@ def test_failures_are_recorded_by_name_and_the_search_goes_on() -> None:
     assert [e.failure for e in records.evaluations if e.state == "failed"] == ["NONFINITE", "KILLED"]
     assert (subject.snapshot.done, subject.snapshot.failed) == (10, 2)
     assert all(e.top1 is None for e in records.evaluations if e.state == "failed")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_schedule_whose_worker_died_once_runs_again(workers: int) -> None:
+    counter = itertools.count()
+    records = MemoryRecords()
+    subject = searcher(records, trials=12)
+    suggested = drive(subject, workers=workers, result=lambda text: None if next(counter) == 11 else measured(text))
+    assert subject.error is None
+    assert len(suggested) == 13
+    assert sorted(set(suggested)) == sorted(e.schedule.text for e in records.evaluations)
+    assert all(e.state == "done" for e in records.evaluations)
 
 
 def test_failures_in_a_row_end_the_search_with_the_first_error() -> None:

@@ -79,6 +79,12 @@ def test_timm_knows_the_models() -> None:
     model = timm.create_model("vim_nano", num_classes=7, img_size=32)
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     assert {"vim_tiny", "vim_nano"} <= set(timm.list_models("vim_*"))
+    shipped = timm.create_model("vim_nano", pretrained=True)
+    assert ssm_models.weights_digest(shipped) == ssm_models.weights_digest(ssm_models.build("vim_nano"))
+    dropping = timm.create_model("vim_nano", drop_path_rate=0.2)
+    assert (
+        isinstance(dropping.blocks[0].drop_path, torch.nn.Identity) and dropping.blocks[11].drop_path.drop_prob > 0.1
+    )
 
 
 @torch.inference_mode()

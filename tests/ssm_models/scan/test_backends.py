@@ -1,5 +1,7 @@
 """One suite for every backend of the selective scan, against a recurrence written out in float64."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -231,4 +233,23 @@ def test_wrong_shapes_and_names_are_refused() -> None:
 
 
 def test_the_cpu_s_backend_is_compiled() -> None:
-    assert scan_backend(torch.device("cpu")) == "cpu"
+    assert scan_backend(torch.device("cpu")) == scan_backend("cpu") == "cpu"
+
+
+def test_without_numba_scans_run_in_torch_with_one_warning() -> None:
+    """In a process where numba cannot be imported."""
+    script = """
+import sys, warnings
+sys.modules["numba"] = None
+import torch
+from ssm_models.scan import channel_last_scan
+x = torch.ones(1, 3, 2)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        y = channel_last_scan(x, x, -torch.ones(2, 4), torch.ones(1, 3, 4), torch.ones(1, 3, 4))
+found = [str(w.message) for w in caught if "numba" in str(w.message)]
+assert len(found) == 1, found
+assert y.isfinite().all()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)

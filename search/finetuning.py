@@ -57,7 +57,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class FineTuneResult:
-    """A fine-tuned model, evaluated under its schedule on all val images before and after.
+    """A fine-tuned model, evaluated under its schedule on the same val images before and after.
 
     Attributes:
         schedule: what it was fine-tuned under.
@@ -119,6 +119,7 @@ def finetune_model(
     device: str | torch.device | None = None,
     log: TrainingLog | None = None,
     command: str | None = None,
+    images: int | None = None,
 ) -> FineTuneResult:
     """Fine-tune a model under a schedule and write OUT/model.safetensors and OUT/finetune.json.
 
@@ -130,6 +131,8 @@ def finetune_model(
         recipe: the settings, such as `finetune_recipe` gives.
         out, resume, device, log, command: as for `train_model`.
         distillation: how much the teacher has to say.
+        images: how many of the val split accuracies are measured on, a study's number to compare with
+            it; None for all.
 
     Raises:
         UsageError: OUT holds a training of other settings.
@@ -143,7 +146,7 @@ def finetune_model(
     model.set_schedule(schedule)
     teacher.set_schedule(None)
     teacher.to(where).eval().requires_grad_(False)
-    val = data.batches(model.pretrained_cfg, model.img_size)
+    val = data.batches(model.pretrained_cfg, model.img_size, images=images)
     before = accuracy(model.to(where), val, where)
     dense = accuracy(teacher, val, where)
 
@@ -157,7 +160,18 @@ def finetune_model(
         "teacher": weights_digest(teacher),
         "distillation": asdict(teaching),
     }
-    fitted = fit(model, loss, data, recipe, out=Path(out), identity=identity, resume=resume, device=where, log=log)
+    fitted = fit(
+        model,
+        loss,
+        data,
+        recipe,
+        out=Path(out),
+        identity=identity,
+        resume=resume,
+        device=where,
+        log=log,
+        val_images=images,
+    )
     path, digest = save_weights(model, data, Path(out))
     config = {**asdict(recipe), "distillation": asdict(teaching)}
     result = FineTuneResult(schedule, before, dense, fitted, path, digest, config)

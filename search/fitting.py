@@ -95,7 +95,7 @@ class FitResult:
     """What `fit` leaves behind, beside the trained weights in the model it was given.
 
     Attributes:
-        top1: accuracy in 0..1 on all val images, after the last epoch.
+        top1: accuracy in 0..1 on the val images looked at, after the last epoch.
         loss: mean cross-entropy on them.
         images: how many they are.
         best_top1: the highest accuracy after any epoch.
@@ -124,6 +124,7 @@ def fit(
     resume: bool,
     device: str | torch.device | None,
     log: TrainingLog | None,
+    val_images: int | None = None,
 ) -> FitResult:
     """Minimise `loss` over the train split and leave the trained weights in `model`, on the CPU.
 
@@ -137,6 +138,7 @@ def fit(
         resume: go on from a checkpoint where there is one.
         device: cuda where there is one if None.
         log: told how far it is.
+        val_images: how many of the val split are looked at after each epoch; None for all.
 
     Raises:
         UsageError, DataError, TrainingError, CheckpointError: as `train_model`; the checkpoint is broken.
@@ -144,12 +146,13 @@ def fit(
     where = best_device(device)
     preprocessing = Preprocessing(model.pretrained_cfg, model.img_size)
     train = TrainingBatches(data, preprocessing, recipe.batch_size)
-    val = data.batches(model.pretrained_cfg, model.img_size)
+    val = data.batches(model.pretrained_cfg, model.img_size, images=val_images)
     whole_identity = {
         "model": model.model_name,
         "img_size": list(model.img_size),
         "data": data.digest("train"),
         "weights": weights_digest(model),
+        "val_images": val.images,
         **asdict(recipe),
         **identity,
     }

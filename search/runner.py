@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ os.environ.update(
 import ray
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.schedulers import FIFOScheduler
 
 from results import Evaluation, Study
 from results.store import Store
@@ -69,6 +70,17 @@ class SearchOutcome:
     evaluated: int = 0
     overheads: list[float] = field(default_factory=list)
     seconds: float = 0.0
+
+
+class PatientScheduler(FIFOScheduler):
+    """Runs candidates as they come, and leaves each to the worker that is starting for it.
+
+    Tune's own would hand it to the first worker that is free and end the starting one; where evaluations
+    are shorter than a start, a worker that died would then never be replaced.
+    """
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Choose none: Tune then starts all that are waiting, in order."""
 
 
 class StudyRecords:
@@ -162,6 +174,7 @@ def _searcher(
         seed=config.seed,
         deadline=lambda: limit is not None and time.monotonic() - began > limit,
         observe=progress.update,
+        note=progress.note,
     )
 
 
@@ -196,7 +209,11 @@ def _search(
         tuner = Tuner(
             trainable,
             tune_config=TuneConfig(
-                search_alg=searcher, num_samples=-1, max_concurrent_trials=workers, reuse_actors=True
+                search_alg=searcher,
+                scheduler=PatientScheduler(),  # type: ignore[no-untyped-call]
+                num_samples=-1,
+                max_concurrent_trials=workers,
+                reuse_actors=True,
             ),
             run_config=RunConfig(
                 name="search",
@@ -238,16 +255,18 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         if len(str(scratch)) <= LONGEST_RAY_FOLDER:
             options["_temp_dir"] = str(scratch)
-    try:
-        ray.init(**options)
-    except Exception as error:
-        where = "on this machine" if address is None else f"at {address}"
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray tells of workers that died, in colour and on stdout, which is for data.
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        try:
+            ray.init(**options)
+        except Exception as error:
+            where = "on this machine" if address is None else f"at {address}"
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _workers(config: SearchConfig) -> int:

@@ -68,6 +68,7 @@ class ScheduleSearcher(Searcher):
         seed: of the random draws that come after many known candidates.
         deadline: asked before each suggestion whether the time is up.
         observe: called after each evaluation.
+        note: called with a line for the user.
 
     Attributes:
         ending: why nothing more is suggested; empty while there is more to do.
@@ -91,10 +92,12 @@ class ScheduleSearcher(Searcher):
         seed: int = 0,
         deadline: Callable[[], bool] = lambda: False,
         observe: Callable[[Snapshot], None] = lambda snapshot: None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         super().__init__()
         self._space, self._sampler, self._flops, self._dense_flops = space, sampler, flops, dense_flops
         self._trials, self._records, self._deadline, self._observe = trials, records, deadline, observe
+        self._note = note
         self._known = {evaluation.hash: evaluation for evaluation in recorded}
         self._published = list(published)
         self._again: list[Candidate] = []  # their worker died; whose fault it was is not known yet
@@ -162,6 +165,7 @@ class ScheduleSearcher(Searcher):
         try:
             if error and candidate.deaths + 1 < MOST_DEATHS:
                 self._again.append(replace(candidate, deaths=candidate.deaths + 1))
+                self._note(f"the worker of schedule {candidate.schedule.text!r} died; it runs again")
                 return
             if not error and (not result or "images" not in result):  # stopped before it ran
                 self._tell(candidate, None)

@@ -55,10 +55,7 @@ class EvaluationTrainable(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:  # type: ignore[override]
-        """Take the candidate; the model waits for the first step, so that actors start at once.
-
-        An actor that starts slowly would be passed over: Tune gives its trial to one that is free.
-        """
+        """Take the candidate; the model waits for the first step, whose errors are results."""
         self._setup = setup
         self._evaluator: Evaluator | None = None
         self._candidate = str(config["schedule"])

@@ -129,11 +129,10 @@ def finetune(
     student = open_model(name, checkpoint, source)
     check_belongs(content, str(file), img_size=student.img_size)
     student.layout.check(schedule)
-    if study is not None:
-        _check_study(study, database(db), schedule, student, source)
+    images = None if study is None else _images_of_study(study, database(db), schedule, student, source)
     teacher = open_model(name, checkpoint, source)
     with EpochLog("fine-tune") as log:
-        result = finetune_model(student, teacher, source, schedule, recipe, out=out, log=log)
+        result = finetune_model(student, teacher, source, schedule, recipe, out=out, log=log, images=images)
     if study is not None:
         with Store.open(database(db)) as store:
             store.record_finetune(store.study(study), result.record)
@@ -158,8 +157,12 @@ def finetune(
     )
 
 
-def _check_study(name: str, url: str, schedule: PruningSchedule, model: "PrunableModel", data: "ImageData") -> None:
-    """Find out before the training whether its outcome can be recorded.
+def _images_of_study(
+    name: str, url: str, schedule: PruningSchedule, model: "PrunableModel", data: "ImageData"
+) -> int:
+    """Find out before the training whether its outcome can be recorded, and on how many images to measure it.
+
+    A fine-tuned accuracy stands beside those of the search, so it is measured on the same images.
 
     Raises:
         UsageError: the study has no such evaluation, or is about other weights or images.
@@ -177,6 +180,7 @@ def _check_study(name: str, url: str, schedule: PruningSchedule, model: "Prunabl
         raise UsageError(f"study {name!r} is about other weights than these: give its --checkpoint, or no --study")
     if found.spec.data_digest != data.digest():
         raise UsageError(f"study {name!r} is about other images than {data.spec}: give its --data, or no --study")
+    return found.spec.images
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,15 @@ class TestFinetuneModel:
         assert (record.top1, record.weights_digest) == (result.fit.top1, result.weights_digest)
         assert record.config["distillation"] == {"share": 0.5, "temperature": 2.0}
 
+    def test_accuracies_are_measured_on_the_images_of_a_study(self, data: ImageData, tmp_path: Path) -> None:
+        model = nano()
+        recipe = finetune_recipe(1, batch_size=12)
+        result = finetune_model(model, nano(), data, SCHEDULE, recipe, out=tmp_path, images=5)
+        images, labels = next(iter(data.batches(model.pretrained_cfg, model.img_size, images=5)))
+        with torch.inference_mode():
+            right = int((model.eval()(images).argmax(1) == labels).sum())
+        assert (result.record.images, result.record.top1) == (5, right / 5)
+
     def test_another_schedule_in_the_same_folder_is_refused(self, data: ImageData, tmp_path: Path) -> None:
         recipe = finetune_recipe(1, batch_size=12)
         finetune_model(nano(), nano(), data, SCHEDULE, recipe, out=tmp_path)

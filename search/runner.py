@@ -7,6 +7,7 @@ reads SQL and JSON only.
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -244,12 +245,14 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
         address: of a cluster; None starts Ray on this machine.
 
     Raises:
+        UsageError: the address is malformed.
         SearchError: Ray does not start, or the cluster cannot be reached.
     """
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": False}
     if address is not None:
+        check_address(address)
         options["address"] = address
     else:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -267,6 +270,24 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
             yield
         finally:
             ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Find out within seconds whether a cluster answers; Ray itself would try for minutes.
+
+    Raises:
+        UsageError: the address is not HOST:PORT, ray://HOST:PORT or auto.
+        SearchError: nobody answers there.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(f"Ray address {address!r}: expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise SearchError(f"Ray at {address}: nobody answers there: {error.strerror or error}") from None
 
 
 def _workers(config: SearchConfig) -> int:

@@ -49,7 +49,7 @@ def search(
         float | None, typer.Option(metavar="G", help="GPUs of an evaluation, or a share of one. Default: 0.")
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(metavar="A", help="A running Ray cluster. Default: Ray on this machine.")
+        str | None, typer.Option(metavar="A", help="A running Ray cluster, HOST:PORT. Default: Ray on this machine.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="I", help="Of the sampler. Default: 0.")] = None,
     time_budget: Annotated[

@@ -67,4 +67,4 @@ def fill(path: Path, subject: Subject) -> Study:
                 origin="published" if index < 5 else "nsga2",
             )
             store.record(study, done)
-        return store.study("digits")
+        return store.study(study.name)

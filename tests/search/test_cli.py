@@ -14,7 +14,11 @@ import pytest
 import ssm_models
 from search.cli import run
 from search.commands.finding import chosen
+from search.config import SearchConfig
+from search.studies import open_subject
 from spaces import PruningSchedule
+from tests.search.conftest import fill
+from tests.search.pictures import write_folder
 
 FRONT_KEYS = [
     "schedule", "hash", "top1", "loss", "flops", "flops_ratio", "images", "latency_ms", "finetuned_top1"
@@ -203,17 +207,43 @@ def test_output_that_nobody_reads_to_the_end_is_no_error(study_url: str) -> None
     assert process.stderr.read() == b""
 
 
-@pytest.mark.slow
 def test_finetune_records_its_outcome(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path, out = tmp_path / "schedule.json", tmp_path / "tuned"
-    printed(capfd, "export", "--study", "digits", "--max-flops", "0.75", "--out", str(path))
+    data, url = f"folder:{tmp_path / 'images'}", f"sqlite:///{tmp_path / 'small.db'}"
+    write_folder(tmp_path / "images", tuple("0123456789"), each=2)
+    settings = SearchConfig(model="vim_nano", study="small", data=data, flops_budget="0.9", trials=8)
+    fill(tmp_path / "small.db", open_subject(settings))
+    exported, out, study = tmp_path / "schedule.json", tmp_path / "tuned", ["--study", "small", "--db", url]
+    printed(capfd, "export", *study, "--max-flops", "0.75", "--out", str(exported))
     found = as_json(
-        capfd, "finetune", str(path), "--data", "embedded", "--epochs", "1", "--out", str(out), "--study", "digits"
+        capfd,
+        "finetune",
+        str(exported),
+        "--data",
+        data,
+        "--epochs",
+        "1",
+        "--out",
+        str(out),
+        "--batch-size",
+        "20",
+        *study,
     )
-    assert found["top1"] > found["before_top1"] - 0.05
-    assert Path(found["checkpoint"]).exists()
-    row = next(r for r in as_json(capfd, "front", "--study", "digits", "--all") if r["hash"] == found["hash"])
+    assert Path(found["checkpoint"]) == out / "model.safetensors"
+    row = next(r for r in as_json(capfd, "front", *study, "--all") if r["hash"] == found["hash"])
     assert row["finetuned_top1"] == found["top1"]
+    arguments = ("--model", "vim_nano", "--data", data, "--schedule", str(exported))
+    tuned = as_json(capfd, "evaluate", *arguments, "--checkpoint", str(out / "model.safetensors"))
+    assert tuned["top1"] == pytest.approx(found["top1"])
+
+
+def test_train_makes_something_to_prune(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = f"folder:{write_folder(tmp_path / 'images')}"
+    out = tmp_path / "run"
+    found = as_json(
+        capfd, "train", "--model", "vim_nano", "--data", data, "--epochs", "1", "--out", str(out), "--batch-size", "4"
+    )
+    arguments = ("--model", "vim_nano", "--data", data, "--schedule", "3:0.5", "--checkpoint", found["checkpoint"])
+    assert as_json(capfd, "evaluate", *arguments)["images"] == found["images"] == 12
 
 
 @pytest.mark.slow

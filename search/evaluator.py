@@ -68,6 +68,7 @@ class Evaluator:
         self.model = model.to(self.device).eval()
         self._batches = batches
         self._dense = dense
+        self._warm = False
 
     @property
     def dense(self) -> Metrics:
@@ -102,6 +103,9 @@ class Evaluator:
         per_image: list[float] = []
         most: int | None = None  # images that fit at a time, once a batch did not; each evaluation tries anew
         for batch, labels in self._batches:
+            if not self._warm:  # kernels are compiled and memory is found at the first pass, which is not timed
+                self._forward(batch[:1], most)
+                self._warm = True
             logits, seconds, most = self._forward(batch, most)
             finite = torch.isfinite(logits).all(1)
             if not finite.all():

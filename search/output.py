@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+WIDEST = 10_000  # characters of a table's line
+
 
 class Format(StrEnum):
     """How to print results."""
@@ -80,20 +82,19 @@ def _print_csv(rows: Sequence[Mapping[str, Any]], names: list[str]) -> None:
 def _print_table(rows: Sequence[Mapping[str, Any]], columns: Columns) -> None:
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, width=1000)  # a pipe has no edge to wrap at
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns.values():
-        table.add_column(column.heading, justify="right" if column.right else "left", overflow="fold")
+        table.add_column(column.heading, justify="right" if column.right else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(_shown(row[key], column)) for key, column in columns.items()))
-    if console.is_terminal:
-        console.print(table)
-        return
+    console = Console(file=sys.stdout, highlight=False)
+    # A pipe has no edge, and on a narrow terminal long lines are read more easily than folded cells.
+    width = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    console = Console(file=sys.stdout, highlight=False, width=width)
     with console.capture() as capture:
         console.print(table)
     print("\n".join(line.rstrip() for line in capture.get().splitlines()))

@@ -6,7 +6,7 @@ read meanwhile. What comes out are the plain values of `results.records`.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from types import TracebackType
@@ -284,8 +284,3 @@ def _refuse_nonfinite(where: str, record: StudySpec | Evaluation | FineTune) -> 
                 json.dumps(value if isinstance(value, list) else dict(value), allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise StoreError(f"{where}: {field.name} cannot be written as JSON: {error}") from None
-
-
-def front_points(evaluations: Sequence[Evaluation]) -> list[tuple[float, float]]:
-    """Return (FLOPs as a share of dense, top-1) of the finished ones, for the functions of `results.front`."""
-    return [(e.flops_ratio, e.top1) for e in evaluations if e.state == "done" and e.top1 is not None]

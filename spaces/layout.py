@@ -41,14 +41,6 @@ class TokenLayout:
         """Blocks over all stages."""
         return sum(stage.blocks for stage in self.stages)
 
-    def stage_of(self, block: int) -> int:
-        """Return the index of the stage that block `block` (from 1) belongs to."""
-        for index, stage in enumerate(self.stages):
-            if block <= stage.blocks:
-                return index
-            block -= stage.blocks
-        raise ScheduleError(f"block {block} lies beyond the last of {self.model}")
-
     def check(self, schedule: PruningSchedule) -> None:
         """Raise a ScheduleError unless every step names a block of this model."""
         for step in schedule.steps:

@@ -217,17 +217,6 @@ class PruningSchedule:
         """
         return cls.from_dict(read_schedule_file(path), str(path))
 
-    @classmethod
-    def parse_or_read(cls, text_or_file: str) -> "PruningSchedule":
-        """Read what a user typed: the text form, or the path of a JSON file.
-
-        Raises:
-            ScheduleError: it is neither.
-        """
-        if text_or_file.endswith(".json") or "/" in text_or_file:
-            return cls.from_file(text_or_file)
-        return cls.parse(text_or_file)
-
 
 def read_schedule_file(path: str | Path) -> dict[str, Any]:
     """Return the decoded JSON of a schedule file, unchecked but for being an object.

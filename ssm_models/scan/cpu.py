@@ -299,9 +299,6 @@ def _share(items: int, run: Callable[[int, int, int], None]) -> None:
         future.result()
 
 
-_NONE = np.empty((0, 0, 0), np.float32)
-
-
 def _array(tensor: Tensor | None, ndim: int = 3) -> Any:
     if tensor is None:
         return np.empty((0,) * ndim, np.float32)

@@ -122,12 +122,12 @@ def test_a_file_that_is_no_schedule(tmp_path, content):
     file = tmp_path / "schedule.json"
     file.write_bytes(content)
     with pytest.raises(ScheduleError, match=r"schedule\.json"):
-        PruningSchedule.parse_or_read(str(file))
+        PruningSchedule.from_file(file)
 
 
 def test_a_file_that_is_missing():
     with pytest.raises(ScheduleError, match="cannot be read"):
-        PruningSchedule.parse_or_read("no/such.json")
+        PruningSchedule.from_file("no/such.json")
 
 
 def test_schedules_cannot_be_changed():

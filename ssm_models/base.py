@@ -17,8 +17,9 @@ class PrunableModel(nn.Module, ABC):
     """A model whose tokens a schedule can drop between blocks. Weights never depend on the schedule.
 
     A family gives `embed`, `blocks` and `classify`, and says what it can do in the class attributes.
-    A block is called with the features that travel, (b, L, D), the view of the kept tokens, and whether
-    a pruning step follows; it returns the change of the kept tokens, (b, K, D), and then its `Signals`.
+    A block is called with the features that travel, (b, S, D), the view of the kept tokens, and whether a
+    pruning step follows; it returns these features with those of the kept tokens updated, and its
+    `Signals` if a step follows.
 
     Attributes:
         model_name: the registered name.
@@ -26,9 +27,10 @@ class PrunableModel(nn.Module, ABC):
         pretrained_cfg: the images that the model expects, as timm writes it.
     """
 
-    contexts: ClassVar[tuple[str, ...]] = ("drop", "freeze")
+    contexts: ClassVar[tuple[str, ...]] = ("drop", "conv", "freeze")
     reductions: ClassVar[tuple[str, ...]] = ("prune",)
-    # For each scan direction, whether it runs backwards; and those that the `published` count includes.
+    # For each sequence of Δ, whether it is scanned backwards (directions that share their Δ count once); and
+    # those that the `published` count includes.
     directions: tuple[bool, ...]
     published_directions: tuple[bool, ...]
 
@@ -82,7 +84,7 @@ class PrunableModel(nn.Module, ABC):
 
     @abstractmethod
     def scan_channels(self, index: int) -> tuple[int, ...]:
-        """Return the channels of block `index` (from 0) in each scan direction."""
+        """Return the channels of each sequence of Δ in block `index` (from 0)."""
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -128,8 +130,7 @@ class PrunableModel(nn.Module, ABC):
 
     def step(self, index: int, x: Tensor, view: TokenView, keep: float | None) -> tuple[Tensor, TokenView]:
         """Run block `index` (from 0) and, if `keep` is given, the pruning step after it."""
-        change, signals = self.blocks[index](x, view, keep is not None)
-        x = view.update(x, change)
+        x, signals = self.blocks[index](x, view, keep is not None)
         if keep is None:
             return x, view
         assert isinstance(signals, Signals)

@@ -93,14 +93,17 @@ def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any]
 
 
 def _load(model: PrunableModel, state: dict[str, Tensor], where: str) -> None:
-    adapted = model.adapt(state)
     own = model.state_dict()
+    adapted = {  # torch 0.3 wrote scalars as vectors of one element, and torch's own loading still takes them
+        key: value[0] if value.shape == (1,) and key in own and own[key].dim() == 0 else value
+        for key, value in model.adapt(state).items()
+    }
     problems = _differences(own, adapted)
     if problems:
         likely = _likely_model(state)
         hint = f"; it looks like {likely}" if likely and likely != model.model_name else ""
         raise CheckpointError(f"{where}: not for {model.model_name}: {problems}{hint}")
-    resized = [key for key in state if key in adapted and adapted[key].shape != state[key].shape]
+    resized = [key for key in state if key in adapted and adapted[key].numel() != state[key].numel()]
     if resized:
         warnings.warn(f"{where}: {', '.join(resized)} resized for images of {model.img_size} pixels", stacklevel=3)
     model.load_state_dict(adapted)

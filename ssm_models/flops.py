@@ -31,11 +31,12 @@ from ssm_models.pruning import TokenView
 CONVENTIONS = ("full", "published")
 
 _FREE_ATEN = """
-    abs add add_ arange argmax argsort bitwise_and __and__ __xor__ __rshift__ bitwise_xor bitwise_right_shift
-    cat clamp clamp_min clone constant_pad_nd pad div div_ embedding eq exp expand expand_as fill_ flip flatten
-    full gather gelu index index_put_ layer_norm masked_fill mean mul mul_ ne neg new_zeros new_full ones ones_like
-    permute pow relu reshape rms_norm round rsub scatter scatter_add select sigmoid silu slice softplus sort
-    split split_with_sizes square squeeze stack sub transpose unflatten unsqueeze view where zeros zeros_like
+    abs add add_ arange argmax argsort batch_norm bitwise_and __and__ __xor__ __rshift__ bitwise_xor
+    bitwise_right_shift cat clamp clamp_min clone constant_pad_nd pad div div_ embedding eq exp expand expand_as
+    fill_ flip flatten full gather gelu index index_put_ layer_norm lift_fresh masked_fill mean mul mul_ ne neg
+    new_zeros new_full ones ones_like permute pow relu reshape rms_norm round rsub scatter scatter_add select
+    sigmoid silu slice softplus sort split split_with_sizes square squeeze stack sub transpose unflatten unsqueeze
+    view where zeros zeros_like
 """
 FREE = frozenset(f"aten::{name}" for name in _FREE_ATEN.split()) | {"prim::PythonOp.Identity"}
 
@@ -47,14 +48,23 @@ def _shape(value: Any) -> list[int] | None:
 
 def _scan_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """Count one selective scan; the arguments are those of `ssm_models.scan.ops`."""
-    u, A, C = _shape(inputs[0]), _shape(inputs[2]), _shape(inputs[4])
-    assert u is not None and A is not None and C is not None
+    u, A = _shape(inputs[0]), _shape(inputs[2])
+    assert u is not None and A is not None
     batch, length, channels = u
-    emits, states = C[1], A[1]
+    states = A[1]
     skip, gate, gap = (_shape(inputs[i]) is not None for i in (5, 6, 8))
+    emit, orders = _shape(inputs[9]), _shape(inputs[10])
+    emits, directions = length if emit is None else emit[1], 1
+    if orders is not None:  # the one gate of all directions is elementwise, outside the authors' kernel
+        directions, gate = orders[1], False
     # Of the nine operations a state, two are the product with C, which only positions that emit need.
     recurrence = 7 * length * channels * states + 2 * emits * channels * states
-    return batch * (recurrence + (skip + gate) * emits * channels + gap * length * channels)
+    each = recurrence + skip * emits * channels
+    return batch * (directions * each + gate * emits * channels + gap * length * channels)
+
+
+def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
+    return 0
 
 
 def _input_elements(inputs: list[Any], outputs: list[Any]) -> int:
@@ -77,7 +87,7 @@ def _count(module: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
         FlopsError: an operator is neither counted nor free.
     """
     analysis = FlopCountAnalysis(module, inputs)
-    analysis.set_op_handle(**dict.fromkeys(FREE), **_HANDLES)
+    analysis.set_op_handle(**dict.fromkeys(FREE, _nothing), **_HANDLES)  # fvcore has a price for norms
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     logging.getLogger("fvcore").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
@@ -223,7 +233,7 @@ class CostTable:
         """Count block `index` with `kept` of `length` tokens left; None: all are."""
         model = self._model
         full = kept if length is None else length
-        travelling = full if schedule.method.context == "freeze" else kept
+        travelling = kept if schedule.method.context == "drop" else full
         parameter = next(model.parameters())
         x = torch.zeros(1, travelling, self._features, device=parameter.device, dtype=parameter.dtype)
         protected = [p for p in model.protected if p < full]

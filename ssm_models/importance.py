@@ -17,13 +17,14 @@ class Signals:
 
     Attributes:
         y: (b, K, D) output of the state-space model, gated, directions added, in raster order.
-        deltas: for each scan direction (b, K, D), Δ after the softplus.
+        deltas: gives, for each sequence of Δ (each scan direction, unless several share one), (b, K, D) after
+            the softplus; called only where they are needed.
         positions: (b, K) positions of the tokens in the whole sequence.
         seeds: (b,) one whole number an image, the same in whichever batch it comes.
     """
 
     y: Tensor
-    deltas: tuple[Tensor, ...]
+    deltas: Callable[[], tuple[Tensor, ...]]
     positions: Tensor
     seeds: Tensor
 
@@ -50,7 +51,8 @@ def unclipped(signals: Signals) -> Tensor:
 
 def mean_delta(signals: Signals) -> Tensor:
     """The sum of Δ over channels and directions, which ranks as their mean does (MTR, MaMe)."""
-    return sum((delta.sum(-1) for delta in signals.deltas[1:]), signals.deltas[0].sum(-1))
+    first, *others = (delta.sum(-1) for delta in signals.deltas())
+    return sum(others, first)
 
 
 def random(signals: Signals) -> Tensor:

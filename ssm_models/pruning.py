@@ -1,11 +1,14 @@
 """Which tokens are kept, what later blocks see of the others, and the step that decides it.
 
-A schedule's `context` says what becomes of a pruned token. With `drop` the features that travel
-through the blocks are those of the kept tokens alone; with `freeze` all features travel, and only the
-kept tokens are updated, so that the rest are seen as they last were by convolution and state.
+A schedule's `context` says what becomes of a pruned token. With `drop` the features that travel through
+the blocks are those of the kept tokens alone. With `conv` and `freeze` all features travel and only those
+of kept tokens are updated: later blocks see the others as they last were, with `conv` in the local
+convolution alone, with `freeze` in convolution and state.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,8 @@ from torch import Tensor
 from spaces.schedule import PruningMethod, kept_tokens
 from ssm_models.importance import SCORES, Signals
 from ssm_models.scan import alignment
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class TokenView:
         seeds: (b,) one whole number an image, for the random score.
         method: the schedule's.
         positions: (b, K) ascending positions of the kept tokens; None while all are.
-        held: with the alignment policy `hold`, the gap sums (b, K, D) of each scan direction.
+        held: with the alignment policy `hold`, the gap sums (b, K, D) of each sequence of Δ.
     """
 
     length: int
@@ -33,16 +38,24 @@ class TokenView:
     method: PruningMethod
     positions: Tensor | None = None
     held: tuple[Tensor, ...] = ()
+    _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def remember(self, name: str, compute: Callable[[], T]) -> T:
+        """Return what `compute` gives, computed once a view: what depends on positions serves all blocks."""
+        if name not in self._memory:
+            self._memory[name] = compute()
+        found: T = self._memory[name]
+        return found
 
     @property
-    def frozen(self) -> bool:
-        """Whether the features of pruned tokens travel along, unchanged."""
-        return self.positions is not None and self.method.context == "freeze"
+    def rows(self) -> Tensor | None:
+        """Where the kept tokens (b, K) stand among those that travel; None: these are all that travel."""
+        return None if self.method.context == "drop" else self.positions
 
     @property
     def emit(self) -> Tensor | None:
-        """Positions, among the tokens that travel, that are updated; None: all of them."""
-        return self.positions if self.frozen else None
+        """Where the tokens that are updated (b, K) stand among those that are scanned; None: these are all."""
+        return self.positions if self.method.context == "freeze" else None
 
     def all_positions(self) -> Tensor:
         """Return (b, K) positions of the kept tokens, also while all are."""
@@ -51,32 +64,61 @@ class TokenView:
         return torch.arange(self.length, device=self.seeds.device).expand(len(self.seeds), -1)
 
     def kept(self, x: Tensor) -> Tensor:
-        """Return the kept tokens (b, K, D) of the features that travel."""
-        return x if self.emit is None else take(x, self.emit)
+        """Return the kept tokens (b, K, D) of those that travel."""
+        return x if self.rows is None else take(x, self.rows)
+
+    def scanned(self, x: Tensor) -> Tensor:
+        """Return the tokens (b, S, D), of those that travel, that the state sees."""
+        return self.kept(x) if self.method.context == "conv" else x
 
     def update(self, x: Tensor, change: Tensor) -> Tensor:
-        """Add `change` (b, K, D) to the kept tokens of the features that travel."""
-        if self.emit is None:
+        """Add `change` (b, K, D) to the kept tokens of those that travel."""
+        if self.rows is None:
             return x + change
-        return x.scatter_add(1, self.emit[..., None].expand(-1, -1, x.shape[2]), change.to(x.dtype))
+        return x.scatter_add(1, self.rows[..., None].expand(-1, -1, x.shape[2]), change.to(x.dtype))
 
-    def gap(self, delta: Tensor, delta_bias: Tensor, direction: int, reverse: bool) -> Tensor | None:
+    def to_grid(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Lay the tokens that travel out as (b, D, height, width), with zeros where nothing is left of one.
+
+        In memory the channels come last, as convolutions on the CPU and tensor cores like them.
+        """
+        if self.positions is not None and self.rows is None:
+            index = self.positions[..., None].expand(-1, -1, x.shape[2])
+            x = x.new_zeros(len(x), self.length, x.shape[2]).scatter(1, index, x)
+        return x.transpose(1, 2).reshape(len(x), -1, height, width)
+
+    def from_grid(self, grid: Tensor) -> Tensor:
+        """Return the tokens that the state sees, (b, S, D), of a grid (b, D, height, width)."""
+        x = grid.flatten(2).transpose(1, 2)
+        return x if self.positions is None or self.emit is not None else take(x, self.positions)
+
+    def replace(self, x: Tensor, grid: Tensor) -> Tensor:
+        """Give the kept tokens of those that travel the values of a grid (b, D, height, width)."""
+        new = grid.flatten(2).transpose(1, 2)
+        if self.positions is None:
+            return new
+        new = take(new, self.positions)
+        return new if self.rows is None else x.scatter(1, self.rows[..., None].expand(-1, -1, x.shape[2]), new)
+
+    def gap(self, delta: Tensor, delta_bias: Tensor, idle: Tensor, sequence: int, reverse: bool) -> Tensor | None:
         """Return the Σ Δ (b, K, D) of the pruned positions before each kept one, or None if none counts.
 
         Args:
-            delta: (b, K, D) the raw Δ of the kept tokens, before bias and softplus.
+            delta: (b, K, D) Δ of the kept tokens, before bias and softplus.
             delta_bias: (D,).
-            direction: index of the scan direction.
-            reverse: whether that direction runs backwards.
+            idle: (D,) what a token of zero feature has for `delta + delta_bias`.
+            sequence: index of the sequence of Δ, for families with several.
+            reverse: whether that sequence is scanned backwards.
         """
-        if self.positions is None or self.frozen or self.method.alignment == "off":
+        if self.positions is None or self.method.context == "freeze" or self.method.alignment == "off":
             return None
         if self.method.alignment == "hold":
-            return self.held[direction]
-        counts = alignment.skipped(self.positions, self.length, reverse)
+            return self.held[sequence]
+        positions = self.positions
+        counts = self.remember(f"skipped {reverse}", lambda: alignment.skipped(positions, self.length, reverse))
         if self.method.alignment == "neighbour":
             return alignment.gap_of_neighbours(counts, F.softplus(delta + delta_bias), reverse)
-        return alignment.gap_of_bias(counts, delta_bias)
+        return alignment.gap_of_bias(counts, idle)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -95,7 +137,7 @@ def prune(
         signals: what the block before the step saw.
         keep: share in (0, 1] of the patch tokens kept so far.
         protected: positions that always stay.
-        reverse: for each scan direction, whether it runs backwards.
+        reverse: for each sequence of Δ, whether it is scanned backwards.
 
     Returns:
         The features that travel on, and the view of what is kept. Ties go to the earlier token.
@@ -109,7 +151,7 @@ def prune(
     held = view.held
     if view.method.alignment == "hold":
         before = held or (None,) * len(reverse)
-        deltas = zip(signals.deltas, before, reverse, strict=True)
+        deltas = zip(signals.deltas(), before, reverse, strict=True)
         held = tuple(alignment.hold(delta, index, old, flag) for delta, old, flag in deltas)
     kept = replace(view, positions=positions.gather(1, index), held=held)
-    return (x if kept.frozen else take(x, index)), kept
+    return (x if kept.rows is not None else take(x, index)), kept

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
+from ssm_models.layers import a_log, dt_projection, precise, resize_positions
 from ssm_models.pruning import TokenView, take
 from ssm_models.registry import ModelInfo, register
 from ssm_models.scan import channel_last_scan
@@ -60,33 +61,34 @@ class VimMixer(nn.Module):
         for suffix in ("", "_b"):
             self.add_module(f"conv1d{suffix}", nn.Conv1d(inner, inner, config.conv, groups=inner))
             self.add_module(f"x_proj{suffix}", nn.Linear(inner, rank + 2 * states, bias=False))
-            self.add_module(f"dt_proj{suffix}", _dt_projection(rank, inner))
-            a = torch.arange(1, states + 1, dtype=torch.float32).log().repeat(inner, 1)
-            self.register_parameter("A_b_log" if suffix else "A_log", nn.Parameter(a))
+            self.add_module(f"dt_proj{suffix}", dt_projection(rank, inner))
+            self.register_parameter("A_b_log" if suffix else "A_log", a_log(inner, states))
             self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(inner)))
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
-        """Mix normalised tokens (b, L, D); return the change of the kept ones (b, K, D) and, on demand, signals."""
+        """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
         w_x, w_z = self.in_proj.weight.chunk(2)
         u = F.linear(x, w_x)
         z = F.linear(view.kept(x), w_z)
         outputs = [self._scan(u, z, view, reverse) for reverse in self.directions]
         y = sum((y for y, _ in outputs[1:]), outputs[0][0])
-        change = self.out_proj(y / 2)
+        change = F.linear(y, self.out_proj.weight / 2)  # of the directions' mean, without a pass over y
         if not signal:
             return change, None
-        deltas = tuple(
-            F.softplus(view.kept(delta) + self._parameter("dt_proj", reverse).bias)
-            for (_, delta), reverse in zip(outputs, self.directions, strict=True)
-        )
+
+        def deltas() -> tuple[Tensor, ...]:
+            biases = [self._parameter("dt_proj", reverse).bias for reverse in self.directions]
+            raw = [delta if view.emit is None else take(delta, view.emit) for _, delta in outputs]
+            return tuple(F.softplus(delta + bias) for delta, bias in zip(raw, biases, strict=True))
+
         return change, Signals(y, deltas, view.all_positions(), view.seeds)
 
     def _parameter(self, name: str, reverse: bool) -> Any:
         return getattr(self, f"{name}_b" if reverse else name)
 
     def _scan(self, u: Tensor, z: Tensor, view: TokenView, reverse: bool) -> tuple[Tensor, Tensor]:
-        """Return one direction's gated output (b, K, D) and the raw Δ (b, L, D)."""
-        u = F.silu(causal_conv(u, self._parameter("conv1d", reverse), reverse))
+        """Return one direction's gated output (b, K, D) and the Δ of what it scanned, before bias and softplus."""
+        u = F.silu(view.scanned(causal_conv(u, self._parameter("conv1d", reverse), reverse)))
         w = self._parameter("x_proj", reverse).weight
         if view.emit is None:
             dt, B, C = torch.split(F.linear(u, w), [self.rank, self.states, self.states], -1)
@@ -95,11 +97,11 @@ class VimMixer(nn.Module):
             C = F.linear(take(u, view.emit), w[-self.states :])
         dt_proj = self._parameter("dt_proj", reverse)
         delta = F.linear(dt, dt_proj.weight)
-        a_log: Tensor = self.A_b_log if reverse else self.A_log  # type: ignore[assignment]
+        log_a: Tensor = self.A_b_log if reverse else self.A_log  # type: ignore[assignment]
         y = channel_last_scan(
-            u, delta, -torch.exp(a_log.float()), B, C,
-            self._parameter("D", reverse).float(), z, dt_proj.bias.float(), True,
-            gap=view.gap(delta, dt_proj.bias, int(reverse), reverse), emit=view.emit, reverse=reverse,
+            u, delta, -torch.exp(precise(log_a)), B, C,
+            precise(self._parameter("D", reverse)), z, precise(dt_proj.bias), True,
+            gap=view.gap(delta, dt_proj.bias, dt_proj.bias, int(reverse), reverse), emit=view.emit, reverse=reverse,
         )  # fmt: skip
         return y, delta
 
@@ -112,18 +114,8 @@ def causal_conv(x: Tensor, conv: nn.Conv1d, reverse: bool) -> Tensor:
     return F.conv1d(padded, weight, conv.bias, groups=conv.groups).transpose(1, 2)
 
 
-def _dt_projection(rank: int, inner: int) -> nn.Linear:
-    """Return a projection whose softplus'd bias is log-uniform in [0.001, 0.1] (Mamba's initialisation)."""
-    layer = nn.Linear(rank, inner)
-    nn.init.uniform_(layer.weight, -(rank**-0.5), rank**-0.5)
-    dt = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp(min=1e-4)
-    with torch.no_grad():
-        layer.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-    return layer
-
-
 class VimBlock(nn.Module):
-    """RMSNorm and mixer; the residual is added by the caller."""
+    """RMSNorm, mixer and residual."""
 
     def __init__(self, config: VimConfig, drop_path: float) -> None:
         super().__init__()
@@ -134,7 +126,7 @@ class VimBlock(nn.Module):
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
         """See `PrunableModel`."""
         change, signals = self.mixer(self.norm(x), view, signal)
-        return self.drop_path(change), signals
+        return view.update(x, self.drop_path(change)), signals
 
 
 class Vim(PrunableModel):
@@ -213,7 +205,7 @@ class Vim(PrunableModel):
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Read the cls token."""
-        if view.positions is None or view.frozen:
+        if view.positions is None or view.rows is not None:  # all tokens travel
             cls = x[:, self.cls_index]
         else:
             at = (view.positions == self.cls_index).long().argmax(1)
@@ -240,10 +232,8 @@ class Vim(PrunableModel):
             return state
         middle = (old.shape[1] - 1) // 2
         patches = torch.cat([old[:, :middle], old[:, middle + 1 :]], 1)
-        grid = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
         stage = self.layout.stages[0]
-        grid = F.interpolate(grid, (stage.height, stage.width), mode="bicubic", align_corners=False)
-        resized = grid.flatten(2).transpose(1, 2)
+        resized = resize_positions(patches, stage.height, stage.width)
         cls = old[:, middle : middle + 1]
         joined = torch.cat([resized[:, : self.cls_index], cls, resized[:, self.cls_index :]], 1)
         return {**state, "pos_embed": joined}
@@ -269,5 +259,16 @@ register(
         std=(0.5, 0.5, 0.5),
         crop_pct=1.0,
         description="12 blocks of width 64 for small images; ships weights for the embedded digits",
+    )
+)
+register(
+    ModelInfo(
+        "vim_nano_patch8",
+        Vim,
+        VimConfig(64, depth=12, patch=8, stride=8),
+        img_size=64,
+        num_classes=10,
+        crop_pct=1.0,
+        description="vim_nano with patches of 8 pixels, for images of 64",
     )
 )

@@ -13,6 +13,15 @@ u, delta, gap (b, L, D); A (D, N); B (b, L, G, N); C (b, K, G, N); z (b, K, D); 
 The D channels form G groups of equal width, each with its own B and C and its own direction (`reverse`;
 0 or 1, since the tracer that fvcore stands on knows no lists of truth values).
 `emit` (b, K) holds the ascending positions that give an output; without it all do, and K = L.
+
+`orders` (b or 1, P, L) is for models whose P scan directions share Δ, B and C, which belong to the step and
+not to the token that it visits (PlainMamba's). Each row is a permutation of the tokens; at step t direction
+p visits token orders[p, t]. Then u, z, emit and the output are by token, delta, gap, B and C (b, L, 1, N) by
+step, and the outputs of the directions are added up before the one gate:
+
+    h_p = exp((Δ_t + gap_t) A) h_p + Δ_t (B_t + B_orders[p, t]) u_token        y_token = Σ_p (C_t h_p + D u_token)
+
+`B_orders` (b or 1, P, L, N) is what a direction adds to B.
 """
 
 from collections.abc import Sequence
@@ -36,19 +45,22 @@ def _scan(
     delta_bias: Tensor | None,
     gap: Tensor | None,
     emit: Tensor | None,
+    orders: Tensor | None,
+    B_orders: Tensor | None,
     delta_softplus: bool,
     reverse: list[int],
     backend: str,
 ) -> Tensor:
     out: Tensor = backends.get(backend).forward(
-        u, delta, A, B, C, D, z, delta_bias, gap, emit, delta_softplus, reverse
+        u, delta, A, B, C, D, z, delta_bias, gap, emit, orders, B_orders, delta_softplus, reverse
     )
     return out.contiguous()
 
 
 @_scan.register_fake
 def _(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> Tensor:
-    return u.new_empty((u.shape[0], C.shape[1], u.shape[2]))
+    emit = rest[4]
+    return u.new_empty((u.shape[0], u.shape[1] if emit is None else emit.shape[1], u.shape[2]))
 
 
 @torch.library.custom_op("prunefront::selective_scan_backward", mutates_args=())
@@ -64,33 +76,35 @@ def _scan_backward(
     delta_bias: Tensor | None,
     gap: Tensor | None,
     emit: Tensor | None,
+    orders: Tensor | None,
+    B_orders: Tensor | None,
     delta_softplus: bool,
     reverse: list[int],
     backend: str,
 ) -> list[Tensor]:
     found = backends.get(backend).backward(
-        grad, u, delta, A, B, C, D, z, delta_bias, gap, emit, delta_softplus, reverse
+        grad, u, delta, A, B, C, D, z, delta_bias, gap, emit, orders, B_orders, delta_softplus, reverse
     )
-    tensors = (u, delta, A, B, C, D, z, delta_bias, gap)
+    tensors = (u, delta, A, B, C, D, z, delta_bias, gap, B_orders)
     return [u.new_empty(0) if x is None else g.to(x.dtype).contiguous() for x, g in zip(tensors, found, strict=True)]
 
 
 @_scan_backward.register_fake
 def _(grad: Tensor, *arguments: Any) -> list[Tensor]:
     u = arguments[0]
-    return [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in arguments[:9]]
+    return [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (*arguments[:9], arguments[11])]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:10])
-    ctx.options = inputs[10:]
+    ctx.save_for_backward(*inputs[:12])
+    ctx.options = inputs[12:]
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     found = _scan_backward(grad.contiguous(), *saved, *ctx.options)
-    grads = [g if x is not None else None for x, g in zip(saved, found, strict=False)]
-    return (*grads, None, None, None, None)
+    grads = [g if x is not None else None for x, g in zip((*saved[:9], saved[11]), found, strict=True)]
+    return (*grads[:9], None, None, grads[9], None, None, None)
 
 
 torch.library.register_autograd("prunefront::selective_scan", _autograd, setup_context=_setup_context)
@@ -108,6 +122,8 @@ def channel_last_scan(
     delta_softplus: bool = False,
     gap: Tensor | None = None,
     emit: Tensor | None = None,
+    orders: Tensor | None = None,
+    B_orders: Tensor | None = None,
     reverse: bool | Sequence[bool] = False,
     backend: str | None = None,
 ) -> Tensor:
@@ -119,8 +135,12 @@ def channel_last_scan(
         B, C = B[:, :, None], C[:, :, None]
     flags = [int(reverse)] * B.shape[2] if isinstance(reverse, bool) else [int(flag) for flag in reverse]
     _check(u, delta, A, B, C, flags)
+    if orders is not None:
+        _check_orders(u, C, orders, B_orders, flags)
     name = backends.choose(u, backend)
-    out: Tensor = _scan(u, delta, A, B, C, D, z, delta_bias, gap, emit, delta_softplus, flags, name)
+    out: Tensor = _scan(
+        u, delta, A, B, C, D, z, delta_bias, gap, emit, orders, B_orders, delta_softplus, flags, name
+    )  # fmt: skip
     return out
 
 
@@ -182,3 +202,17 @@ def _check(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: l
         raise ValueError(f"selective_scan: B {tuple(B.shape)} and C {tuple(C.shape)} do not fit u {tuple(u.shape)}")
     if channels % groups or len(reverse) != groups:
         raise ValueError(f"selective_scan: {channels} channels, {groups} groups and {len(reverse)} directions")
+
+
+def _check_orders(u: Tensor, C: Tensor, orders: Tensor, B_orders: Tensor | None, reverse: list[int]) -> None:
+    batch, length, _ = u.shape
+    if reverse != [0]:
+        raise ValueError("selective_scan: orders are for one group that runs forwards; reverse the order itself")
+    if orders.dim() != 3 or orders.shape[0] not in (1, batch) or orders.shape[2] != length:
+        raise ValueError(f"selective_scan: orders {tuple(orders.shape)}, expected (1 or {batch}, P, {length})")
+    if C.shape[1] != length:
+        raise ValueError(f"selective_scan: C has {C.shape[1]} steps, orders have {length}")
+    if B_orders is not None and (
+        B_orders.shape[0] not in (1, batch) or B_orders.shape[1:] != (*orders.shape[1:], C.shape[3])
+    ):
+        raise ValueError(f"selective_scan: B_orders {tuple(B_orders.shape)} do not fit orders {tuple(orders.shape)}")

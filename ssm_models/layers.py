@@ -1,0 +1,34 @@
+"""What the families' layers have in common."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def dt_projection(rank: int, channels: int) -> nn.Linear:
+    """Return a projection whose softplus'd bias is log-uniform in [0.001, 0.1] (Mamba's initialisation)."""
+    layer = nn.Linear(rank, channels)
+    nn.init.uniform_(layer.weight, -(rank**-0.5), rank**-0.5)
+    dt = torch.exp(torch.rand(channels) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp(min=1e-4)
+    with torch.no_grad():
+        layer.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+    return layer
+
+
+def a_log(channels: int, states: int) -> nn.Parameter:
+    """Return log(-A) (channels, states) for A = -1, -2, …, -states in every channel (S4D-real)."""
+    return nn.Parameter(torch.arange(1, states + 1, dtype=torch.float32).log().repeat(channels, 1))
+
+
+def resize_positions(embedding: Tensor, height: int, width: int) -> Tensor:
+    """Resize position embeddings (1, S·S, D) of a square grid to (1, height · width, D), bicubic."""
+    side = math.isqrt(embedding.shape[1])
+    grid = embedding.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    return F.interpolate(grid, (height, width), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+
+
+def precise(x: Tensor) -> Tensor:
+    """Return x in float32 at least, for weights that half precision would hurt."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

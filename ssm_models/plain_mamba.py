@@ -1,0 +1,314 @@
+"""PlainMamba (Yang et al., arXiv:2403.17695): no stages, no cls token, four scans in zigzag over the grid.
+
+Parameter names are the authors' (ChenhongyiYang/PlainMamba), and so are two quirks that their published
+weights depend on: the bias of Δ counts twice, and only the input u goes through the grid in zigzag while Δ,
+B and C stay in raster order, so that at step t a direction reads u of the t-th token on its way and Δ, B and
+C of the t-th token in raster order.
+
+Pruned, the same holds of what is kept: at step j a direction reads u of the j-th kept token on its way and
+Δ, B and C of the j-th kept token in raster order. The Δ of pruned tokens are thus missing from the raster
+sequence, and alignment puts them back there: every direction equals the recurrence over all raster
+positions in which a pruned one has the Δ of the policy and no input. What a direction adds to B belongs to
+the visited token: it tells the move by which the way over the whole grid enters it.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers.drop import DropPath
+from timm.layers.weight_init import trunc_normal_
+from torch import Tensor, nn
+
+from spaces import Stage, TokenLayout
+from ssm_models.base import PrunableModel
+from ssm_models.importance import Signals
+from ssm_models.layers import a_log, dt_projection, precise, resize_positions
+from ssm_models.pruning import TokenView, take
+from ssm_models.registry import ModelInfo, register
+from ssm_models.scan import channel_last_scan
+
+START, RIGHT, LEFT, UP, DOWN = range(5)  # the move into a step, as the rows of `direction_Bs` stand for
+
+
+@dataclass(frozen=True)
+class PlainMambaConfig:
+    """Sizes of a PlainMamba; the authors' where a default stands.
+
+    Attributes:
+        patch: pixels of a patch's side; even.
+        stem: channels of the convolutions before the patches.
+        stem_convs: 3×3 convolutions among them.
+        dwconv_blocks: blocks, from 0, that end with a depthwise convolution.
+    """
+
+    dim: int
+    depth: int
+    patch: int = 16
+    states: int = 16
+    conv: int = 7
+    expand: int = 2
+    stem: int = 64
+    stem_convs: int = 2
+    dwconv_blocks: tuple[int, ...] = ()
+    drop_path: float = 0.0
+
+    @property
+    def inner(self) -> int:
+        """Channels of the state-space model."""
+        return self.expand * self.dim
+
+    @property
+    def rank(self) -> int:
+        """Width of the low-rank Δ projection."""
+        return math.ceil(self.dim / 16)
+
+
+@lru_cache
+def zigzag(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the four ways over a grid: rows from the top left, their reverse, columns, their reverse.
+
+    Returns:
+        tokens (4, L), the raster index visited at each step, and moves (4, L), by which it is entered.
+    """
+    raster = np.arange(height * width).reshape(height, width)
+    opposite = np.array([START, LEFT, RIGHT, DOWN, UP])
+    tokens, moves = [], []
+    for grid, along, back, turn in ((raster, RIGHT, LEFT, DOWN), (raster.T, DOWN, UP, RIGHT)):
+        way, move = grid.copy(), np.full(grid.shape, along)
+        way[1::2], move[1::2] = way[1::2, ::-1].copy(), back
+        move[:, 0] = turn
+        move[0, 0] = START
+        tokens += [way.ravel(), way.ravel()[::-1]]
+        moves += [move.ravel(), np.append(START, opposite[move.ravel()[:0:-1]])]
+    return torch.from_numpy(np.stack(tokens)), torch.from_numpy(np.stack(moves))
+
+
+def ways(view: TokenView, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the orders of what is scanned and the moves into their steps, both (b or 1, 4, S)."""
+    tokens, moves = (x.to(view.seeds.device) for x in zigzag(height, width))
+    if view.positions is None or view.emit is not None:
+        return tokens[None], moves[None]
+    steps = tokens.argsort(1)[:, view.positions].transpose(0, 1)  # at which each kept token is visited, (b, 4, K)
+    steps, orders = steps.sort(2)
+    return orders, moves.expand(len(steps), -1, -1).gather(2, steps)
+
+
+class PlainMambaMixer(nn.Module):
+    """A 7×7 convolution and a selective scan in four directions that share Δ, B and C."""
+
+    def __init__(self, config: PlainMambaConfig, grid: tuple[int, int]) -> None:
+        super().__init__()
+        inner, states, rank = config.inner, config.states, config.rank
+        self.states, self.rank, self.grid = states, rank, grid
+        self.in_proj = nn.Linear(config.dim, 2 * inner)
+        self.conv2d = nn.Conv2d(inner, inner, config.conv, padding=config.conv // 2, groups=inner)
+        self.x_proj = nn.Linear(inner, rank + 2 * states, bias=False)
+        self.dt_proj = dt_projection(rank, inner)
+        self.A_log = a_log(inner, states)
+        self.D = nn.Parameter(torch.ones(inner))
+        self.direction_Bs = nn.Parameter(trunc_normal_(torch.zeros(5, states), std=0.02))
+        self.out_proj = nn.Linear(inner, config.dim)
+
+    def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
+        """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
+        (w_x, w_z), (b_x, b_z) = self.in_proj.weight.chunk(2), self.in_proj.bias.chunk(2)
+        u = view.to_grid(F.linear(x, w_x, b_x), *self.grid)
+        u = F.silu(view.from_grid(self.conv2d(u)))
+        z = F.linear(view.kept(x), w_z, b_z)
+        dt, B, C = torch.split(self.x_proj(u), [self.rank, self.states, self.states], -1)
+        bias = self.dt_proj.bias
+        delta = F.linear(dt, self.dt_proj.weight)
+        orders, moves = view.remember("ways", lambda: ways(view, *self.grid))
+        y = channel_last_scan(
+            u, delta, -torch.exp(precise(self.A_log)), B, C, precise(self.D), z, 2 * precise(bias), True,
+            gap=view.gap(delta, 2 * bias, 2 * bias, 0, False), emit=view.emit,
+            orders=orders, B_orders=precise(self.direction_Bs)[moves],
+        )  # fmt: skip
+        change: Tensor = self.out_proj(y)
+        if not signal:
+            return change, None
+
+        def deltas() -> tuple[Tensor, ...]:
+            raw = delta if view.emit is None else take(delta, view.emit)
+            return (F.softplus(raw + 2 * bias),)
+
+        return change, Signals(y, deltas, view.all_positions(), view.seeds)
+
+
+class PlainMambaBlock(nn.Module):
+    """LayerNorm, mixer and residual; in some a depthwise convolution that replaces what comes out."""
+
+    def __init__(self, config: PlainMambaConfig, grid: tuple[int, int], drop_path: float, dwconv: bool) -> None:
+        super().__init__()
+        self.grid = grid
+        self.norm = nn.LayerNorm(config.dim, eps=1e-5)
+        self.mamba = PlainMambaMixer(config, grid)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.dw: nn.Sequential | None = None
+        if dwconv:
+            conv = nn.Conv2d(config.dim, config.dim, 3, padding=1, groups=config.dim, bias=False)
+            self.dw = nn.Sequential(conv, nn.BatchNorm2d(config.dim), nn.GELU())
+
+    def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
+        """See `PrunableModel`."""
+        change, signals = self.mamba(self.norm(x), view, signal)
+        x = view.update(x, self.drop_path(change))
+        if self.dw is not None:
+            x = view.replace(x, self.dw(view.to_grid(x, *self.grid)))
+        return x, signals
+
+
+class PatchEmbed(nn.Module):
+    """Convolutions at half the resolution, then patches of these; the grid is padded at its end to whole patches."""
+
+    def __init__(self, config: PlainMambaConfig, in_chans: int) -> None:
+        super().__init__()
+        width = config.stem
+        self.side = config.patch // 2
+        self.stem = nn.Sequential(nn.Conv2d(in_chans, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        layers = [
+            (nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+            for _ in range(config.stem_convs)
+        ]
+        self.convs = nn.Sequential(*(layer for group in layers for layer in group))
+        self.projection = nn.Conv2d(width, config.dim, self.side, self.side)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turn images (b, c, H, W) into tokens (b, L, D)."""
+        x = self.convs(self.stem(images))
+        x = F.pad(x, (0, -x.shape[3] % self.side, 0, -x.shape[2] % self.side))
+        tokens: Tensor = self.projection(x).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class Backbone(nn.Module):
+    """The parts under the name that the authors' keys begin with."""
+
+    def __init__(self, config: PlainMambaConfig, grid: tuple[int, int], in_chans: int) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], config.dim))
+        self.patch_embed = PatchEmbed(config, in_chans)
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        self.layers = nn.ModuleList(
+            PlainMambaBlock(config, grid, rate, index in config.dwconv_blocks) for index, rate in enumerate(rates)
+        )
+        self.ln1 = nn.LayerNorm(config.dim, eps=1e-6)
+
+
+class PlainMamba(PrunableModel):
+    """PlainMamba for classification: the mean of the tokens, then a linear head."""
+
+    directions = published_directions = (False,)  # of the one sequence of Δ that the four scans share
+
+    def __init__(
+        self,
+        config: PlainMambaConfig,
+        name: str,
+        num_classes: int,
+        img_size: tuple[int, int],
+        *,
+        in_chans: int = 3,
+        drop_path_rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        if drop_path_rate is not None:
+            config = replace(config, drop_path=drop_path_rate)
+        height, width = (math.ceil(math.ceil(side / 2) / (config.patch // 2)) for side in img_size)
+        self.config, self.model_name, self.num_classes = config, name, num_classes
+        self.layout = TokenLayout(name, img_size, (Stage(config.depth, height, width),))
+        self.backbone = Backbone(config, (height, width), in_chans)
+        self.head = nn.Sequential(OrderedDict(fc=nn.Linear(config.dim, num_classes)))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        trunc_normal_(self.backbone.pos_embed, std=0.02)
+        for block in self.blocks:
+            for linear in (block.mamba.in_proj, block.mamba.out_proj, block.mamba.x_proj):
+                trunc_normal_(linear.weight, std=0.02)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+        head = self.head.get_submodule("fc")
+        assert isinstance(head, nn.Linear)
+        trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """See `PrunableModel`."""
+        return list(self.backbone.layers)
+
+    @property
+    def protected(self) -> tuple[int, ...]:
+        """None: there is no cls token."""
+        return ()
+
+    def scan_channels(self, index: int) -> tuple[int, ...]:
+        """See `PrunableModel`."""
+        return (self.config.inner,)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `PrunableModel`."""
+        tokens: Tensor = self.backbone.patch_embed(images) + self.backbone.pos_embed
+        return tokens
+
+    def classify(self, x: Tensor, view: TokenView) -> Tensor:
+        """Read the mean of the kept tokens; with context `freeze`, of all as they last were."""
+        x = x if view.method.context == "freeze" else view.kept(x)
+        logits: Tensor = self.head(self.backbone.ln1(x).mean(1))
+        return logits
+
+    @classmethod
+    def settings_of(cls, config: PlainMambaConfig, state: dict[str, Tensor]) -> dict[str, int]:
+        """See `PrunableModel`."""
+        return {
+            "num_classes": state["head.fc.weight"].shape[0],
+            "img_size": math.isqrt(state["backbone.pos_embed"].shape[1]) * config.patch,
+        }
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resize the position embeddings of another image size (bicubic)."""
+        old, own = state.get("backbone.pos_embed"), self.backbone.pos_embed
+        if old is None or old.shape == own.shape or old.dim() != 3 or math.isqrt(old.shape[1]) ** 2 != old.shape[1]:
+            return state
+        stage = self.layout.stages[0]
+        return {**state, "backbone.pos_embed": resize_positions(old, stage.height, stage.width)}
+
+
+for _name, _config, _about in (
+    ("plain_mamba_l1", PlainMambaConfig(192, 24, stem_convs=1, dwconv_blocks=(0,), drop_path=0.2), "PlainMamba-L1"),
+    ("plain_mamba_l2", PlainMambaConfig(384, 24, drop_path=0.2), "PlainMamba-L2"),
+    ("plain_mamba_l3", PlainMambaConfig(448, 36, drop_path=0.4), "PlainMamba-L3"),
+):
+    register(ModelInfo(_name, PlainMamba, _config, description=f"{_about} of the authors"))
+
+_NANO = PlainMambaConfig(64, 12, patch=4, stem=32, stem_convs=1)
+_SMALL_IMAGES: dict[str, Any] = {"num_classes": 10, "crop_pct": 1.0}
+register(
+    ModelInfo(
+        "plain_mamba_nano",
+        PlainMamba,
+        _NANO,
+        img_size=28,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        description="12 blocks of width 64 for small images; ships weights for the embedded digits",
+        **_SMALL_IMAGES,
+    )
+)
+register(
+    ModelInfo(
+        "plain_mamba_nano_patch8",
+        PlainMamba,
+        replace(_NANO, patch=8),
+        img_size=64,
+        description="plain_mamba_nano with patches of 8 pixels, for images of 64",
+        **_SMALL_IMAGES,
+    )
+)

@@ -1,0 +1,218 @@
+"""What every family of models must hold; a new one is found by its registration and tested like the rest."""
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ssm_models
+from spaces import PruningSchedule
+from spaces.errors import CheckpointError, ScheduleError
+from spaces.schedule import ALIGNMENT, IMPORTANCE
+from ssm_models import PrunableModel, flops
+from ssm_models.importance import SCORES
+from tests.ssm_models.conftest import FAMILIES, pictures
+
+METHODS = [
+    "",
+    ";context=conv",
+    ";context=freeze",
+    ";importance=random",
+    ";alignment=off",
+    ";alignment=hold",
+    ";alignment=neighbour;importance=delta",
+    ";alignment=hold;context=conv",
+]
+
+
+def test_what_a_family_offers(any_model: PrunableModel) -> None:
+    layout, depth = any_model.layout, any_model.layout.depth
+    images = pictures(any_model)
+    assert len(any_model.blocks) == depth and any_model.img_size == layout.img_size
+    tokens = any_model.embed(images)
+    assert tokens.shape[:2] == (5, layout.stages[0].tokens + layout.protected)
+    assert len(any_model.protected) == layout.protected
+    assert all(0 <= place < tokens.shape[1] for place in any_model.protected)
+    assert all(len(any_model.scan_channels(i)) == len(any_model.directions) for i in range(depth))
+    assert set(any_model.published_directions) <= set(any_model.directions)
+    assert any_model(images).shape == (5, any_model.num_classes)
+    assert {"drop", "freeze"} <= set(any_model.contexts) and "prune" in any_model.reductions
+
+
+def test_timm_knows_every_model() -> None:
+    known = set(timm.list_models())
+    assert set(ssm_models.list_models()) <= known
+    for name in FAMILIES.values():
+        info = ssm_models.model_info(name)
+        model = timm.create_model(name, num_classes=7, img_size=2 * info.img_size, drop_path_rate=0.2)
+        assert model(torch.zeros(1, 3, *model.img_size)).shape == (1, 7)
+        assert model.pretrained_cfg["input_size"] == (3, 2 * info.img_size, 2 * info.img_size)
+        rates = [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+        assert max(rates) == pytest.approx(0.2, abs=0.03)
+
+
+@torch.inference_mode()
+def test_ratio_one_is_dense_to_the_bit(any_model: PrunableModel) -> None:
+    images = pictures(any_model)
+    dense = any_model(images)
+    for text in ("3:1.0,7:1.0", "12:1;context=freeze", "1:1;context=conv;importance=l2"):
+        any_model.set_schedule(PruningSchedule.parse(text))
+        assert torch.equal(any_model(images), dense)
+    for context in any_model.contexts:  # 0.999 of the tokens are all of them, by the way of the pruned
+        any_model.set_schedule(PruningSchedule.parse(f"5:0.999;context={context}"))
+        assert torch.allclose(any_model(images), dense, atol=1e-5 * dense.abs().max().item())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("method", METHODS)
+def test_images_do_not_see_each_other(any_model: PrunableModel, method: str) -> None:
+    images = pictures(any_model)
+    any_model.set_schedule(PruningSchedule.parse("2:0.6,6:0.5,9:0.3" + method))
+    together = any_model(images)
+    alone = torch.cat([any_model(image[None]) for image in images])
+    assert torch.allclose(together, alone, atol=1e-4 * max(1, together.abs().max().item()))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("method", METHODS)
+def test_kept_tokens(any_model: PrunableModel, method: str) -> None:
+    schedule = PruningSchedule.parse("4:0.5,8:0.25" + method)
+    any_model.set_schedule(schedule)
+    counts = any_model.layout.tokens(schedule)
+    first, second = any_model.kept_patches(pictures(any_model))
+    assert (first.shape[1], second.shape[1]) == (counts[3], counts[7])
+    assert not torch.equal(first[0], first[1])  # each image has its own
+    total = any_model.layout.stages[0].tokens
+    for a, b in zip(first.tolist(), second.tolist(), strict=True):
+        assert a == sorted(set(a)) and set(b) <= set(a) and min(a) >= 0 and max(a) < total
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("importance", IMPORTANCE)
+def test_the_highest_scores_stay(any_model: PrunableModel, importance: str) -> None:
+    any_model.set_schedule(PruningSchedule.parse(f"2:0.3;importance={importance}"))
+    images = pictures(any_model)
+    kept = any_model.kept_patches(images)[0]
+    x, view = any_model.embed(images), any_model.first_view(images)
+    x, _ = any_model.blocks[0](x, view, False)
+    _, signals = any_model.blocks[1](x, view, True)
+    scores = SCORES[importance](signals)
+    patches = [i for i in range(scores.shape[1]) if i not in any_model.protected]
+    expected = scores[:, patches].topk(kept.shape[1]).indices.sort().values
+    assert torch.equal(kept, expected)
+
+
+@torch.inference_mode()
+def test_freeze_is_a_dense_pass_whose_pruned_updates_are_masked(any_model: PrunableModel) -> None:
+    schedule = PruningSchedule.parse("3:0.5,7:0.4;context=freeze")
+    images = pictures(any_model)
+    any_model.set_schedule(schedule)
+    found, (_, _, kept) = any_model(images), any_model.run_blocks(images)
+    any_model.set_schedule(None)
+    x, view = any_model.embed(images), any_model.first_view(images)
+    stays = torch.ones(x.shape[:2], dtype=torch.bool)
+    for index, block in enumerate(any_model.blocks):
+        x = torch.where(stays[..., None], block(x, view, False)[0], x)
+        for step, positions in zip(schedule.steps, kept, strict=True):
+            if step.after == index + 1:
+                stays = torch.zeros_like(stays).scatter(1, positions, True)
+    expected = any_model.classify(x, view)
+    assert torch.allclose(found, expected, atol=1e-5 * max(1, expected.abs().max().item()))
+
+
+@torch.inference_mode()
+def test_every_choice_of_the_method_matters(any_model: PrunableModel) -> None:
+    images, results = pictures(any_model), []
+    for method in METHODS:
+        any_model.set_schedule(PruningSchedule.parse("2:0.5,6:0.5" + method))
+        results.append(any_model(images))
+    for i, one in enumerate(results):
+        for other in results[i + 1 :]:
+            assert (one - other).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("method", ["", ";context=freeze", ";context=conv", ";alignment=hold"])
+def test_gradients_reach_every_weight(any_model: PrunableModel, method: str) -> None:
+    any_model.set_schedule(PruningSchedule.parse("2:0.5,6:0.5" + method))
+    any_model(pictures(any_model)).square().sum().backward()
+    for name, parameter in any_model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_a_schedule_that_does_not_fit_changes_nothing(any_model: PrunableModel) -> None:
+    good = PruningSchedule.parse("2:0.5")
+    any_model.set_schedule(good)
+    wrong = [f"{any_model.layout.depth + 1}:0.5"]
+    wrong += [f"2:0.5;context={c}" for c in ("drop", "conv", "freeze") if c not in any_model.contexts]
+    wrong += [f"2:0.5;reduction={r}" for r in ("prune", "merge") if r not in any_model.reductions]
+    for text in wrong:
+        with pytest.raises(ScheduleError, match=any_model.model_name):
+            any_model.set_schedule(PruningSchedule.parse(text))
+        assert any_model.schedule == good
+
+
+TABLES = {
+    (family, convention): ssm_models.cost_table(ssm_models.create_model(name).eval(), convention)
+    for family, name in FAMILIES.items()
+    for convention in flops.CONVENTIONS
+}
+steps = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 99).map(lambda p: p / 100)), max_size=4,
+                 unique_by=lambda pair: pair[0])  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=8, deadline=None)
+@given(
+    steps, st.sampled_from(IMPORTANCE), st.sampled_from(ALIGNMENT), st.sampled_from(["drop", "conv", "freeze"]),
+    st.sampled_from(flops.CONVENTIONS),
+)  # fmt: skip
+def test_the_table_is_fvcore_s_whole_count(family, pairs, importance, alignment, context, convention) -> None:
+    table = TABLES[family, convention]
+    schedule = PruningSchedule.of(pairs, importance=importance, alignment=alignment, context=context)
+    model = ssm_models.create_model(FAMILIES[family]).eval()
+    assert table.flops(schedule) == ssm_models.count_flops(model, schedule, convention)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contexts_cost_in_their_order(family: str) -> None:
+    table = TABLES[family, "full"]
+    drop, conv, freeze = (
+        table.flops(PruningSchedule.parse(f"3:0.5;context={context}")) for context in ("drop", "conv", "freeze")
+    )
+    assert drop < conv < freeze < table.dense
+
+
+def test_weights_of_another_image_size_and_number_of_classes(any_model: PrunableModel) -> None:
+    side = any_model.img_size[0]
+    other = ssm_models.create_model(any_model.model_name, img_size=(side + side // 7 * 2, side))
+    with pytest.warns(UserWarning, match="resized"):
+        ssm_models.load_checkpoint(other, any_model.state_dict())
+    assert other(pictures(other, 2)).isfinite().all()
+    fewer = ssm_models.create_model(any_model.model_name, num_classes=3)
+    with pytest.raises(CheckpointError, match="misshapen"):
+        ssm_models.load_checkpoint(fewer, any_model.state_dict())
+
+
+@pytest.mark.parametrize("name", ssm_models.list_models())
+def test_a_checkpoint_says_what_it_is_for(name: str) -> None:
+    """Number of classes and image size are read off the shapes; another model's weights are named."""
+    info = ssm_models.model_info(name)
+    with torch.device("meta"):
+        state = ssm_models.create_model(name, num_classes=11).state_dict()
+    found = info.family.settings_of(info.config, state)
+    assert found == {"num_classes": 11, "img_size": info.img_size}
+
+
+@torch.inference_mode()
+def test_half_precision(any_model: PrunableModel) -> None:
+    images = pictures(any_model)
+    expected = any_model(images)
+    any_model.to(torch.bfloat16)
+    found = any_model(images.to(torch.bfloat16))
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
+    for method in METHODS:  # rounding changes ranks, so that no value can be expected
+        any_model.set_schedule(PruningSchedule.parse("2:0.5,6:0.5" + method))
+        assert any_model(images.to(torch.bfloat16)).isfinite().all()

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from timm.layers.drop import DropPath
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class PlainMambaConfig:
 
 
 @lru_cache
-def zigzag(height: int, width: int) -> tuple[Tensor, Tensor]:
+def zigzag(height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the four ways over a grid: rows from the top left, their reverse, columns, their reverse.
 
     Returns:
@@ -87,12 +88,12 @@ def zigzag(height: int, width: int) -> tuple[Tensor, Tensor]:
         move[0, 0] = START
         tokens += [way.ravel(), way.ravel()[::-1]]
         moves += [move.ravel(), np.append(START, opposite[move.ravel()[:0:-1]])]
-    return torch.from_numpy(np.stack(tokens)), torch.from_numpy(np.stack(moves))
+    return np.stack(tokens), np.stack(moves)
 
 
 def ways(view: TokenView, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return the orders of what is scanned and the moves into their steps, both (b or 1, 4, S)."""
-    tokens, moves = (x.to(view.seeds.device) for x in zigzag(height, width))
+    tokens, moves = (torch.from_numpy(x).to(view.seeds.device) for x in zigzag(height, width))
     if view.positions is None or view.emit is not None:
         return tokens[None], moves[None]
     steps = tokens.argsort(1)[:, view.positions].transpose(0, 1)  # at which each kept token is visited, (b, 4, K)
@@ -127,7 +128,8 @@ class PlainMambaMixer(nn.Module):
         delta = F.linear(dt, self.dt_proj.weight)
         orders, moves = view.remember("ways", lambda: ways(view, *self.grid))
         y = channel_last_scan(
-            u, delta, -torch.exp(precise(self.A_log)), B, C, precise(self.D), z, 2 * precise(bias), True,
+            u, delta, -torch.exp(precise(self.A_log)), B, C, precise(self.D),
+            z, 2 * precise(bias), True,
             gap=view.gap(delta, 2 * bias, 2 * bias, 0, False), emit=view.emit,
             orders=orders, B_orders=precise(self.direction_Bs)[moves],
         )  # fmt: skip

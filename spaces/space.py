@@ -82,10 +82,10 @@ class SearchSpace(ABC):
 
     @property
     def text(self) -> str:
-        """The canonical text that makes this space again."""
-        defaults = DEFAULT_CHOICES
-        changed = [f"{k}={','.join(v)}" for k, v in self.choices.items() if v != defaults[k]]
-        return ";".join([self._shape_text, *changed])
+        """The canonical text that makes this space again, whatever the default choices become."""
+        plain = PruningMethod().as_dict()
+        stated = [f"{k}={','.join(v)}" for k, v in self.choices.items() if v != (plain[k],) or k in VARIED]
+        return ";".join([self._shape_text, *stated])
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -241,8 +241,9 @@ DEFAULT_CHOICES: dict[str, tuple[str, ...]] = {
     "importance": ("clip",),
     "alignment": ("on",),
     "reduction": ("prune",),
-    "context": ("drop", "freeze"),
+    "context": ("drop", "conv", "freeze"),
 }
+VARIED = [name for name, choices in DEFAULT_CHOICES.items() if len(choices) > 1]
 SPACES: dict[str, type[SearchSpace]] = {space.name: space for space in (StagesSpace, PerBlockSpace)}
 
 
@@ -251,7 +252,7 @@ def make_space(
 ) -> SearchSpace:
     """Make a space from its text: `stages`, `stages:4`, `per-block`, with choices of the method appended.
 
-    Choices are written as in `stages:3;context=drop,freeze;importance=clip,l2`.
+    Choices are written as in `stages:3;context=drop,conv;importance=clip,l2`.
 
     Args:
         text: see above.

@@ -124,7 +124,7 @@ def test_wrong_usage(refused: Check, arguments: list[str], words: str) -> None:
         ("0:0.5", "after=0"),
         ("3-0.5", "BLOCK:RATIO"),
         ("3:0.5;context=warm", "context='warm'"),
-        ("3:0.5;context=conv", "vim_nano offers drop, freeze"),
+        ("3:0.5;reduction=merge", "vim_nano offers prune"),
         ("nowhere.json", "nowhere.json: cannot be read"),
     ],
 )

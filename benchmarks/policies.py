@@ -1,0 +1,208 @@
+"""What becomes of accuracy under each choice that the literature leaves open: the tables of docs/alignment.md.
+
+Every row is one way to prune, every column a share of the dense FLOPs: steps after a quarter, half and three
+quarters of the blocks with one keep ratio, the largest that costs no more. No fine-tuning; all val images.
+
+    python benchmarks/policies.py --model vim_nano --data embedded
+    python benchmarks/policies.py --model vim_nano_patch8 --checkpoint run/model.safetensors --data folder:sign-digits
+
+Rows marked * are no option of a schedule: they are patched in here, to see whether they should be one.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import ssm_models
+from search.data import open_data
+from search.evaluator import Evaluator
+from search.subject import open_model
+from spaces import PruningSchedule
+from ssm_models import CostTable, importance, plain_mamba, pruning, vim
+from ssm_models.pruning import TokenView, take
+
+VIEW: list[TokenView] = []  # the view of the mixer that runs, for the patches below
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Keep the view of the mixer that runs in `VIEW`."""
+    patches = []
+    for mixer in (vim.VimMixer, plain_mamba.PlainMambaMixer):
+        original: Any = mixer.forward
+
+        def forward(self: Any, x: Tensor, view: TokenView, signal: bool, original: Any = original) -> Any:
+            VIEW[:] = [view]
+            return original(self, x, view, signal)
+
+        patches.append(patch.object(mixer, "forward", forward))
+    with patches[0], patches[1]:
+        yield
+
+
+@contextmanager
+def zeros_at_gaps() -> Iterator[None]:
+    """Let Vim's causal convolution see zeros where tokens are gone, not the next tokens that are left."""
+
+    def conv(x: Tensor, layer: Any, reverse: bool, original: Any = vim.causal_conv) -> Tensor:
+        (view,) = VIEW
+        if view.positions is None or view.rows is not None:
+            return original(x, layer, reverse)
+        index = view.positions[..., None].expand(-1, -1, x.shape[2])
+        full = x.new_zeros(len(x), view.length, x.shape[2]).scatter(1, index, x)
+        return take(original(full, layer, reverse), view.positions)
+
+    with watching(), patch.object(vim, "causal_conv", conv):
+        yield
+
+
+@contextmanager
+def scored(choose: Callable[[list[Tensor]], Tensor], gated: bool = True) -> Iterator[None]:
+    """Score by the clip of what `choose` makes of the last block's outputs, one of each call of the scan."""
+    outputs: list[Tensor] = []
+
+    def scan(*arguments: Any, original: Any = vim.channel_last_scan, **options: Any) -> Tensor:
+        y: Tensor = original(*arguments, **options)
+        ungated = (*arguments[:6], None, *arguments[7:])
+        outputs[:] = [*outputs[-1:], y if gated else original(*ungated, **options)]
+        return y
+
+    def score(signals: importance.Signals) -> Tensor:
+        return choose(outputs).clamp(min=0).sum(-1)
+
+    with (
+        patch.object(vim, "channel_last_scan", scan),
+        patch.object(plain_mamba, "channel_last_scan", scan),
+        patch.dict(pruning.SCORES, clip=score),
+    ):
+        yield
+
+
+@contextmanager
+def frozen_delta() -> Iterator[None]:
+    """Under `freeze`, take the input of pruned tokens away: the policy `frozen`, with the context `conv`."""
+
+    def scan(u: Tensor, *arguments: Any, original: Any = vim.channel_last_scan, **options: Any) -> Tensor:
+        emit = options.get("emit")
+        if emit is not None:
+            u = u * torch.zeros_like(u[..., :1]).scatter(1, emit[..., None], 1.0)
+        y: Tensor = original(u, *arguments, **options)
+        return y
+
+    with patch.object(vim, "channel_last_scan", scan), patch.object(plain_mamba, "channel_last_scan", scan):
+        yield
+
+
+@contextmanager
+def gaps_along_the_way() -> Iterator[None]:
+    """Let each of PlainMamba's directions pass over the tokens gone on its own way, not in raster order."""
+
+    def scan(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor, softplus: bool,
+        gap: Tensor | None, emit: Tensor | None, orders: Tensor, B_orders: Tensor,
+        original: Any = plain_mamba.channel_last_scan,
+    ) -> Tensor:  # fmt: skip
+        (view,) = VIEW
+        if gap is None or view.positions is None:
+            y: Tensor = original(u, delta, A, B, C, D, z, bias, softplus, gap, emit, orders, B_orders)
+            return y
+        height, width = VIEW_GRID
+        tokens = torch.from_numpy(plain_mamba.zigzag(height, width)[0])
+        steps = tokens.argsort(1)[:, view.positions].transpose(0, 1).sort(2).values
+        skipped = steps - F.pad(steps[..., :-1], (1, 0), value=-1) - 1
+        total = torch.zeros_like(u)
+        for p in range(4):
+            index = orders[:, p].expand(len(u), -1)
+            along = skipped[:, p, :, None] * F.softplus(bias)
+            part = original(take(u, index), delta, A, B + B_orders[:, p], C, D, None, bias, softplus, along)
+            total = total.scatter_add(1, index[..., None].expand_as(part), part)
+        return total * F.silu(z)
+
+    with watching(), patch.object(plain_mamba, "channel_last_scan", scan):
+        yield
+
+
+VIEW_GRID = [0, 0]
+
+Row = tuple[str, dict[str, str], Callable[[], AbstractContextManager[None]]]
+
+
+def rows(family: str) -> list[Row]:
+    """Return (label, method, patch) of every row."""
+    none = nullcontext
+    found: list[Row] = [(f"score {name}", {"importance": name}, none) for name in importance.SCORES]
+    found += [(f"alignment {name}", {"alignment": name}, none) for name in ("on", "off", "hold", "neighbour")]
+    found += [("score of the output before the gate *", {}, lambda: scored(sum_of_directions, gated=False))]
+    if family == "Vim":
+        found += [
+            ("score of the forward direction alone *", {}, lambda: scored(lambda y: y[0])),
+            ("score of the backward direction alone *", {}, lambda: scored(lambda y: y[1])),
+            ("convolution sees zeros at gaps *", {}, zeros_at_gaps),
+            ("convolution sees zeros at gaps, no alignment *", {"alignment": "off"}, zeros_at_gaps),
+        ]
+    else:
+        found += [("gaps counted along each way *", {}, gaps_along_the_way)]
+    for context in ("conv", "freeze"):
+        for score in ("clip", "random"):
+            found.append((f"context {context}, score {score}", {"context": context, "importance": score}, none))
+    found += [(f"context conv, alignment {name}", {"context": "conv", "alignment": name}, none)
+              for name in ("off", "hold", "neighbour")]  # fmt: skip
+    found += [("context conv, alignment frozen * (at the FLOPs of freeze)", {"context": "freeze"}, frozen_delta)]
+    return found
+
+
+def sum_of_directions(outputs: list[Tensor]) -> Tensor:
+    """Add up what the calls of a block gave; PlainMamba's one call gives the sum already."""
+    return outputs[-1] if VIEW_GRID != [0, 0] else outputs[0] + outputs[1]
+
+
+def at_share(table: CostTable, blocks: list[int], share: float, method: dict[str, str]) -> PruningSchedule | None:
+    """Return the schedule with the largest keep ratio that costs at most `share` of the dense FLOPs."""
+    for percent in range(99, 4, -1):
+        schedule = PruningSchedule.of([(block, percent / 100) for block in blocks], **method)
+        if table.flops(schedule) <= share * table.dense:
+            return schedule
+    return None
+
+
+def main() -> None:
+    """Print the table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="vim_nano")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--data", default="embedded")
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--blocks", help="where to prune, such as 1,2,3; default: at a quarter, half, three quarters")
+    parser.add_argument("--shares", default="0.8,0.7,0.6,0.584,0.5")
+    a = parser.parse_args()
+    data = open_data(a.data)
+    model = open_model(a.model, a.checkpoint, data)
+    depth, family = model.layout.depth, type(model).__name__
+    if family == "PlainMamba":
+        VIEW_GRID[:] = [model.layout.stages[0].height, model.layout.stages[0].width]
+    evaluator = Evaluator(model, data.batches(model.pretrained_cfg, model.img_size, images=a.images))
+    table = ssm_models.cost_table(model)
+    blocks = [int(b) for b in a.blocks.split(",")] if a.blocks else [depth // 4, depth // 2, 3 * depth // 4]
+    shares = [float(share) for share in a.shares.split(",")]
+    dense = evaluator.dense
+    print(f"{a.model} on {a.data}: dense {100 * dense.top1:.1f} % on {dense.images} images; "
+          f"steps after blocks {', '.join(map(str, blocks))}; top-1 in %\n")  # fmt: skip
+    print("| | " + " | ".join(f"−{100 * (1 - share):.1f} %" for share in shares) + " |")
+    print("| --- |" + " --- |" * len(shares))
+    for label, method, patched in rows(family):
+        cells = []
+        for share in shares:
+            schedule = at_share(table, blocks, share, method)
+            with patched():
+                cells.append("–" if schedule is None else f"{100 * evaluator.evaluate(schedule).top1:.1f}")
+        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

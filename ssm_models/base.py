@@ -14,23 +14,29 @@ from ssm_models.pruning import TokenView, prune
 
 
 class PrunableModel(nn.Module, ABC):
-    """A model whose tokens a schedule can drop between blocks. Weights never depend on the schedule.
+    """A model whose tokens a schedule can drop between blocks; what a family offers (docs/adding-a-model.md).
 
-    A family gives `embed`, `blocks` and `classify`, and says what it can do in the class attributes.
-    A block is called with the features that travel, (b, S, D), the view of the kept tokens, and whether a
-    pruning step follows; it returns these features with those of the kept tokens updated, and its
-    `Signals` if a step follows.
+    A family gives `embed`, `blocks` and `classify`, reads its own checkpoints (`settings_of`, `adapt`), and says
+    in the class attributes what it can do. A block is a module called as block(x, view, signal) with the features
+    that travel (b, S, D), the view of the kept tokens, and whether a pruning step follows; it returns these
+    features with those of the kept tokens updated, and its `Signals` if a step follows, else None.
+
+    A model is used by one thread at a time, in any process: by a worker's evaluator, a training, a user's script.
+    The schedule is the only state that `forward` reads, and nothing of a forward pass stays behind. What a method
+    returns belongs to the caller.
 
     Attributes:
+        contexts, reductions: what a schedule may ask of the family.
+        directions: for each sequence of Δ, whether it is scanned backwards. Directions that share their Δ count once.
+        published_directions: those of them that the `published` count of FLOPs includes.
         model_name: the registered name.
         layout: blocks and tokens, for the search.
+        num_classes: outputs.
         pretrained_cfg: the images that the model expects, as timm writes it.
     """
 
     contexts: ClassVar[tuple[str, ...]] = ("drop", "conv", "freeze")
     reductions: ClassVar[tuple[str, ...]] = ("prune",)
-    # For each sequence of Δ, whether it is scanned backwards (directions that share their Δ count once); and
-    # those that the `published` count includes.
     directions: tuple[bool, ...]
     published_directions: tuple[bool, ...]
 

@@ -175,7 +175,7 @@ def _settings(info: ModelInfo, state: dict[str, Tensor], metadata: dict[str, str
     if metadata.get("model", info.name) != info.name:
         raise CheckpointError(f"checkpoint {path}: holds {metadata['model']}, not {info.name}")
     try:
-        settings: dict[str, Any] = info.family.settings_of(info.config, state)  # type: ignore[attr-defined]
+        settings: dict[str, Any] = info.family.settings_of(info.config, state)
         if "img_size" in metadata:
             settings["img_size"] = tuple(json.loads(metadata["img_size"]))
     except (KeyError, IndexError, ValueError):

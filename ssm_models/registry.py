@@ -1,12 +1,12 @@
 """Which models there are, as data; each is known to timm by the same name."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
+from torch import Tensor
 
 from spaces.errors import UnknownNameError, UsageError
 from ssm_models.base import PrunableModel
@@ -14,19 +14,28 @@ from ssm_models.base import PrunableModel
 WEIGHTS = Path(__file__).parent / "weights"
 
 
+class Family(Protocol):
+    """A class of models: called with (config, name, num_classes, img_size), and the options of `create_model`."""
+
+    def __call__(self, *args: Any, **options: Any) -> PrunableModel: ...
+
+    def settings_of(self, config: Any, state: dict[str, Tensor]) -> dict[str, int]:
+        """See `PrunableModel`."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """A model's name, its sizes, and the images it expects.
 
     Attributes:
-        family: the class; called with (config, name, num_classes, img_size).
+        family: the class.
         config: the family's own sizes.
         img_size: pixels of a side, unless asked otherwise.
         mean, std, interpolation, crop_pct: preprocessing, as timm means them.
     """
 
     name: str
-    family: Callable[..., PrunableModel]
+    family: Family
     config: Any
     img_size: int = 224
     num_classes: int = 1000
@@ -72,7 +81,7 @@ def register(info: ModelInfo) -> None:
         return model
 
     entry.__name__ = entry.__qualname__ = info.name
-    entry.__module__ = info.family.__module__
+    entry.__module__ = str(info.family.__module__)
     entry.__doc__ = info.description
     _MODELS[info.name] = info
     register_model(entry)

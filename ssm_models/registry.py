@@ -1,12 +1,12 @@
 """Which models there are, as data; each is known to timm by the same name."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
-from torch import Tensor
 
 from spaces.errors import UnknownNameError, UsageError
 from ssm_models.base import PrunableModel
@@ -14,28 +14,19 @@ from ssm_models.base import PrunableModel
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-class Family(Protocol):
-    """A class of models: called with (config, name, num_classes, img_size), and the options of `create_model`."""
-
-    def __call__(self, *args: Any, **options: Any) -> PrunableModel: ...
-
-    def settings_of(self, config: Any, state: dict[str, Tensor]) -> dict[str, int]:
-        """See `PrunableModel`."""
-
-
 @dataclass(frozen=True)
 class ModelInfo:
     """A model's name, its sizes, and the images it expects.
 
     Attributes:
-        family: the class.
+        family: the class; called with (config, name, num_classes, img_size) and the options of `create_model`.
         config: the family's own sizes.
         img_size: pixels of a side, unless asked otherwise.
         mean, std, interpolation, crop_pct: preprocessing, as timm means them.
     """
 
     name: str
-    family: Family
+    family: type[PrunableModel]
     config: Any
     img_size: int = 224
     num_classes: int = 1000
@@ -81,7 +72,7 @@ def register(info: ModelInfo) -> None:
         return model
 
     entry.__name__ = entry.__qualname__ = info.name
-    entry.__module__ = str(info.family.__module__)
+    entry.__module__ = info.family.__module__
     entry.__doc__ = info.description
     _MODELS[info.name] = info
     register_model(entry)
@@ -133,8 +124,9 @@ def create_model(
     size = img_size or info.img_size
     height, width = (size, size) if isinstance(size, int) else size
     classes = info.num_classes if num_classes is None else num_classes
+    family: Callable[..., PrunableModel] = info.family
     try:
-        model = info.family(info.config, name, classes, (height, width), **options)
+        model = family(info.config, name, classes, (height, width), **options)
     except ValueError as error:
         raise UsageError(str(error)) from None
     model.pretrained_cfg = info.pretrained_cfg((height, width), classes)

@@ -129,5 +129,5 @@ def backward(grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Te
     if orders is not None:
         gextra = gextra if extra is None else gB.sum_to_size(extra.shape)
         gB, gC = gB.sum(1)[:, :, None], gC.transpose(1, 2)
-    du, ddelta, dz, dbias, dgap = map(torch.from_numpy, (du, ddelta, dz, dbias, dgap))
-    return [du, ddelta, gA.t(), gB, gC, gD, dz, dbias, dgap, gextra]
+    whole = [torch.from_numpy(x) for x in (du, ddelta, dz, dbias, dgap)]
+    return [*whole[:2], gA.t(), gB, gC, gD, *whole[2:], gextra]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import boolean, float32, int64, njit, types
-from numba.core import cgutils
+from numba.core import cgutils as _cgutils
 from numba.extending import intrinsic, models, overload, register_jitable, register_model
 
 LANES = 32  # two of the widest registers there are, which is no slower where they are narrower
@@ -24,21 +24,23 @@ _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 _FLOATS, _INTS, _BITS = (ir.VectorType(x, LANES) for x in (_FLOAT, _INT, ir.IntType(1)))
 # `contract` lets a * b + c be one instruction. Nothing looser: a NaN must reach whoever looks for it.
 _FLAGS = ("contract",)
+# Numba has no types of its own to check against.
+cgutils: Any = _cgutils
 _intrinsic: Any = intrinsic
 _inline: Any = register_jitable
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """The Numba type of `LANES` float32 in registers."""
 
     def __init__(self) -> None:
         super().__init__(name=f"Vector{LANES}")
 
 
-@register_model(Vector)  # type: ignore[untyped-decorator]
-class _Model(models.PrimitiveModel):  # type: ignore[misc]
+@register_model(Vector)
+class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)
+        super().__init__(manager, kind, _FLOATS)  # type: ignore[no-untyped-call]
 
 
 def _constant(kind: Any, value: float) -> Any:
@@ -76,7 +78,7 @@ def _arithmetic(operation: Any, emit: Callable[..., Any]) -> None:
     def compute(typing_context: Any, x: Any, y: Any) -> Any:
         return Vector()(x, y), _elementwise(emit)
 
-    @overload(operation, strict=False)  # type: ignore[untyped-decorator]
+    @overload(operation, strict=False)
     def choose(x: Any, y: Any) -> Any:
         if isinstance(x, Vector) or isinstance(y, Vector):
             return lambda x, y: compute(x, y)
@@ -245,7 +247,8 @@ def _sums(typing_context: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         numbers = [builder.extract_element(total, ir.Constant(_INT, i)) for i in range(4)]
         return cgutils.pack_array(builder, numbers)
 
-    return types.UniTuple(types.float32, 4)(a, b, c, d), _elementwise(emit)
+    four: Any = types.UniTuple
+    return four(types.float32, 4)(a, b, c, d), _elementwise(emit)
 
 
 @_intrinsic  # type: ignore[untyped-decorator]
@@ -321,6 +324,7 @@ def _part_or_zero(array: Any, index: Any, count: Any) -> Any:
     """Return `_load_part`'s vector, or zeros where the argument is absent."""
     return _load_part(array, index, count) if array.size else _all(float32(0.0))
 
+
 @_inline  # type: ignore[untyped-decorator]
 def _add_sums(target: Any, i: Any, j: Any, k: Any, rows: Any) -> None:
     """Add the sum of row n's lanes to target[i, j, k, n]; there are a multiple of four rows."""
@@ -358,7 +362,7 @@ _INPUTS = (_floats(3), _floats(3), _floats(2), _floats(4), _floats(4), _floats(1
 _GRADIENTS = (_floats(3), _floats(3), _floats(2), _floats(4), _floats(4), _floats(1), _floats(3), _floats(3))
 
 
-@_kernel(*_INPUTS, _integers(2), boolean, _integers(1), _floats(3))  # type: ignore[untyped-decorator]
+@_kernel(*_INPUTS, _integers(2), boolean, _integers(1), _floats(3))
 def forward(
     first: int, last: int, u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, bias: Any, gap: Any,
     emit: Any, softplus: bool, reverse: Any, out: Any,
@@ -412,7 +416,7 @@ def forward(
                         _store(h, (n, 0), s)
 
 
-@_kernel(*_INPUTS, _integers(2), _integers(3), boolean, _floats(3))  # type: ignore[untyped-decorator]
+@_kernel(*_INPUTS, _integers(2), _integers(3), boolean, _floats(3))
 def forward_orders(
     first: int, last: int, u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, bias: Any, gap: Any,
     emit: Any, orders: Any, softplus: bool, out: Any,
@@ -422,7 +426,7 @@ def forward_orders(
     tiles = (u.shape[2] + LANES - 1) // LANES
     h, a, decays = _scratch(paths * states), _scratch(states), _scratch(states)
     dts, exponents = _scratch(CHUNK), _scratch(CHUNK)
-    ys = _scratch(length)  # by token
+    us, ys = _scratch(length), _scratch(length)  # by token; a copy of u, since the orders jump about in it
     for item in range(first, last):
         b, tile = divmod(item, tiles)
         low = tile * LANES
@@ -432,6 +436,8 @@ def forward_orders(
         _clear(h)
         _clear(ys)
         shift, skip = _part_or_zero(bias, (low,), w), _part_or_zero(D, (low,), w) * paths
+        for t in range(length):
+            _store(us, (t, 0), _load_part(u, (b, t, low), w))
         for begin in range(0, length, CHUNK):
             steps = min(CHUNK, length - begin)
             for i in range(steps):
@@ -446,7 +452,7 @@ def forward_orders(
                     _store(decays, (n, 0), _exp2(exponent * _load(a, (n, 0))))
                 for p in range(paths):
                     token = orders[b, p, t]
-                    drive, y = dt * _load_part(u, (b, token, low), w), _load(ys, (token, 0))
+                    drive, y = dt * _load(us, (token, 0)), _load(ys, (token, 0))
                     for n in range(states):
                         row = p * states + n
                         s = _load(decays, (n, 0)) * _load(h, (row, 0)) + drive * B[b, p, t, n]
@@ -457,14 +463,14 @@ def forward_orders(
             token = emit[b, j] if emit.size else j
             y = _load(ys, (token, 0))
             if D.size:
-                y = y + skip * _load_part(u, (b, token, low), w)
+                y = y + skip * _load(us, (token, 0))
             if z.size:
                 gate = _load_part(z, (b, j, low), w)
                 y = y * (gate * _sigmoid(gate))
             _store_part(out, (b, j, low), y, w)
 
 
-@_kernel(*_INPUTS, _integers(2), boolean, _integers(1), _floats(3), *_GRADIENTS)  # type: ignore[untyped-decorator]
+@_kernel(*_INPUTS, _integers(2), boolean, _integers(1), _floats(3), *_GRADIENTS)
 def backward(
     first: int, last: int, u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, bias: Any, gap: Any,
     emit: Any, softplus: bool, reverse: Any, grad: Any,
@@ -569,7 +575,7 @@ def backward(
             _store_part(dD, (low,), _load_part(dD, (low,), w) + gskip, w)
 
 
-@_kernel(*_INPUTS, _integers(2), _integers(3), boolean, _floats(3), *_GRADIENTS)  # type: ignore[untyped-decorator]
+@_kernel(*_INPUTS, _integers(2), _integers(3), boolean, _floats(3), *_GRADIENTS)
 def backward_orders(
     first: int, last: int, u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any, z: Any, bias: Any, gap: Any,
     emit: Any, orders: Any, softplus: bool, grad: Any,
@@ -581,7 +587,7 @@ def backward_orders(
     rows = paths * states
     hs, decays = _scratch((length + 1) * rows), _scratch(length * states)
     dts, slopes = _scratch(length), _scratch(length)
-    ys, gys, gus = _scratch(length), _scratch(length), _scratch(length)  # by token
+    us, ys, gys, gus = _scratch(length), _scratch(length), _scratch(length), _scratch(length)  # by token
     a, ga, gh = _scratch(states), _scratch(states), _scratch(rows)
     bs, cs = _scratch(dB.shape[3]), _scratch(dC.shape[3])
     _clear(hs[:rows])
@@ -605,6 +611,7 @@ def backward_orders(
                 _store(slopes, (t, 0), _sigmoid(dt))
                 dt = _softplus(dt)
             _store(dts, (t, 0), dt)
+            _store(us, (t, 0), _load_part(u, (b, t, low), w))
         for t in range(length):
             dt = _load(dts, (t, 0))
             decay = _plain_nan(dt + _part_or_zero(gap, (b, t, low), w))
@@ -612,7 +619,7 @@ def backward_orders(
                 _store(decays, (t * states + n, 0), _exp2(decay * _load(a, (n, 0))))
             for p in range(paths):
                 token = orders[b, p, t]
-                drive, y = dt * _load_part(u, (b, token, low), w), _load(ys, (token, 0))
+                drive, y = dt * _load(us, (token, 0)), _load(ys, (token, 0))
                 for n in range(states):
                     row = t * rows + p * states + n
                     s = _load(decays, (t * states + n, 0)) * _load(hs, (row, 0)) + drive * B[b, p, t, n]
@@ -622,7 +629,7 @@ def backward_orders(
         gskip = _all(float32(0.0))
         for j in range(grad.shape[1]):
             token = emit[b, j] if emit.size else j
-            gy, ut = _load_part(grad, (b, j, low), w), _load_part(u, (b, token, low), w)
+            gy, ut = _load_part(grad, (b, j, low), w), _load(us, (token, 0))
             if z.size:
                 gate, y = _load_part(z, (b, j, low), w), _load(ys, (token, 0)) + skip * ut
                 open_ = _sigmoid(gate)
@@ -637,7 +644,7 @@ def backward_orders(
             gdt, gdecay = _all(float32(0.0)), _all(float32(0.0))
             for p in range(paths):
                 token = orders[b, p, t]
-                ut, gy, gdrive = _load_part(u, (b, token, low), w), _load(gys, (token, 0)), _all(float32(0.0))
+                ut, gy, gdrive = _load(us, (token, 0)), _load(gys, (token, 0)), _all(float32(0.0))
                 drive = dt * ut
                 for n in range(states):
                     row = t * rows + p * states + n

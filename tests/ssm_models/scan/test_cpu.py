@@ -1,6 +1,5 @@
 """What only the compiled backend can get wrong: its exp, its threads, the memory it reads, and takes."""
 
-import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,7 +102,9 @@ def test_softplus_and_sigmoid_keep_their_small_values() -> None:
         found = elementwise(function)(x)
         finite = np.isfinite(expected)
         # The argument's own rounding, times log2 e, costs |x| times float32's half unit.
-        assert (np.abs(found / expected - 1)[finite] < 4e-7 + 1e-7 * np.minimum(np.abs(wide[finite]), 90)).all()
+        with np.errstate(invalid="ignore"):
+            error = np.abs(found / expected - 1)
+        assert (error[finite] < 4e-7 + 1e-7 * np.minimum(np.abs(wide[finite]), 90)).all()
         assert (found[~finite] == expected[~finite]).all()
         assert elementwise(function)(np.array([-np.inf], np.float32)) == 0
         assert np.isnan(elementwise(function)(np.array([np.nan, -np.nan], np.float32))).all()
@@ -117,10 +118,7 @@ def test_every_nan_reaches_the_output() -> None:
             for paths in (0, 2):
                 arguments = inputs(1, 6, 5, 3, paths=paths)
                 arguments[name].view(-1)[0] = nan[0]
-                found = forward(**arguments)
-                assert found.isnan().any(), (name, bits)
-                if name != "gap" or paths:  # the first gap meets a state that is zero, but 0 · NaN is no number
-                    assert found[0, :, 0].isnan().any(), (name, bits)
+                assert forward(**arguments)[0, :, 0].isnan().any(), (name, bits, paths)
 
 
 def test_a_state_decays_to_nothing_and_does_not_come_back() -> None:
@@ -185,30 +183,37 @@ def test_nothing_is_written_past_the_last_channel(channels: int) -> None:
 
 
 MEMORY = """
-import resource, torch
+import torch
+from pathlib import Path
 from ssm_models.scan import cpu
+
+def inputs(batch):
+    B, C = torch.randn(2, batch, 196, 1, 16)
+    return [*torch.randn(2, batch, 196, 512), -torch.rand(512, 16), B, C, *[None] * 7, True, [0]]
+
+def rise(run):
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+    resident = lambda key: next(int(line.split()[1]) for line in lines() if line.startswith(key)) * 1024
+    lines = lambda: Path("/proc/self/status").read_text().splitlines()
+    before = resident("VmRSS")
+    result = run()
+    return resident("VmHWM") - before, result
+
 torch.set_num_threads(2)
-make = lambda batch: [torch.randn(batch, 196, 512), torch.randn(batch, 196, 512), -torch.rand(512, 16),
-                      torch.randn(batch, 196, 1, 16), torch.randn(batch, 196, 1, 16)]
-rest = (None, None, None, None, None, None, None, True, [0])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-small, large = make(1), make(64)
-cpu.forward(*small, *rest); cpu.backward(small[0], *small, *rest)
-before = peak()
-out = cpu.forward(*large, *rest)
-between = peak()
-grads = cpu.backward(out, *large, *rest)
-size = lambda xs: sum(x.nbytes for x in xs)
-print(between - before, out.nbytes, peak() - between, size(grads))
+small, large = inputs(1), inputs(64)
+cpu.backward(cpu.forward(*small), *small)
+forward, out = rise(lambda: cpu.forward(*large))
+backward, gradients = rise(lambda: cpu.backward(out, *large))
+print(forward, out.nbytes, backward, sum(x.nbytes for x in gradients))
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_what_comes_out() -> None:
-    """Forward takes its output and no more; backward the gradients and some rows a thread."""
+    """Forward takes its output and no more; backward the gradients, and per thread some rows and small gradients."""
     root = Path(cpu.__file__).parents[2]
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", MEMORY], cwd=root, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    forward_peak, out, backward_peak, grads = map(int, found.stdout.split()[-4:])
-    assert forward_peak < out + 4e6
-    assert backward_peak < grads + 12e6
-    assert math.isclose(out, 64 * 196 * 512 * 4)
+    forward_rise, out, backward_rise, gradients = map(int, found.stdout.split()[-4:])
+    assert out < forward_rise + 1e6 < out + 3e6
+    assert gradients < backward_rise + 1e6 < gradients + 12e6

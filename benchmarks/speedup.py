@@ -1,7 +1,7 @@
 """Whether fewer FLOPs mean less time: the speed-up of a pruned model over the one that its FLOPs promise.
 
-Dense and pruned models run in turn in this process, with random weights; what counts is the ratio of
-the medians. Run it on an idle machine:
+Dense and pruned models run in turn in this process, with random weights; what counts is the median of the
+rounds' ratios. Run it on an idle machine:
 
     python benchmarks/speedup.py [--model vim_small --schedule 5:0.8,10:0.8,15:0.8] [--batch 8] [--profile]
 
@@ -39,7 +39,8 @@ def measure(name: str, text: str, batch: int, rounds: int, profiled: bool) -> No
                 if index:
                     times[key].append(time.perf_counter() - began)
         dense, pruned = (statistics.median(times[key]) for key in times)
-        promised, kept = table.dense / table.flops(schedule), dense / pruned
+        promised = table.dense / table.flops(schedule)
+        kept = statistics.median(d / p for d, p in zip(times["dense"], times["pruned"], strict=True))
         print(f"{name}, {schedule}, batch {batch}, {device}, {torch.get_num_threads()} threads")
         print(f"  dense {1e3 * dense:.0f} ms, pruned {1e3 * pruned:.0f} ms")
         print(f"  speed-up {kept:.3f}, promised by FLOPs {promised:.3f}, kept {kept / promised:.3f}", flush=True)
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--schedule", default=CASES[0][1])
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     a = parser.parse_args()
     batch = a.batch or (128 if torch.cuda.is_available() else 8)

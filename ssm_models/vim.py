@@ -110,8 +110,10 @@ def causal_conv(x: Tensor, conv: nn.Conv1d, reverse: bool) -> Tensor:
     """Convolve x (b, L, D) depthwise with what precedes each position; in the reverse direction, follows it."""
     reach = conv.kernel_size[0] - 1
     weight = conv.weight.flip(-1) if reverse else conv.weight
-    padded = F.pad(x.transpose(1, 2), (0, reach) if reverse else (reach, 0))
-    return F.conv1d(padded, weight, conv.bias, groups=conv.groups).transpose(1, 2)
+    padded = F.pad(x, (0, 0, 0, reach) if reverse else (0, 0, reach, 0))
+    # As a picture one pixel high: two-dimensional convolutions take channels that come last as they are.
+    picture = padded.transpose(1, 2).unsqueeze(2)
+    return F.conv2d(picture, weight.unsqueeze(2), conv.bias, groups=conv.groups).squeeze(2).transpose(1, 2)
 
 
 class VimBlock(nn.Module):

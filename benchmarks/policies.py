@@ -24,57 +24,27 @@ from search.data import open_data
 from search.evaluator import Evaluator
 from search.subject import open_model
 from spaces import PruningSchedule
-from ssm_models import CostTable, importance, plain_mamba, pruning, vim
+from spaces.schedule import ALIGNMENT
+from ssm_models import CostTable, PrunableModel, importance, plain_mamba, pruning, vim
 from ssm_models.pruning import TokenView, take
 
-VIEW: list[TokenView] = []  # the view of the mixer that runs, for the patches below
+MIXER = plain_mamba.PlainMambaMixer
 
 
 @contextmanager
-def watching() -> Iterator[None]:
-    """Keep the view of the mixer that runs in `VIEW`."""
-    patches = []
-    for mixer in (vim.VimMixer, plain_mamba.PlainMambaMixer):
-        original: Any = mixer.forward
-
-        def forward(self: Any, x: Tensor, view: TokenView, signal: bool, original: Any = original) -> Any:
-            VIEW[:] = [view]
-            return original(self, x, view, signal)
-
-        patches.append(patch.object(mixer, "forward", forward))
-    with patches[0], patches[1]:
-        yield
-
-
-@contextmanager
-def zeros_at_gaps() -> Iterator[None]:
-    """Let Vim's causal convolution see zeros where tokens are gone, not the next tokens that are left."""
-
-    def conv(x: Tensor, layer: Any, reverse: bool, original: Any = vim.causal_conv) -> Tensor:
-        (view,) = VIEW
-        if view.positions is None or view.rows is not None:
-            return original(x, layer, reverse)
-        index = view.positions[..., None].expand(-1, -1, x.shape[2])
-        full = x.new_zeros(len(x), view.length, x.shape[2]).scatter(1, index, x)
-        return take(original(full, layer, reverse), view.positions)
-
-    with watching(), patch.object(vim, "causal_conv", conv):
-        yield
-
-
-@contextmanager
-def scored(choose: Callable[[list[Tensor]], Tensor], gated: bool = True) -> Iterator[None]:
-    """Score by the clip of what `choose` makes of the last block's outputs, one of each call of the scan."""
+def score_before_the_gate() -> Iterator[None]:
+    """Score by the clip of what the scans of the last block give without their gate, directions added up."""
     outputs: list[Tensor] = []
 
     def scan(*arguments: Any, original: Any = vim.channel_last_scan, **options: Any) -> Tensor:
         y: Tensor = original(*arguments, **options)
-        ungated = (*arguments[:6], None, *arguments[7:])
-        outputs[:] = [*outputs[-1:], y if gated else original(*ungated, **options)]
+        outputs.append(original(*arguments[:6], None, *arguments[7:], **options))
         return y
 
     def score(signals: importance.Signals) -> Tensor:
-        return choose(outputs).clamp(min=0).sum(-1)
+        mine = outputs[-max(1, len(signals.outputs)) :]
+        outputs.clear()
+        return sum(mine[1:], mine[0]).clamp(min=0).sum(-1)
 
     with (
         patch.object(vim, "channel_last_scan", scan),
@@ -102,18 +72,22 @@ def frozen_delta() -> Iterator[None]:
 @contextmanager
 def gaps_along_the_way() -> Iterator[None]:
     """Let each of PlainMamba's directions pass over the tokens gone on its own way, not in raster order."""
+    running: list[Any] = []  # the view and the grid of the mixer that runs
+
+    def forward(self: Any, x: Tensor, view: TokenView, signal: bool, original: Any = MIXER.forward) -> Any:
+        running[:] = [view, self.grid]
+        return original(self, x, view, signal)
 
     def scan(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor, softplus: bool,
         gap: Tensor | None, emit: Tensor | None, orders: Tensor, B_orders: Tensor,
         original: Any = plain_mamba.channel_last_scan,
     ) -> Tensor:  # fmt: skip
-        (view,) = VIEW
+        view, grid = running
         if gap is None or view.positions is None:
             y: Tensor = original(u, delta, A, B, C, D, z, bias, softplus, gap, emit, orders, B_orders)
             return y
-        height, width = VIEW_GRID
-        tokens = torch.from_numpy(plain_mamba.zigzag(height, width)[0])
+        tokens = torch.from_numpy(plain_mamba.zigzag(*grid)[0])
         steps = tokens.argsort(1)[:, view.positions].transpose(0, 1).sort(2).values
         skipped = steps - F.pad(steps[..., :-1], (1, 0), value=-1) - 1
         total = torch.zeros_like(u)
@@ -124,42 +98,29 @@ def gaps_along_the_way() -> Iterator[None]:
             total = total.scatter_add(1, index[..., None].expand_as(part), part)
         return total * F.silu(z)
 
-    with watching(), patch.object(plain_mamba, "channel_last_scan", scan):
+    with patch.object(MIXER, "forward", forward), patch.object(plain_mamba, "channel_last_scan", scan):
         yield
 
-
-VIEW_GRID = [0, 0]
 
 Row = tuple[str, dict[str, str], Callable[[], AbstractContextManager[None]]]
 
 
-def rows(family: str) -> list[Row]:
+def rows(model: PrunableModel) -> list[Row]:
     """Return (label, method, patch) of every row."""
     none = nullcontext
-    found: list[Row] = [(f"score {name}", {"importance": name}, none) for name in importance.SCORES]
-    found += [(f"alignment {name}", {"alignment": name}, none) for name in ("on", "off", "hold", "neighbour")]
-    found += [("score of the output before the gate *", {}, lambda: scored(sum_of_directions, gated=False))]
-    if family == "Vim":
-        found += [
-            ("score of the forward direction alone *", {}, lambda: scored(lambda y: y[0])),
-            ("score of the backward direction alone *", {}, lambda: scored(lambda y: y[1])),
-            ("convolution sees zeros at gaps *", {}, zeros_at_gaps),
-            ("convolution sees zeros at gaps, no alignment *", {"alignment": "off"}, zeros_at_gaps),
-        ]
-    else:
+    found: list[Row] = [(f"score {name}", {"importance": name}, none) for name in model.importances]
+    found += [(f"alignment {name}", {"alignment": name}, none) for name in ALIGNMENT]
+    found += [("score clip of the output before the gate *", {}, score_before_the_gate)]
+    if isinstance(model, plain_mamba.PlainMamba):
         found += [("gaps counted along each way *", {}, gaps_along_the_way)]
-    for context in ("conv", "freeze"):
-        for score in ("clip", "random"):
-            found.append((f"context {context}, score {score}", {"context": context, "importance": score}, none))
-    found += [(f"context conv, alignment {name}", {"context": "conv", "alignment": name}, none)
-              for name in ("off", "hold", "neighbour")]  # fmt: skip
+    for context in model.contexts:
+        for name in ("clip", "random"):
+            found.append((f"context {context}, score {name}", {"context": context, "importance": name}, none))
+        if context in ("zeros", "conv"):
+            found += [(f"context {context}, alignment {name}", {"context": context, "alignment": name}, none)
+                      for name in ALIGNMENT[1:]]  # fmt: skip
     found += [("context conv, alignment frozen * (at the FLOPs of freeze)", {"context": "freeze"}, frozen_delta)]
     return found
-
-
-def sum_of_directions(outputs: list[Tensor]) -> Tensor:
-    """Add up what the calls of a block gave; PlainMamba's one call gives the sum already."""
-    return outputs[-1] if VIEW_GRID != [0, 0] else outputs[0] + outputs[1]
 
 
 def at_share(table: CostTable, blocks: list[int], share: float, method: dict[str, str]) -> PruningSchedule | None:
@@ -183,9 +144,7 @@ def main() -> None:
     a = parser.parse_args()
     data = open_data(a.data)
     model = open_model(a.model, a.checkpoint, data)
-    depth, family = model.layout.depth, type(model).__name__
-    if family == "PlainMamba":
-        VIEW_GRID[:] = [model.layout.stages[0].height, model.layout.stages[0].width]
+    depth = model.layout.depth
     evaluator = Evaluator(model, data.batches(model.pretrained_cfg, model.img_size, images=a.images))
     table = ssm_models.cost_table(model)
     blocks = [int(b) for b in a.blocks.split(",")] if a.blocks else [depth // 4, depth // 2, 3 * depth // 4]
@@ -195,7 +154,7 @@ def main() -> None:
           f"steps after blocks {', '.join(map(str, blocks))}; top-1 in %\n")  # fmt: skip
     print("| | " + " | ".join(f"−{100 * (1 - share):.1f} %" for share in shares) + " |")
     print("| --- |" + " --- |" * len(shares))
-    for label, method, patched in rows(family):
+    for label, method, patched in rows(model):
         cells = []
         for share in shares:
             schedule = at_share(table, blocks, share, method)

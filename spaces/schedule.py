@@ -17,10 +17,10 @@ FORMAT = "prunefront.schedule"
 VERSION = 1
 MAX_STEPS = 4096  # far above any model's depth; guards against hostile files
 
-IMPORTANCE = ("clip", "l1", "l2", "sum", "delta", "random")
+IMPORTANCE = ("clip", "l1", "l2", "sum", "forward", "backward", "delta", "random")
 ALIGNMENT = ("on", "off", "hold", "neighbour")  # `on` is the Δ policy `bias`
 REDUCTION = ("prune", "merge")
-CONTEXT = ("drop", "conv", "freeze")
+CONTEXT = ("drop", "zeros", "conv", "freeze")
 
 
 def kept_tokens(tokens: int, keep: float) -> int:
@@ -66,8 +66,8 @@ class PruningMethod:
             the Δ of a token of zero feature), `hold` (the Δ it had when it was pruned), `neighbour`
             (the mean Δ of the kept tokens around the gap), or `off` (no alignment).
         reduction: `prune` drops a token, `merge` averages it into the most similar kept one.
-        context: what later blocks see of a pruned token: `drop` nothing, `conv` its input to the
-            local convolution, `freeze` its last feature, in convolution and state.
+        context: what later blocks see of a pruned token: `drop` nothing, `zeros` its place in the local
+            convolution, `conv` its input to it, `freeze` its last feature, in convolution and state.
 
     Raises:
         ScheduleError: a value that is none of the above.
@@ -85,6 +85,11 @@ class PruningMethod:
                 raise ScheduleError(f"method {name}={value!r}: expected one of {', '.join(known)}")
         if self.context == "freeze":  # no position is skipped, so there is nothing to align
             object.__setattr__(self, "alignment", "on")
+
+    @property
+    def carries(self) -> bool:
+        """Whether the features of pruned tokens travel on through the blocks."""
+        return self.context in ("conv", "freeze")
 
     @property
     def changes(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ class PrunableModel(nn.Module, ABC):
     returns belongs to the caller.
 
     Attributes:
-        contexts, reductions: what a schedule may ask of the family.
+        contexts, reductions, importances: what a schedule may ask of the family.
         directions: for each sequence of Δ, whether it is scanned backwards. Directions that share their Δ count once.
         published_directions: those of them that the `published` count of FLOPs includes.
         model_name: the registered name.
@@ -37,6 +37,7 @@ class PrunableModel(nn.Module, ABC):
 
     contexts: ClassVar[tuple[str, ...]] = ("drop", "conv", "freeze")
     reductions: ClassVar[tuple[str, ...]] = ("prune",)
+    importances: ClassVar[tuple[str, ...]] = ("clip", "l1", "l2", "sum", "delta", "random")
     directions: tuple[bool, ...]
     published_directions: tuple[bool, ...]
 
@@ -72,7 +73,8 @@ class PrunableModel(nn.Module, ABC):
         """
         schedule = schedule or PruningSchedule()
         self.layout.check(schedule)
-        for name, offered in (("context", self.contexts), ("reduction", self.reductions)):
+        offers = {"context": self.contexts, "reduction": self.reductions, "importance": self.importances}
+        for name, offered in offers.items():
             chosen = getattr(schedule.method, name)
             if chosen not in offered:
                 raise ScheduleError(f"method {name}={chosen!r}: {self.model_name} offers {', '.join(offered)}")

@@ -233,7 +233,7 @@ class CostTable:
         """Count block `index` with `kept` of `length` tokens left; None: all are."""
         model = self._model
         full = kept if length is None else length
-        travelling = kept if schedule.method.context == "drop" else full
+        travelling = full if schedule.method.carries else kept
         parameter = next(model.parameters())
         x = torch.zeros(1, travelling, self._features, device=parameter.device, dtype=parameter.dtype)
         protected = [p for p in model.protected if p < full]

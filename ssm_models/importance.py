@@ -21,12 +21,14 @@ class Signals:
             the softplus; called only where they are needed.
         positions: (b, K) positions of the tokens in the whole sequence.
         seeds: (b,) one whole number an image, the same in whichever batch it comes.
+        outputs: what `y` is the sum of: (b, K, D) of each scan direction, where a family has them apart.
     """
 
     y: Tensor
     deltas: Callable[[], tuple[Tensor, ...]]
     positions: Tensor
     seeds: Tensor
+    outputs: tuple[Tensor, ...] = ()
 
 
 def clip(signals: Signals) -> Tensor:
@@ -49,6 +51,16 @@ def unclipped(signals: Signals) -> Tensor:
     return signals.y.sum(-1)
 
 
+def forward(signals: Signals) -> Tensor:
+    """Σ_d max(0, y_d) of the first scan direction's output alone."""
+    return signals.outputs[0].clamp(min=0).sum(-1)
+
+
+def backward(signals: Signals) -> Tensor:
+    """Σ_d max(0, y_d) of the last scan direction's output alone, as the code released with the paper has it."""
+    return signals.outputs[-1].clamp(min=0).sum(-1)
+
+
 def mean_delta(signals: Signals) -> Tensor:
     """The sum of Δ over channels and directions, which ranks as their mean does (MTR, MaMe)."""
     first, *others = (delta.sum(-1) for delta in signals.deltas())
@@ -68,6 +80,8 @@ SCORES: dict[str, Callable[[Signals], Tensor]] = {
     "l1": l1,
     "l2": l2,
     "sum": unclipped,
+    "forward": forward,
+    "backward": backward,
     "delta": mean_delta,
     "random": random,
 }

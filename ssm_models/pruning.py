@@ -1,9 +1,10 @@
 """Which tokens are kept, what later blocks see of the others, and the step that decides it.
 
-A schedule's `context` says what becomes of a pruned token. With `drop` the features that travel through
-the blocks are those of the kept tokens alone. With `conv` and `freeze` all features travel and only those
-of kept tokens are updated: later blocks see the others as they last were, with `conv` in the local
-convolution alone, with `freeze` in convolution and state.
+A schedule's `context` says what becomes of a pruned token. With `drop` and `zeros` the features that travel
+through the blocks are those of the kept tokens alone; with `zeros` a convolution over the sequence still sees
+the places of the others. With `conv` and `freeze` all features travel and only those of kept tokens are
+updated: later blocks see the others as they last were, with `conv` in the local convolution alone, with
+`freeze` in convolution and state.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class TokenView:
     @property
     def rows(self) -> Tensor | None:
         """Where the kept tokens (b, K) stand among those that travel; None: these are all that travel."""
-        return None if self.method.context == "drop" else self.positions
+        return self.positions if self.method.carries else None
 
     @property
     def emit(self) -> Tensor | None:
@@ -67,9 +68,23 @@ class TokenView:
         """Return the kept tokens (b, K, D) of those that travel."""
         return x if self.rows is None else take(x, self.rows)
 
-    def scanned(self, x: Tensor) -> Tensor:
-        """Return the tokens (b, S, D), of those that travel, that the state sees."""
-        return self.kept(x) if self.method.context == "conv" else x
+    def spread(self, x: Tensor) -> Tensor:
+        """Return those that travel as the whole sequence (b, L, D), with zeros where nothing is left of one."""
+        if self.positions is None or self.rows is not None:
+            return x
+        index = self.positions[..., None].expand(-1, -1, x.shape[2])
+        return x.new_zeros(len(x), self.length, x.shape[2]).scatter(1, index, x)
+
+    def in_sequence(self, x: Tensor) -> Tensor:
+        """Return those that travel as a convolution over the sequence sees them: (b, K, D), or (b, L, D)."""
+        return self.spread(x) if self.method.context == "zeros" else x
+
+    def from_sequence(self, x: Tensor) -> Tensor:
+        """Return the tokens that the state sees, (b, S, D), of what `in_sequence` gave."""
+        return x if self.method.context == "drop" else self._seen(x)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return x if self.positions is None or self.emit is not None else take(x, self.positions)
 
     def update(self, x: Tensor, change: Tensor) -> Tensor:
         """Add `change` (b, K, D) to the kept tokens of those that travel."""
@@ -78,19 +93,15 @@ class TokenView:
         return x.scatter_add(1, self.rows[..., None].expand(-1, -1, x.shape[2]), change.to(x.dtype))
 
     def to_grid(self, x: Tensor, height: int, width: int) -> Tensor:
-        """Lay the tokens that travel out as (b, D, height, width), with zeros where nothing is left of one.
+        """Lay those that travel out as (b, D, height, width), with zeros where nothing is left of one.
 
         In memory the channels come last, as convolutions on the CPU and tensor cores like them.
         """
-        if self.positions is not None and self.rows is None:
-            index = self.positions[..., None].expand(-1, -1, x.shape[2])
-            x = x.new_zeros(len(x), self.length, x.shape[2]).scatter(1, index, x)
-        return x.transpose(1, 2).reshape(len(x), -1, height, width)
+        return self.spread(x).transpose(1, 2).reshape(len(x), -1, height, width)
 
     def from_grid(self, grid: Tensor) -> Tensor:
         """Return the tokens that the state sees, (b, S, D), of a grid (b, D, height, width)."""
-        x = grid.flatten(2).transpose(1, 2)
-        return x if self.positions is None or self.emit is not None else take(x, self.positions)
+        return self._seen(grid.flatten(2).transpose(1, 2))
 
     def replace(self, x: Tensor, grid: Tensor) -> Tensor:
         """Give the kept tokens of those that travel the values of a grid (b, D, height, width)."""

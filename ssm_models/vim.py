@@ -16,6 +16,7 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
+from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
 from ssm_models.layers import a_log, dt_projection, precise, resize_positions
@@ -81,14 +82,15 @@ class VimMixer(nn.Module):
             raw = [delta if view.emit is None else take(delta, view.emit) for _, delta in outputs]
             return tuple(F.softplus(delta + bias) for delta, bias in zip(raw, biases, strict=True))
 
-        return change, Signals(y, deltas, view.all_positions(), view.seeds)
+        return change, Signals(y, deltas, view.all_positions(), view.seeds, tuple(y for y, _ in outputs))
 
     def _parameter(self, name: str, reverse: bool) -> Any:
         return getattr(self, f"{name}_b" if reverse else name)
 
     def _scan(self, u: Tensor, z: Tensor, view: TokenView, reverse: bool) -> tuple[Tensor, Tensor]:
         """Return one direction's gated output (b, K, D) and the Δ of what it scanned, before bias and softplus."""
-        u = F.silu(view.scanned(causal_conv(u, self._parameter("conv1d", reverse), reverse)))
+        u = causal_conv(view.in_sequence(u), self._parameter("conv1d", reverse), reverse)
+        u = F.silu(view.from_sequence(u))
         w = self._parameter("x_proj", reverse).weight
         if view.emit is None:
             dt, B, C = torch.split(F.linear(u, w), [self.rank, self.states, self.states], -1)
@@ -134,6 +136,8 @@ class VimBlock(nn.Module):
 class Vim(PrunableModel):
     """Vim with absolute position embeddings and its cls token at index M // 2 of M patches."""
 
+    contexts = (*PrunableModel.contexts, "zeros")
+    importances = IMPORTANCE
     published_directions = (False,)
 
     def __init__(

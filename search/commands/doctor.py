@@ -18,7 +18,6 @@ from spaces.errors import PrunefrontError
 OPTIONAL = {
     "psycopg": "PostgreSQL studies: pip install 'prunefront[postgresql]'",
     "datasets": "--data hf:NAME: pip install 'prunefront[hub]'",
-    "selective_scan_cuda": "mamba-ssm's CUDA kernel",
 }
 COLUMNS = {
     "name": Column("what"),
@@ -72,17 +71,26 @@ def _devices() -> Iterator[Check]:
 
     import ssm_models
     from search.runner import available_cpus
+    from ssm_models.scan.backends import available
 
-    cpu = torch.device("cpu")
-    yield Check("cpu", f"{available_cpus()} cores, scan backend {ssm_models.scan_backend(cpu)}", True)
+    def scan_backend(device: str) -> tuple[str, bool]:
+        try:
+            return f"scan backend {ssm_models.scan_backend(device)}", True
+        except ValueError as error:  # the environment names one that cannot run here
+            return str(error), False
+
+    backend, ok = scan_backend("cpu")
+    yield Check("cpu", f"{available_cpus()} cores, {backend}", ok)
     if not torch.cuda.is_available():
         yield Check("cuda", "none")
     for index in range(torch.cuda.device_count()):
         device = torch.device("cuda", index)
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
-        backend = ssm_models.scan_backend(device)
+        backend, ok = scan_backend("cuda")
         name = torch.cuda.get_device_name(device)
-        yield Check(str(device), f"{name}, {memory:.0f} GiB, scan backend {backend}", True)
+        yield Check(str(device), f"{name}, {memory:.0f} GiB, {backend}", ok)
+    for name, reason in available().items():
+        yield Check(f"scan {name}", reason or "can run here")
 
 
 def _memory() -> str:

@@ -253,4 +253,6 @@ def test_doctor(capfd: pytest.CaptureFixture[str]) -> None:
     assert found["ok"] is True
     assert checks["ray session"]["value"] == "starts"
     assert "1 studies" in checks["data base"]["value"]
-    assert "scan backend" in checks["cpu"]["value"]
+    assert "scan backend cpu" in checks["cpu"]["value"]
+    assert checks["scan reference"]["value"] == "can run here"
+    assert {"scan cpu", "scan triton", "scan mamba_ssm"} <= set(checks)

@@ -9,8 +9,10 @@ from ssm_models.importance import SCORES, Signals, image_seeds
 def signals(**changes: object) -> Signals:
     generator = torch.Generator().manual_seed(0)
     deltas = tuple(torch.rand(2, 7, 5, generator=generator) for _ in range(2))
+    outputs = tuple(torch.randn(2, 7, 5, generator=generator) for _ in range(2))
     given = {
-        "y": torch.randn(2, 7, 5, generator=generator),
+        "y": outputs[0] + outputs[1],
+        "outputs": outputs,
         "deltas": lambda: deltas,
         "positions": torch.arange(7).expand(2, -1),
         "seeds": torch.tensor([3, 4]),
@@ -23,6 +25,8 @@ FORMULAS = {
     "l1": lambda s: s.y.abs().mean(-1),
     "l2": lambda s: s.y.norm(dim=-1),
     "sum": lambda s: s.y.mean(-1),
+    "forward": lambda s: s.outputs[0].clamp(min=0).mean(-1),
+    "backward": lambda s: s.outputs[1].clamp(min=0).mean(-1),
     "delta": lambda s: torch.cat(s.deltas(), -1).mean(-1),
 }
 

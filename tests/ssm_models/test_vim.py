@@ -81,20 +81,27 @@ def test_a_pruned_mixer_is_the_full_recurrence_without_input(data: st.DataObject
     mixer = MIXER.blocks[0].mixer
     length = data.draw(st.integers(2, 20))
     count = data.draw(st.integers(1, length))
-    context, alignment = data.draw(st.sampled_from(["drop", "conv"])), data.draw(st.sampled_from(["on", "neighbour"]))
+    context, alignment = (
+        data.draw(st.sampled_from(["drop", "zeros", "conv"])),
+        data.draw(st.sampled_from(["on", "neighbour"])),
+    )
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     positions = torch.stack([torch.randperm(length)[:count].sort().values for _ in range(3)])
     rows = torch.arange(3)[:, None]
-    x = torch.randn(3, count if context == "drop" else length, 64)  # what travels
+    x = torch.randn(3, length if context == "conv" else count, 64)  # what travels
     view = TokenView(length, torch.zeros(3).long(), PruningMethod(alignment=alignment, context=context), positions)
     with torch.inference_mode():
         found, _ = mixer(x, view, False)
         u, z = mixer.in_proj(x).chunk(2, -1)
-        z = z if context == "drop" else z[rows, positions]
+        z = z[rows, positions] if context == "conv" else z
         total = torch.zeros(3, count, 128)
         for suffix, log_a in (("", mixer.A_log), ("_b", mixer.A_b_log)):
             conv, x_proj, dt_proj, D = (getattr(mixer, f"{n}{suffix}") for n in ("conv1d", "x_proj", "dt_proj", "D"))
-            flow = u.flip(1) if suffix else u
+            flow = u
+            if context == "zeros":
+                flow = torch.zeros(3, length, 128)
+                flow[rows, positions] = u
+            flow = flow.flip(1) if suffix else flow
             v = conv(F.pad(flow.transpose(1, 2), (3, 0))).transpose(1, 2)
             v = F.silu(v.flip(1) if suffix else v)
             v = v if context == "drop" else v[rows, positions]

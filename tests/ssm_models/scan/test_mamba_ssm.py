@@ -77,5 +77,5 @@ def test_without_extras_the_library_does_everything(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.skipif(backends.available()["mamba_ssm"] is None, reason="mamba-ssm is installed")
 def test_where_it_is_not_built_the_error_says_so() -> None:
-    with pytest.raises(ValueError, match="selective_scan_cuda.*available here: reference"):
+    with pytest.raises(ValueError, match=r"selective_scan_cuda.*available here: reference"):
         backends.get("mamba_ssm")

@@ -5,6 +5,7 @@
     │   ├── ScheduleError          a schedule that is malformed or does not fit the model
     │   ├── BudgetError            a FLOPs budget that makes no sense or cannot be reached
     │   ├── SpaceError             a search space that is malformed
+    │   ├── BackendError           a scan backend that is not known or cannot run here; a ValueError too
     │   └── UnknownNameError       no model, data set, sampler, study … of that name
     ├── CheckpointError            weights that cannot be read or belong to another model
     ├── DataError                  images that are missing, broken or of the wrong kind
@@ -46,6 +47,10 @@ class BudgetError(UsageError):
 
 class SpaceError(UsageError):
     """A search space that is malformed."""
+
+
+class BackendError(UsageError, ValueError):
+    """A scan backend that is not known or cannot run here; the message says which can."""
 
 
 class UnknownNameError(UsageError):

@@ -13,7 +13,7 @@ import typer
 
 from search.commands.options import Database, FormatOption, database
 from search.output import Column, Format, print_object, print_rows
-from spaces.errors import PrunefrontError
+from spaces.errors import BackendError, PrunefrontError
 
 OPTIONAL = {
     "psycopg": "PostgreSQL studies: pip install 'prunefront[postgresql]'",
@@ -76,7 +76,7 @@ def _devices() -> Iterator[Check]:
     def scan_backend(device: str) -> tuple[str, bool]:
         try:
             return f"scan backend {ssm_models.scan_backend(device)}", True
-        except ValueError as error:  # the environment names one that cannot run here
+        except BackendError as error:  # the environment names one that cannot run here
             return str(error), False
 
     backend, ok = scan_backend("cpu")

@@ -15,6 +15,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from spaces.errors import BackendError
+
 NAMES = ("reference", "cpu", "triton", "mamba_ssm")
 VARIABLE = "PRUNEFRONT_SCAN_BACKEND"
 
@@ -32,7 +34,7 @@ def get(name: str) -> ModuleType:
     """Return the backend's module: `forward` and `backward` on the arguments of `ssm_models.scan.ops`.
 
     Raises:
-        ValueError: no such backend, or it cannot run here; the message says which can.
+        BackendError: no such backend, or it cannot run here; the message says which can.
     """
     _require(name)
     return import_module(f"ssm_models.scan.{name}")
@@ -44,7 +46,7 @@ def choose(u: Tensor, forced: str | None = None) -> str:
     float64 always runs on the reference: the others compute in float32.
 
     Raises:
-        ValueError: the backend that is forced is not known, or cannot run here or on this device.
+        BackendError: the backend that is forced is not known, or cannot run here or on this device.
     """
     name = scan_backend(u.device) if forced is None else _checked(forced, u.device.type)
     return "reference" if u.dtype == torch.float64 else name
@@ -56,7 +58,7 @@ def scan_backend(device: torch.device | str) -> str:
     Warns once where the fastest is the slow one.
 
     Raises:
-        ValueError: PRUNEFRONT_SCAN_BACKEND names a backend that is not known, or cannot run here.
+        BackendError: PRUNEFRONT_SCAN_BACKEND names a backend that is not known, or cannot run here.
     """
     kind = torch.device(device).type
     forced = os.environ.get(VARIABLE)
@@ -64,8 +66,8 @@ def scan_backend(device: torch.device | str) -> str:
         return _fastest(kind)
     try:
         return _checked(forced, kind)
-    except ValueError as error:
-        raise ValueError(f"{VARIABLE}: {error}") from None
+    except BackendError as error:
+        raise BackendError(f"{VARIABLE}: {error}") from None
 
 
 @cache
@@ -83,10 +85,10 @@ def _fastest(kind: str) -> str:
 
 def _require(name: str) -> None:
     if name not in NAMES:
-        raise ValueError(f"unknown scan backend {name!r}: expected one of {_those_that_run()}")
+        raise BackendError(f"unknown scan backend {name!r}: expected one of {_those_that_run()}")
     reason = _missing(name)
     if reason is not None:
-        raise ValueError(f"scan backend {name!r} {reason}; available here: {_those_that_run()}")
+        raise BackendError(f"scan backend {name!r} {reason}; available here: {_those_that_run()}")
 
 
 def _checked(name: str, kind: str) -> str:
@@ -94,7 +96,7 @@ def _checked(name: str, kind: str) -> str:
     _require(name)
     if not _runs_on(name, kind):
         fit = ", ".join(other for other in NAMES if _missing(other) is None and _runs_on(other, kind))
-        raise ValueError(f"scan backend {name!r} does not run on {kind!r} devices; available for them: {fit}")
+        raise BackendError(f"scan backend {name!r} does not run on {kind!r} devices; available for them: {fit}")
     return name
 
 

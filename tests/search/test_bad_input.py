@@ -337,3 +337,10 @@ def test_debugging_shows_the_traceback(capfd: pytest.CaptureFixture[str], monkey
     err = capfd.readouterr().err
     assert "Traceback" in err
     assert err.splitlines()[-1].startswith("error: unknown model")
+
+
+def test_a_scan_backend_that_is_not_there(refused: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, words in (("quantum", "unknown scan backend 'quantum'"), ("mamba_ssm", "available")):
+        monkeypatch.setenv("PRUNEFRONT_SCAN_BACKEND", name)
+        said = refused(2, "flops", "--model", "vim_nano")
+        assert "PRUNEFRONT_SCAN_BACKEND" in said and words in said

@@ -50,8 +50,10 @@ def test_a_resume_does_not_repeat_itself(name: str) -> None:
     before = evaluate(make(name), 12)
     resumed = make(name, recorded=12)
     resumed.restore(before)
-    after = evaluate(resumed, 12)
-    assert not {json.dumps(e.parameters) for e in before} & {json.dumps(e.parameters) for e in after}
+    old, new = ([json.dumps(e.parameters) for e in found] for found in (before, evaluate(resumed, 12)))
+    assert not any(one == other for one, other in zip(old, new, strict=True))
+    # Of nsga2's children, resumed or not, one in a while is its parent's copy; the same stream would repeat them all.
+    assert len(set(old) & set(new)) <= (2 if name == "nsga2" else 0)
 
 
 @pytest.mark.parametrize("name", ["nsga2", "tpe", "random"])

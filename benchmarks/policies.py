@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--data", default="embedded")
     parser.add_argument("--images", type=int)
     parser.add_argument("--blocks", help="where to prune, such as 1,2,3; default: at a quarter, half, three quarters")
+    parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--shares", default="0.8,0.7,0.6,0.584,0.5")
     a = parser.parse_args()
     data = open_data(a.data)
@@ -155,6 +156,8 @@ def main() -> None:
     print("| | " + " | ".join(f"−{100 * (1 - share):.1f} %" for share in shares) + " |")
     print("| --- |" + " --- |" * len(shares))
     for label, method, patched in rows(model):
+        if a.only not in label:
+            continue
         cells = []
         for share in shares:
             schedule = at_share(table, blocks, share, method)

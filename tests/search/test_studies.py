@@ -24,7 +24,7 @@ def test_the_same_settings_are_the_same_study(subject: Subject, study_url: str) 
         ("data_digest", "e" * 64, r"images \(--data\) was \w{12}…, now e{12}…"),
         ("images", 50, "--images was 40, now 50"),
         ("limit", 7, r"--flops-budget, in FLOPs was \d+, now 7"),
-        ("space", "per-block", "--space was stages:3, now per-block"),
+        ("space", "per-block", "--space was stages:3;context=drop,conv,freeze, now per-block;"),
         ("sampler", "tpe", "--sampler was nsga2, now tpe"),
         ("objectives", ("loss", "flops"), "--objective was top1, flops, now loss, flops"),
         ("seed", 1, "--seed was 0, now 1"),

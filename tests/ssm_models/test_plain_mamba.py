@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ssm_models
-from spaces.schedule import PruningMethod
+from spaces.schedule import ALIGNMENT, PruningMethod
 from ssm_models.plain_mamba import PlainMambaConfig, PlainMambaMixer, zigzag
 from ssm_models.pruning import TokenView
+from ssm_models.scan.alignment import hold
 from tests.ssm_models.conftest import pictures, shaken
 
 SIZES = {  # parameters and keys of the authors' models
@@ -65,17 +66,22 @@ def test_zigzag_is_a_walk(shape: tuple[int, int]) -> None:
         assert tokens[0, 1] == 1 and tokens[2, 1] == width
 
 
-def mixer_on(height: int, width: int, dtype: torch.dtype = torch.float32) -> PlainMambaMixer:
+def mixer_on(height: int, width: int) -> PlainMambaMixer:
     torch.manual_seed(0)
     mixer = PlainMambaMixer(PlainMambaConfig(8, 1, states=4, conv=3), (height, width))
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)
-    return mixer.to(dtype).eval()
+    return mixer.eval()
 
 
-def slow(mixer: PlainMambaMixer, x: list[Tensor | None], kept: list[int], policy: str, frozen: bool) -> Tensor:
-    """One image by the definition: x holds what travels of each raster token. Returns the changes of the kept."""
+def slow(
+    mixer: PlainMambaMixer, x: list[Tensor | None], kept: list[int], policy: str, frozen: bool, past: Tensor
+) -> Tensor:
+    """One image by the definition: x holds what travels of each raster token. Returns the changes of the kept.
+
+    `past` is the Δ (L, D) that each token had when it was pruned, for the policy `hold`.
+    """
     height, width = mixer.grid
     length, rank, states, channels = height * width, mixer.rank, mixer.states, mixer.in_proj.out_features // 2
     zero = torch.zeros(channels, dtype=mixer.D.dtype)
@@ -98,7 +104,7 @@ def slow(mixer: PlainMambaMixer, x: list[Tensor | None], kept: list[int], policy
                     min((s for s in seen if s > t), default=None),
                 ]
                 near = torch.stack([delta[s] for s in around if s is not None])
-                idle = {"on": F.softplus(2 * bias), "off": zero, "neighbour": near.mean(0)}[policy]
+                idle = {"on": F.softplus(2 * bias), "off": zero, "hold": past[t], "neighbour": near.mean(0)}[policy]
                 h = torch.exp(idle[:, None] * A) * h
                 continue
             token, m = visited[j]
@@ -121,19 +127,22 @@ def test_a_pruned_mixer_is_the_recurrence_over_the_whole_grid(data: st.DataObjec
     length = height * width
     count = data.draw(st.integers(1, length))
     context = data.draw(st.sampled_from(["drop", "conv", "freeze"]))
-    policy = data.draw(st.sampled_from(["on", "off", "neighbour"]))
+    policy = data.draw(st.sampled_from(ALIGNMENT))
     mixer = mixer_on(height, width)
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     positions = torch.stack([torch.randperm(length)[:count].sort().values for _ in range(2)])
     full = torch.randn(2, length, 8)
     x = full if context != "drop" else full[torch.arange(2)[:, None], positions]
-    view = TokenView(length, torch.zeros(2).long(), PruningMethod(alignment=policy, context=context), positions)
+    past = torch.rand(2, length, 16)
+    held = (hold(past, positions, None, False),)
+    method = PruningMethod(alignment=policy, context=context)
+    view = TokenView(length, torch.zeros(2).long(), method, positions, held)
     with torch.inference_mode():
         found, signals = mixer(x, view, True)
         for b in range(2):
             kept = positions[b].tolist()
             travels = [full[b, t] if context != "drop" or t in kept else None for t in range(length)]
-            expected = slow(mixer, travels, kept, policy, context == "freeze")
+            expected = slow(mixer, travels, kept, policy, context == "freeze", past[b])
             assert torch.allclose(found[b], expected, atol=1e-5 * max(1.0, expected.abs().max().item()))
     assert signals is not None and signals.y.shape == (2, count, 16)
     assert [d.shape for d in signals.deltas()] == [(2, count, 16)]
@@ -141,10 +150,11 @@ def test_a_pruned_mixer_is_the_recurrence_over_the_whole_grid(data: st.DataObjec
 
 @pytest.mark.parametrize("context", ["drop", "conv", "freeze"])
 def test_gradients_through_a_pruned_mixer(context: str) -> None:
-    mixer = mixer_on(2, 3, torch.float64)
+    torch.manual_seed(0)
+    mixer = PlainMambaMixer(PlainMambaConfig(4, 1, states=2, conv=3), (2, 3)).double()
     positions = torch.tensor([[0, 2, 3], [1, 4, 5]])
     view = TokenView(6, torch.zeros(2).long(), PruningMethod(context=context), positions)
-    x = torch.randn(2, 3 if context == "drop" else 6, 8, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3 if context == "drop" else 6, 4, dtype=torch.float64, requires_grad=True)
     names = [name for name, _ in mixer.named_parameters()]
 
     def run(x: Tensor, *weights: Tensor) -> Tensor:

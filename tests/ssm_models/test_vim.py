@@ -13,9 +13,11 @@ from torch import Tensor
 
 import ssm_models
 from spaces import PruningSchedule
-from spaces.schedule import PruningMethod
+from spaces.schedule import ALIGNMENT, PruningMethod
 from ssm_models import PrunableModel
 from ssm_models.pruning import TokenView
+from ssm_models.scan import alignment as alignment_of
+from ssm_models.vim import VimConfig, VimMixer
 from tests.ssm_models.conftest import shaken
 
 PARAMETERS = {"vim_tiny": 7_148_008, "vim_small": 25_796_584, "vim_base": 97_598_440, "vim_tiny_stride8": 7_250_344}
@@ -83,13 +85,18 @@ def test_a_pruned_mixer_is_the_full_recurrence_without_input(data: st.DataObject
     count = data.draw(st.integers(1, length))
     context, alignment = (
         data.draw(st.sampled_from(["drop", "zeros", "conv"])),
-        data.draw(st.sampled_from(["on", "neighbour"])),
+        data.draw(st.sampled_from(ALIGNMENT)),
     )
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     positions = torch.stack([torch.randperm(length)[:count].sort().values for _ in range(3)])
     rows = torch.arange(3)[:, None]
     x = torch.randn(3, length if context == "conv" else count, 64)  # what travels
-    view = TokenView(length, torch.zeros(3).long(), PruningMethod(alignment=alignment, context=context), positions)
+    past = torch.rand(
+        2, 3, length, 128
+    )  # with `hold`: the Δ that tokens had, in each direction, when they were pruned
+    held = tuple(alignment_of.hold(past[k], positions, None, k == 1) for k in range(2))
+    method = PruningMethod(alignment=alignment, context=context)
+    view = TokenView(length, torch.zeros(3).long(), method, positions, held)
     with torch.inference_mode():
         found, _ = mixer(x, view, False)
         u, z = mixer.in_proj(x).chunk(2, -1)
@@ -119,7 +126,28 @@ def test_a_pruned_mixer_is_the_full_recurrence_without_input(data: st.DataObject
                         before = max((p for p in where if p < t), default=None)
                         after = min((p for p in where if p > t), default=None)
                         around = [where[p] for p in (before, after) if p is not None]
-                        idle = F.softplus(dt_proj.bias) if alignment == "on" else dt[b, around].mean(0)
+                        idle = {
+                            "on": F.softplus(dt_proj.bias),
+                            "off": torch.zeros(128),
+                            "hold": past[int(bool(suffix)), b, t],
+                            "neighbour": dt[b, around].mean(0),
+                        }[alignment]
                         h = torch.exp(idle[:, None] * -log_a.exp()) * h
         expected = mixer.out_proj(total * F.silu(z) / 2)
     assert torch.allclose(found, expected, atol=1e-5 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("context", ["drop", "zeros", "conv", "freeze"])
+def test_gradients_through_a_pruned_mixer(context: str) -> None:
+    torch.manual_seed(0)
+    mixer = VimMixer(VimConfig(8, states=4)).double()
+    positions = torch.tensor([[0, 2, 3], [1, 4, 5]])
+    view = TokenView(6, torch.zeros(2).long(), PruningMethod(context=context), positions)
+    carries = context in ("conv", "freeze")
+    x = torch.randn(2, 6 if carries else 3, 8, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in mixer.named_parameters()]
+
+    def run(x: Tensor, *weights: Tensor) -> Tensor:
+        return torch.func.functional_call(mixer, dict(zip(names, weights, strict=True)), (x, view, False))[0]
+
+    assert torch.autograd.gradcheck(run, (x, *mixer.parameters()))

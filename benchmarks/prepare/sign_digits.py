@@ -2,7 +2,7 @@
 
 The images are 2,062 hands that show a digit (github.com/ardamavi/Sign-Language-Digits-Dataset, Apache-2.0):
 
-    python benchmarks/sign_digits.py Dataset sign-digits
+    python benchmarks/prepare/sign_digits.py Dataset sign-digits
     prunefront train --model vim_nano_patch8 --data folder:sign-digits --epochs 100 --batch-size 32 --out run
 """
 

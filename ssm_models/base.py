@@ -29,7 +29,6 @@ class PrunableModel(nn.Module, ABC):
         contexts, reductions, importances: what a schedule may ask of the family.
         directions: for each sequence of Δ, whether it is scanned backwards. Directions that share their Δ count once.
         published_directions: those of them that the `published` count of FLOPs includes.
-        model_name: the registered name.
         layout: blocks and tokens, for the search.
         num_classes: outputs.
         pretrained_cfg: the images that the model expects, as timm writes it.
@@ -41,18 +40,21 @@ class PrunableModel(nn.Module, ABC):
     directions: tuple[bool, ...]
     published_directions: tuple[bool, ...]
 
-    model_name: str
-    layout: TokenLayout
-    num_classes: int
     pretrained_cfg: dict[str, Any]
 
-    def __init__(self) -> None:
+    def __init__(self, layout: TokenLayout, num_classes: int) -> None:
         super().__init__()
+        self.layout, self.num_classes = layout, num_classes
         self._schedule = PruningSchedule()
 
     def use_directions(self, directions: tuple[bool, ...]) -> None:
         """Scan in these directions only; for counting FLOPs by the published convention."""
         self.directions = directions
+
+    @property
+    def model_name(self) -> str:
+        """The registered name."""
+        return self.layout.model
 
     @property
     def img_size(self) -> tuple[int, int]:

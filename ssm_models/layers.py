@@ -1,10 +1,41 @@
 """What the families' layers have in common."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MambaConfig:
+    """Sizes that a family without stages has.
+
+    Attributes:
+        dim: width of the features that travel.
+        patch: pixels of a patch's side.
+        states: of each channel of the state-space model.
+        expand: channels of the state-space model, as a multiple of `dim`.
+        drop_path: highest rate of dropping a block's change in training.
+    """
+
+    dim: int
+    depth: int = 24
+    patch: int = 16
+    states: int = 16
+    expand: int = 2
+    drop_path: float = 0.0
+
+    @property
+    def inner(self) -> int:
+        """Channels of the state-space model."""
+        return self.expand * self.dim
+
+    @property
+    def rank(self) -> int:
+        """Width of the low-rank Δ projection."""
+        return math.ceil(self.dim / 16)
 
 
 def dt_projection(rank: int, channels: int) -> nn.Linear:

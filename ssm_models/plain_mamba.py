@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
-from ssm_models.layers import a_log, dt_projection, precise, resize_positions
+from ssm_models.layers import MambaConfig, a_log, dt_projection, precise, resize_positions
 from ssm_models.pruning import TokenView, take
 from ssm_models.registry import ModelInfo, register
 from ssm_models.scan import channel_last_scan
@@ -39,36 +39,20 @@ START, RIGHT, LEFT, UP, DOWN = range(5)  # the move into a step, as the rows of 
 
 
 @dataclass(frozen=True)
-class PlainMambaConfig:
-    """Sizes of a PlainMamba; the authors' where a default stands.
+class PlainMambaConfig(MambaConfig):
+    """Sizes of a PlainMamba; the authors' where a default stands. The patch's side is even.
 
     Attributes:
-        patch: pixels of a patch's side; even.
+        conv: side of the depthwise convolution before the scan.
         stem: channels of the convolutions before the patches.
         stem_convs: 3×3 convolutions among them.
         dwconv_blocks: blocks, from 0, that end with a depthwise convolution.
     """
 
-    dim: int
-    depth: int
-    patch: int = 16
-    states: int = 16
     conv: int = 7
-    expand: int = 2
     stem: int = 64
     stem_convs: int = 2
     dwconv_blocks: tuple[int, ...] = ()
-    drop_path: float = 0.0
-
-    @property
-    def inner(self) -> int:
-        """Channels of the state-space model."""
-        return self.expand * self.dim
-
-    @property
-    def rank(self) -> int:
-        """Width of the low-rank Δ projection."""
-        return math.ceil(self.dim / 16)
 
 
 @lru_cache
@@ -94,9 +78,9 @@ def zigzag(height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64
 def ways(view: TokenView, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return the orders of what is scanned and the moves into their steps, both (b or 1, 4, S)."""
     tokens, moves = (torch.from_numpy(x).to(view.seeds.device) for x in zigzag(height, width))
-    if view.positions is None or view.emit is not None:
+    if view.seen is None:
         return tokens[None], moves[None]
-    steps = tokens.argsort(1)[:, view.positions].transpose(0, 1)  # at which each kept token is visited, (b, 4, K)
+    steps = tokens.argsort(1)[:, view.seen].transpose(0, 1)  # at which each kept token is visited, (b, 4, K)
     steps, orders = steps.sort(2)
     return orders, moves.expand(len(steps), -1, -1).gather(2, steps)
 
@@ -163,7 +147,7 @@ class PlainMambaBlock(nn.Module):
         change, signals = self.mamba(self.norm(x), view, signal)
         x = view.update(x, self.drop_path(change))
         if self.dw is not None:
-            x = view.replace(x, self.dw(view.to_grid(x, *self.grid)))
+            x = view.overwrite(x, self.dw(view.to_grid(x, *self.grid)))
         return x, signals
 
 
@@ -217,14 +201,10 @@ class PlainMamba(PrunableModel):
         img_size: tuple[int, int],
         *,
         in_chans: int = 3,
-        drop_path_rate: float | None = None,
     ) -> None:
-        super().__init__()
-        if drop_path_rate is not None:
-            config = replace(config, drop_path=drop_path_rate)
         height, width = (math.ceil(math.ceil(side / 2) / (config.patch // 2)) for side in img_size)
-        self.config, self.model_name, self.num_classes = config, name, num_classes
-        self.layout = TokenLayout(name, img_size, (Stage(config.depth, height, width),))
+        super().__init__(TokenLayout(name, img_size, (Stage(config.depth, height, width),)), num_classes)
+        self.config = config
         self.backbone = Backbone(config, (height, width), in_chans)
         self.head = nn.Sequential(OrderedDict(fc=nn.Linear(config.dim, num_classes)))
         self._initialise()
@@ -291,17 +271,17 @@ for _name, _config, _about in (
     register(ModelInfo(_name, PlainMamba, _config, description=f"{_about} of the authors"))
 
 _NANO = PlainMambaConfig(64, 12, patch=4, stem=32, stem_convs=1)
-_SMALL_IMAGES: dict[str, Any] = {"num_classes": 10, "crop_pct": 1.0}
 register(
     ModelInfo(
         "plain_mamba_nano",
         PlainMamba,
         _NANO,
         img_size=28,
+        num_classes=10,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
+        crop_pct=1.0,
         description="12 blocks of width 64 for small images; ships weights for the embedded digits",
-        **_SMALL_IMAGES,
     )
 )
 register(
@@ -310,7 +290,8 @@ register(
         PlainMamba,
         replace(_NANO, patch=8),
         img_size=64,
+        num_classes=10,
+        crop_pct=1.0,
         description="plain_mamba_nano with patches of 8 pixels, for images of 64",
-        **_SMALL_IMAGES,
     )
 )

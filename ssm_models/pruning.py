@@ -54,6 +54,11 @@ class TokenView:
         return self.positions if self.method.carries else None
 
     @property
+    def seen(self) -> Tensor | None:
+        """Positions (b, K) of the tokens that the state sees, with gaps between them; None: it sees all."""
+        return None if self.method.context == "freeze" else self.positions
+
+    @property
     def emit(self) -> Tensor | None:
         """Where the tokens that are updated (b, K) stand among those that are scanned; None: these are all."""
         return self.positions if self.method.context == "freeze" else None
@@ -72,8 +77,7 @@ class TokenView:
         """Return those that travel as the whole sequence (b, L, D), with zeros where nothing is left of one."""
         if self.positions is None or self.rows is not None:
             return x
-        index = self.positions[..., None].expand(-1, -1, x.shape[2])
-        return x.new_zeros(len(x), self.length, x.shape[2]).scatter(1, index, x)
+        return x.new_zeros(len(x), self.length, x.shape[2]).scatter(1, _across(self.positions, x), x)
 
     def in_sequence(self, x: Tensor) -> Tensor:
         """Return those that travel as a convolution over the sequence sees them: (b, K, D), or (b, L, D)."""
@@ -84,13 +88,13 @@ class TokenView:
         return x if self.method.context == "drop" else self._seen(x)
 
     def _seen(self, x: Tensor) -> Tensor:
-        return x if self.positions is None or self.emit is not None else take(x, self.positions)
+        return x if self.seen is None else take(x, self.seen)
 
     def update(self, x: Tensor, change: Tensor) -> Tensor:
         """Add `change` (b, K, D) to the kept tokens of those that travel."""
         if self.rows is None:
             return x + change
-        return x.scatter_add(1, self.rows[..., None].expand(-1, -1, x.shape[2]), change.to(x.dtype))
+        return x.scatter_add(1, _across(self.rows, x), change.to(x.dtype))
 
     def to_grid(self, x: Tensor, height: int, width: int) -> Tensor:
         """Lay those that travel out as (b, D, height, width), with zeros where nothing is left of one.
@@ -103,13 +107,13 @@ class TokenView:
         """Return the tokens that the state sees, (b, S, D), of a grid (b, D, height, width)."""
         return self._seen(grid.flatten(2).transpose(1, 2))
 
-    def replace(self, x: Tensor, grid: Tensor) -> Tensor:
+    def overwrite(self, x: Tensor, grid: Tensor) -> Tensor:
         """Give the kept tokens of those that travel the values of a grid (b, D, height, width)."""
         new = grid.flatten(2).transpose(1, 2)
         if self.positions is None:
             return new
         new = take(new, self.positions)
-        return new if self.rows is None else x.scatter(1, self.rows[..., None].expand(-1, -1, x.shape[2]), new)
+        return new if self.rows is None else x.scatter(1, _across(self.rows, x), new)
 
     def gap(self, delta: Tensor, delta_bias: Tensor, idle: Tensor, sequence: int, reverse: bool) -> Tensor | None:
         """Return the Σ Δ (b, K, D) of the pruned positions before each kept one, or None if none counts.
@@ -121,12 +125,12 @@ class TokenView:
             sequence: index of the sequence of Δ, for families with several.
             reverse: whether that sequence is scanned backwards.
         """
-        if self.positions is None or self.method.context == "freeze" or self.method.alignment == "off":
+        seen = self.seen
+        if seen is None or self.method.alignment == "off":
             return None
         if self.method.alignment == "hold":
             return self.held[sequence]
-        positions = self.positions
-        counts = self.remember(f"skipped {reverse}", lambda: alignment.skipped(positions, self.length, reverse))
+        counts = self.remember(f"skipped {reverse}", lambda: alignment.skipped(seen, self.length, reverse))
         if self.method.alignment == "neighbour":
             return alignment.gap_of_neighbours(counts, F.softplus(delta + delta_bias), reverse)
         return alignment.gap_of_bias(counts, idle)
@@ -134,7 +138,12 @@ class TokenView:
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Gather the tokens `index` (b, K) of x (b, L, D)."""
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+    return x.gather(1, _across(index, x))
+
+
+def _across(index: Tensor, x: Tensor) -> Tensor:
+    """Repeat an index (b, K) over the channels of x (b, L, D)."""
+    return index[..., None].expand(-1, -1, x.shape[2])
 
 
 def prune(

@@ -1,7 +1,7 @@
 """Which models there are, as data; each is known to timm by the same name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class ModelInfo:
 
     Attributes:
         family: the class; called with (config, name, num_classes, img_size) and the options of `create_model`.
-        config: the family's own sizes.
+        config: the family's own sizes, a dataclass with `drop_path` among them.
         img_size: pixels of a side, unless asked otherwise.
         mean, std, interpolation, crop_pct: preprocessing, as timm means them.
     """
@@ -106,7 +106,11 @@ def shipped_weights(info: ModelInfo) -> Path:
 
 
 def create_model(
-    name: str, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None, **options: Any
+    name: str,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    drop_path_rate: float | None = None,
+    **options: Any,
 ) -> PrunableModel:
     """Build a model with random weights.
 
@@ -114,7 +118,8 @@ def create_model(
         name: one of `list_models()`.
         num_classes: outputs; the model's own number (1000 for ImageNet's) if not given.
         img_size: pixels, (height, width) or one number; the model's own size if not given.
-        **options: passed to the family, such as `in_chans`, or `drop_path_rate`.
+        drop_path_rate: highest rate of dropping a block's change in training; the authors' if not given.
+        **options: passed to the family, such as `in_chans`.
 
     Raises:
         UnknownNameError: there is no model of that name.
@@ -125,8 +130,9 @@ def create_model(
     height, width = (size, size) if isinstance(size, int) else size
     classes = info.num_classes if num_classes is None else num_classes
     family: Callable[..., PrunableModel] = info.family
+    config = info.config if drop_path_rate is None else replace(info.config, drop_path=drop_path_rate)
     try:
-        model = family(info.config, name, classes, (height, width), **options)
+        model = family(config, name, classes, (height, width), **options)
     except ValueError as error:
         raise UsageError(str(error)) from None
     model.pretrained_cfg = info.pretrained_cfg((height, width), classes)

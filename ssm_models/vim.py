@@ -6,7 +6,7 @@ Parameter names are the authors' (hustvl/Vim), so that their checkpoints load as
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,34 +19,23 @@ from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
-from ssm_models.layers import a_log, dt_projection, precise, resize_positions
+from ssm_models.layers import MambaConfig, a_log, dt_projection, precise, resize_positions
 from ssm_models.pruning import TokenView, take
 from ssm_models.registry import ModelInfo, register
 from ssm_models.scan import channel_last_scan
 
 
 @dataclass(frozen=True)
-class VimConfig:
-    """Sizes of a Vim; the authors' where a default stands."""
+class VimConfig(MambaConfig):
+    """Sizes of a Vim; the authors' where a default stands.
 
-    dim: int
-    depth: int = 24
-    patch: int = 16
+    Attributes:
+        stride: pixels from a patch to the next.
+        conv: taps of the causal convolution.
+    """
+
     stride: int = 16
-    states: int = 16
     conv: int = 4
-    expand: int = 2
-    drop_path: float = 0.0
-
-    @property
-    def inner(self) -> int:
-        """Channels of the state-space model."""
-        return self.expand * self.dim
-
-    @property
-    def rank(self) -> int:
-        """Width of the low-rank Δ projection."""
-        return math.ceil(self.dim / 16)
 
 
 class VimMixer(nn.Module):
@@ -148,17 +137,12 @@ class Vim(PrunableModel):
         img_size: tuple[int, int],
         *,
         in_chans: int = 3,
-        drop_path_rate: float | None = None,
     ) -> None:
-        super().__init__()
-        if drop_path_rate is not None:
-            config = replace(config, drop_path=drop_path_rate)
         grid = tuple((side - config.patch) // config.stride + 1 for side in img_size)
         if min(grid) < 1:
             raise ValueError(f"{name}: images of {img_size} pixels are smaller than a patch of {config.patch}")
-        self.config, self.model_name, self.num_classes = config, name, num_classes
-        self.directions = (False, True)
-        self.layout = TokenLayout(name, img_size, (Stage(config.depth, *grid),), protected=1)
+        super().__init__(TokenLayout(name, img_size, (Stage(config.depth, *grid),), protected=1), num_classes)
+        self.config, self.directions = config, (False, True)
         tokens = self.layout.stages[0].tokens
         self.cls_index = tokens // 2
         proj = nn.Conv2d(in_chans, config.dim, config.patch, config.stride)

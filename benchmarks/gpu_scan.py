@@ -25,6 +25,7 @@ kernel only when asked to (see their setup.py). `prunefront doctor` then says th
 import argparse
 import statistics
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from ssm_models.scan.backends import available
 TOKENS = 128 * 197
 MODELS = {"Vim-S": {"channels": 768, "paths": 0}, "PlainMamba-L3": {"channels": 896, "paths": 4}}
 STATES = 16
+COLUMNS = ("triton", "mamba_ssm", "library")
 
 
 def inputs(length: int, channels: int, paths: int, gapped: bool, dtype: torch.dtype) -> dict[str, Any]:
@@ -126,6 +128,15 @@ def operator(backend: str) -> Callable[[dict[str, Any]], Tensor]:
     return lambda a: channel_last_scan(**a, delta_softplus=True, backend=backend)
 
 
+def times_of(a: dict[str, Any], able: list[str], backwards: bool, rounds: int) -> dict[str, float]:
+    """Time a case on the backends that can run, and on mamba-ssm's own function where that can do it."""
+    times = {name: measure(operator(name), a, backwards, rounds) for name in able}
+    theirs = library(a) if "mamba_ssm" in able else None
+    if theirs is not None:
+        times["library"] = measure(theirs, channel_first(a), backwards, rounds)
+    return times
+
+
 def check() -> None:
     """Hold triton against the reference in float64, on this GPU, before any of its times is believed."""
     for paths in (0, 4):
@@ -156,32 +167,25 @@ def main() -> None:
     print(f"milliseconds, medians of {options.rounds}")
     if reasons["triton"] is None:
         check()
-    columns = ("triton", "mamba_ssm", "library")
-    print(f"{'case':<44}" + "".join(f"{c:>11}" for c in (*columns, "floor", "tri/floor", "gap/plain")))
-    for model, shape in MODELS.items():
-        for length in options.lengths:
-            for dtype in (torch.bfloat16, torch.float32):
-                for backwards in (False, True):
-                    plain = None
-                    for gapped in (False, True):
-                        a = inputs(length, shape["channels"], shape["paths"], gapped, dtype)
-                        times: dict[str, float] = {}
-                        for name in ("triton", "mamba_ssm"):
-                            if reasons[name] is None:
-                                times[name] = measure(operator(name), a, backwards, options.rounds)
-                        theirs = library(a) if reasons["mamba_ssm"] is None else None
-                        if theirs is not None:
-                            times["library"] = measure(theirs, channel_first(a), backwards, options.rounds)
-                        floor = moved_bytes(a, backwards) / rate * 1e3
-                        ours = times.get("triton")
-                        ratios = (ours and ours / floor, ours and plain and gapped and ours / plain)
-                        plain = ours if not gapped else plain
-                        case = f"{model} b{len(a['u'])} L{length} {str(dtype)[6:]}"
-                        case += " +grad" * backwards + " gaps" * gapped
-                        shown = (*(times.get(c) for c in columns), floor, *ratios)
-                        print(
-                            f"{case:<44}" + "".join(f"{x:>11.3f}" if x else f"{'-':>11}" for x in shown), flush=True
-                        )
+    print(f"{'case':<44}" + "".join(f"{c:>11}" for c in (*COLUMNS, "floor", "tri/floor", "gap/plain")))
+    able = [name for name in ("triton", "mamba_ssm") if reasons[name] is None]
+    for model, length, dtype, backwards in product(
+        MODELS, options.lengths, (torch.bfloat16, torch.float32), (False, True)
+    ):
+        plain = None
+        for gapped in (False, True):
+            a = inputs(length, MODELS[model]["channels"], MODELS[model]["paths"], gapped, dtype)
+            times = times_of(a, able, backwards, options.rounds)
+            floor, ours = moved_bytes(a, backwards) / rate * 1e3, times.get("triton")
+            case = f"{model} b{len(a['u'])} L{length} {str(dtype)[6:]}" + " +grad" * backwards + " gaps" * gapped
+            figures = (
+                *(times.get(c) for c in COLUMNS),
+                floor,
+                ours and ours / floor,
+                ours and plain and ours / plain,
+            )
+            print(f"{case:<44}" + "".join(f"{x:>11.3f}" if x else f"{'-':>11}" for x in figures), flush=True)
+            plain = ours
 
 
 if __name__ == "__main__":

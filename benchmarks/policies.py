@@ -108,17 +108,18 @@ Row = tuple[str, dict[str, str], Callable[[], AbstractContextManager[None]]]
 def rows(model: PrunableModel) -> list[Row]:
     """Return (label, method, patch) of every row."""
     none = nullcontext
-    found: list[Row] = [(f"score {name}", {"importance": name}, none) for name in model.importances]
-    found += [(f"alignment {name}", {"alignment": name}, none) for name in ALIGNMENT]
+    found: list[Row] = [("score clip, alignment on, context drop (the default)", {}, none)]
+    found += [(f"score {name}", {"importance": name}, none) for name in model.importances if name != "clip"]
+    found += [(f"alignment {name}", {"alignment": name}, none) for name in ALIGNMENT if name != "on"]
     found += [("score clip of the output before the gate *", {}, score_before_the_gate)]
     if isinstance(model, plain_mamba.PlainMamba):
         found += [("gaps counted along each way *", {}, gaps_along_the_way)]
-    for context in model.contexts:
+    for context in (context for context in model.contexts if context != "drop"):
         for name in ("clip", "random"):
             found.append((f"context {context}, score {name}", {"context": context, "importance": name}, none))
         if context in ("zeros", "conv"):
             found += [(f"context {context}, alignment {name}", {"context": context, "alignment": name}, none)
-                      for name in ALIGNMENT[1:]]  # fmt: skip
+                      for name in ALIGNMENT if name != "on"]  # fmt: skip
     found += [("context conv, alignment frozen * (at the FLOPs of freeze)", {"context": "freeze"}, frozen_delta)]
     return found
 

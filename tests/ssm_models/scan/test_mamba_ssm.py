@@ -1,6 +1,6 @@
 """The adapter to mamba-ssm, on a stand-in for the library's function: its CUDA kernel is not needed here.
 
-The shared suite in test_backends.py runs on the stand-in too, where the library is not installed.
+The shared suite in test_ops.py runs on the stand-in too, where the library is not installed.
 """
 
 import sys

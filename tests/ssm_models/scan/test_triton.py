@@ -28,7 +28,7 @@ TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the shared suite runs on the GPU itself")
 def test_the_shared_suite_in_the_interpreter() -> None:
     """In a process of its own: triton decides when it is imported whether it interprets."""
-    suite = Path(__file__).with_name("test_backends.py")
+    suite = Path(__file__).with_name("test_ops.py")
     command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-k", "triton", str(suite)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
@@ -107,9 +107,9 @@ def compiled(kernel: Any, arguments: dict[str, Any]) -> Any:
 )
 def test_the_kernels_compile(case: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the machine code of a GPU that is not here, states in registers; forwards nothing waits for another lane."""
-    recorders = {name: Recorder(getattr(backend, name)) for name in ("_scan", "_reverse")}
+    recorders = {name: Recorder(getattr(backend.kernels, name)) for name in ("scan", "reverse_scan")}
     for name, recorder in recorders.items():
-        monkeypatch.setattr(backend, name, recorder)
+        monkeypatch.setattr(backend.kernels, name, recorder)
     arguments = inputs(**case)
     out = backend.forward(*arguments)
     backend.backward(torch.empty_like(out), *arguments)
@@ -122,7 +122,7 @@ def test_the_kernels_compile(case: dict[str, Any], tmp_path: Path, monkeypatch: 
             used = subprocess.run([CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True)
             (stack,) = re.findall(r"STACK:(\d+)", used.stdout)
             assert int(stack) <= 64, used.stdout  # a few addresses may be spilled, a chunk of states not
-            if recorder.kernel is recorders["_scan"].kernel and not case.get("paths") and case.get("states") != 1:
+            if recorder.kernel is recorders["scan"].kernel and not case.get("paths") and case.get("states") != 1:
                 assert "bar.sync" not in kernel.asm["ptx"], "the states of a channel have left their lane"
 
 

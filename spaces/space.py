@@ -84,8 +84,8 @@ class SearchSpace(ABC):
     def text(self) -> str:
         """The canonical text that makes this space again, whatever the default choices become."""
         plain = PruningMethod().as_dict()
-        stated = [f"{k}={','.join(v)}" for k, v in self.choices.items() if v != (plain[k],) or k in VARIED]
-        return ";".join([self._shape_text, *stated])
+        stated = (k for k, v in self.choices.items() if v != (plain[k],) or len(DEFAULT_CHOICES[k]) > 1)
+        return ";".join([self._shape_text, *(f"{k}={','.join(self.choices[k])}" for k in stated)])
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -243,7 +243,6 @@ DEFAULT_CHOICES: dict[str, tuple[str, ...]] = {
     "reduction": ("prune",),
     "context": ("drop", "conv", "freeze"),
 }
-VARIED = [name for name, choices in DEFAULT_CHOICES.items() if len(choices) > 1]
 SPACES: dict[str, type[SearchSpace]] = {space.name: space for space in (StagesSpace, PerBlockSpace)}
 
 

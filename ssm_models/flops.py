@@ -1,9 +1,10 @@
 """What a forward pass costs, counted by fvcore and, for a search, read from a table.
 
-One multiply-accumulate is one FLOP. Counted are convolutions, matrix products, the selective scan
-(9·L·D·N, + L·D each for the D skip, the z gate and the gap), the sums of scores and of held gaps, an
-operation an element. Elementwise functions, norms, ranking and gathering cost nothing, as in the
-literature; they stand in `FREE`, and an operator in neither list is an error, not a zero.
+One multiply-accumulate is one FLOP. Counted are convolutions, matrix products, the selective scan (in each
+direction 9·L·D·N, + L·D each for the D skip, the z gate and the gap), the sums of scores and of held gaps, an
+operation an element. Directions that share their Δ (PlainMamba's) share the gap too, and their one gate is
+elementwise. Elementwise functions, norms, ranking and gathering cost nothing, as in the literature; they
+stand in `FREE`, and an operator in neither list is an error, not a zero.
 
 Conventions: `full` counts everything that runs. `published` counts one of Vim's two directions, as
 the figures that are quoted for Vim do; for the other families the two agree.

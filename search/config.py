@@ -8,14 +8,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from results.objectives import OBJECTIVES
 from spaces import FlopsBudget
 from spaces.errors import UnknownNameError, UsageError
 
-SAMPLERS = ("nsga2", "tpe", "random")
-# What can be optimised, and whether more of it is better.
-OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "agreement": True, "latency": False}
+SAMPLERS = ("gp", "nsga2", "tpe", "random")
 REQUIRED = ("model", "study", "data", "flops_budget", "trials")
 
+WHOLES = ("trials", "images", "batch_size", "workers", "cpus_per_trial", "seed", "brood", "confirm_images")
+REALS = ("gpus_per_trial", "race_error")
+REST = "rest"  # of val, beyond what a search runs over
+CONFIRM_SPLITS = ("val", REST, "test")
+MOST_RACE_ERROR = 0.5
+
+_BYTES = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([KMGTkmgt]?)[bB]?\Z")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")
 
 
@@ -33,6 +39,18 @@ def parse_duration(text: str) -> float:
     return total
 
 
+def parse_bytes(text: str) -> int:
+    """Return the bytes in `0`, `500M` or `2G`; K, M, G and T are powers of 1024.
+
+    Raises:
+        UsageError: the text is none of these.
+    """
+    match = _BYTES.match(text.strip())
+    if not match:
+        raise UsageError(f"prefix_cache={text!r}: expected memory such as 500M or 2G, or 0 for none")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
 @dataclass(frozen=True)
 class SearchConfig:
     """All settings of one search, resolved.
@@ -41,7 +59,7 @@ class SearchConfig:
         model: registered name.
         study: name of the study.
         data: the data set, as `search.data.open_data` takes it.
-        flops_budget: share of the dense FLOPs, or FLOPs, as `FlopsBudget.parse` takes it.
+        flops_budget: share of the dense FLOPs, or FLOPs, or a range of either, as `FlopsBudget.parse` takes it.
         trials: evaluations that the study has in all when the search is done.
         checkpoint: file of weights, `random`, or None for the shipped ones.
         space: text of the search space.
@@ -55,6 +73,12 @@ class SearchConfig:
         ray_address: a running Ray cluster; None starts one on this machine.
         seed: of the sampler.
         time_budget: after which nothing new is evaluated, such as `30m`.
+        brood: candidates that a worker takes at a time.
+        prefix_cache: memory in which each worker keeps what candidates share, such as `1G`; `0` for none.
+        race_error: bound on the probability that a candidate is stopped early which would have joined the front;
+            0 runs every candidate over all images.
+        confirm_images: images on which the front is measured again in the end; None for all, 0 for none.
+        confirm_split: the split that they are of, or `rest`: the images of val that the search does not see.
 
     Raises:
         UsageError: a value that makes no sense; the message names it.
@@ -77,6 +101,11 @@ class SearchConfig:
     ray_address: str | None = None
     seed: int = 0
     time_budget: str | None = None
+    brood: int = 4
+    prefix_cache: str = "1G"
+    race_error: float = 0.05
+    confirm_images: int | None = None
+    confirm_split: str = "val"
 
     def __post_init__(self) -> None:
         FlopsBudget.parse(self.flops_budget)
@@ -87,7 +116,7 @@ class SearchConfig:
                 raise UnknownNameError("objective", name, OBJECTIVES)
         if not self.objective or len(set(self.objective)) < len(self.objective):
             raise UsageError(f"objective {', '.join(self.objective)!r}: name each objective once")
-        for name in ("trials", "images", "batch_size", "workers", "cpus_per_trial"):
+        for name in ("trials", "images", "batch_size", "workers", "cpus_per_trial", "brood"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}={value}: must be at least 1")
@@ -100,6 +129,15 @@ class SearchConfig:
                 raise UsageError(f"{name}: must not be empty")
         if self.time_budget is not None:
             parse_duration(self.time_budget)
+        parse_bytes(self.prefix_cache)
+        if not 0 <= self.race_error <= MOST_RACE_ERROR:
+            raise UsageError(f"race_error={self.race_error}: must be from 0 (no race) to {MOST_RACE_ERROR}")
+        if self.confirm_images is not None and self.confirm_images < 0:
+            raise UsageError(f"confirm_images={self.confirm_images}: must be 0 (none) or more")
+        if self.confirm_split not in CONFIRM_SPLITS:
+            raise UnknownNameError("split", self.confirm_split, CONFIRM_SPLITS)
+        if self.confirm_split == REST and self.images is None:
+            raise UsageError("confirm_split=rest: there is no rest, for the search runs over all images; give --images")
 
     @property
     def seconds(self) -> float | None:
@@ -155,12 +193,11 @@ def _value(name: str, value: object, where: str) -> Any:
             return tuple(names)
         raise UsageError(f"config {where}: objective={value!r}: expected a list of names")
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if name == "gpus_per_trial" and number:
+    if name in REALS and number:
         return float(value)  # type: ignore[arg-type]
-    if name in ("flops_budget", "time_budget") and number:
+    if name in ("flops_budget", "time_budget", "prefix_cache") and number:
         return str(value)
-    whole = name in ("trials", "images", "batch_size", "workers", "cpus_per_trial", "seed")
-    kind: type = int if whole else float if name == "gpus_per_trial" else str
+    kind: type = int if name in WHOLES else float if name in REALS else str
     if not isinstance(value, kind) or isinstance(value, bool):
         word = {int: "a whole number", float: "a number", str: "a text"}[kind]
         raise UsageError(f"config {where}: {name.replace('_', '-')}={value!r}: expected {word}")

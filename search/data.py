@@ -34,7 +34,7 @@ from spaces.errors import DataError, UnknownNameError, UsageError
 MEMORY_LIMIT = 2**30  # bytes of uint8 pixels of a split that are kept
 ORDER_SEED = 0
 BATCH_SIZE = 100
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")
 SPECS = ("embedded", "folder:PATH", "torchvision:NAME[:ROOT]", "hf:NAME")
 
 Batch = tuple[Tensor, Tensor]
@@ -66,7 +66,7 @@ def open_data(spec: str) -> "ImageData":
 
 
 class ImageData:
-    """Labelled images in the splits `train` and `val`, each opened when it is first needed.
+    """Labelled images in the splits `train`, `val` and, where there is one, `test`, each opened when first needed.
 
     Attributes:
         spec: the text that opens it again.
@@ -117,8 +117,9 @@ class ImageData:
         split: str = "val",
         images: int | None = None,
         batch_size: int = BATCH_SIZE,
+        skip: int = 0,
     ) -> "Batches":
-        """Return the first `images` images (all if None) in an order that is always the same.
+        """Return `images` images (all if None), after the first `skip`, in an order that is always the same.
 
         The order is shuffled by a fixed seed and mixes the classes, so that any beginning of it has
         them in nearly their shares of the whole split.
@@ -130,7 +131,7 @@ class ImageData:
         if batch_size < 1 or (images is not None and images < 1):
             raise UsageError(f"images={images}, batch_size={batch_size}: both must be at least 1")
         chosen = self._split(split)
-        order = mixed_order(chosen.labels)[:images]
+        order = mixed_order(chosen.labels)[skip:][:images]
         return Batches(chosen, order, Preprocessing(model_cfg, img_size), batch_size)
 
     def training_split(self) -> Split:

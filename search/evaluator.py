@@ -1,17 +1,25 @@
-"""One candidate → metrics, on one worker: a model and the images, loaded once and kept."""
+"""Candidates → metrics, on one worker: a model and the images, loaded once and kept."""
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from search.prefix import Branch, PrefixCache, SharedRun, branches, cache_bytes
+from search.race import Race
 from spaces import PruningSchedule
 from spaces.errors import EvaluationError, NonFiniteError, OutOfMemoryError
 from ssm_models import PrunableModel
+
+ERROR_RATE = 0.05  # of a race, unless told otherwise
+LATENCY_PAIRS = (5, 25)  # of timed runs, dense and pruned in turn: at least, and at most
+LATENCY_SECONDS = 2.0  # after which the least number of pairs is enough
 
 
 @dataclass(frozen=True)
@@ -22,10 +30,11 @@ class Metrics:
         top1: accuracy in 0..1.
         loss: mean cross-entropy.
         agreement: share of images on which the answer is the dense model's.
-        images: how many were run.
-        latency_ms: median over the batches of a forward pass's milliseconds per image, on the
-            evaluator's device, at its batch size and number of threads, with whatever else runs there.
-        seconds: what the whole evaluation took.
+        images: how many were run; all of them unless `stopped`.
+        outcomes: (images,) bool: which were right, or for a race of agreement, answered as the dense model does.
+        stopped: whether the race against the front was given up; the figures are then those of `images` images.
+        estimate: of a stopped one: the share of `outcomes` over all images, by its difference to the dense model.
+        seconds: what it took; what candidates share is on the account of the first one.
         forward_seconds: what its forward passes took.
     """
 
@@ -33,9 +42,19 @@ class Metrics:
     loss: float
     agreement: float
     images: int
-    latency_ms: float
-    seconds: float
-    forward_seconds: float
+    outcomes: NDArray[np.bool_]
+    stopped: bool = False
+    estimate: float | None = None
+    seconds: float = 0.0
+    forward_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a forward pass takes: milliseconds an image, and the ratio to the dense model's, both medians."""
+
+    ms: float
+    ratio: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,32 @@ class DenseAnswers:
 
     metrics: Metrics
     answers: Tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A candidate to evaluate; `bar` (N,) bool is what it races against, see `Race`; None runs it to the end."""
+
+    schedule: PruningSchedule
+    bar: NDArray[np.bool_] | None = None
+
+
+@dataclass
+class _Run:
+    """How far one candidate is."""
+
+    entry: Entry
+    path: list[Branch]
+    race: Race | None
+    loss: float = 0.0
+    right: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    forward: float = 0.0
+    answers: list[Tensor] = field(default_factory=list)
+    outcomes: list[NDArray[np.bool_]] = field(default_factory=list)
+    stopped: bool = False
+    error: Exception | None = None
 
 
 class Evaluator:
@@ -55,6 +100,9 @@ class Evaluator:
         device: where to run.
         dense: answers of the dense model on these batches if they are known already; otherwise they
             are computed when they are first needed.
+        prefix_cache: bytes of features that are kept for candidates which begin alike.
+        agreement: whether an image counts as an outcome if it is answered as by the dense model, not if right.
+        error: of a race; see `Race`.
     """
 
     def __init__(
@@ -63,12 +111,17 @@ class Evaluator:
         batches: Iterable[tuple[Tensor, Tensor]],
         device: str | torch.device = "cpu",
         dense: DenseAnswers | None = None,
+        *,
+        prefix_cache: int = 0,
+        agreement: bool = False,
+        error: float = ERROR_RATE,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
+        self.cache = PrefixCache(cache_bytes(self.device, prefix_cache))
         self._batches = batches
         self._dense = dense
-        self._warm = False
+        self._agreement, self._error = agreement, error
 
     @property
     def dense(self) -> Metrics:
@@ -79,8 +132,11 @@ class Evaluator:
     def dense_answers(self) -> DenseAnswers:
         """Metrics and answers of the dense model, computed once; raises as `evaluate` does."""
         if self._dense is None:
-            metrics, answers = self._run(PruningSchedule(), None)
-            self._dense = DenseAnswers(metrics, answers)
+            run = self._run([Entry(PruningSchedule())], None)[0]
+            if run.error is not None:
+                raise run.error
+            answers = torch.cat(run.answers).clone()
+            self._dense = DenseAnswers(self._metrics(run, answers), answers)
         return self._dense
 
     def evaluate(self, schedule: PruningSchedule) -> Metrics:
@@ -91,71 +147,152 @@ class Evaluator:
             NonFiniteError: a logit is NaN or infinite.
             OutOfMemoryError: a single image does not fit. A batch that does not is halved.
         """
+        found = self.evaluate_brood([Entry(schedule)])[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def evaluate_brood(self, brood: Sequence[Entry]) -> list[Metrics | Exception]:
+        """Evaluate candidates together, batch by batch, so that they share what they have in common.
+
+        Returns:
+            For each candidate its metrics, or what `evaluate` would raise of it. Only the images can fail as a whole:
+            a DataError is raised.
+        """
         dense = self.dense_answers
-        return dense.metrics if schedule.dense else self._run(schedule, dense.answers)[0]
+        runs = self._run([entry for entry in brood if not entry.schedule.dense], dense)
+        metrics = iter([run.error or self._metrics(run, dense.answers) for run in runs])
+        return [dense.metrics if entry.schedule.dense else next(metrics) for entry in brood]
 
     @torch.inference_mode()
-    def _run(self, schedule: PruningSchedule, dense: Tensor | None) -> tuple[Metrics, Tensor]:
-        started = time.perf_counter()
-        self.model.set_schedule(schedule)
-        loss, right, images, forward = 0.0, 0, 0, 0.0
-        answers: list[Tensor] = []
-        per_image: list[float] = []
-        most: int | None = None  # images that fit at a time, once a batch did not; each evaluation tries anew
-        for batch, labels in self._batches:
-            if not self._warm:  # kernels are compiled and memory is found at the first pass, which is not timed
-                self._forward(batch[:1], most)
-                self._warm = True
-            logits, seconds, most = self._forward(batch, most)
-            finite = torch.isfinite(logits).all(1)
-            if not finite.all():
-                first = images + int((~finite).nonzero()[0])
-                raise NonFiniteError(
-                    f"schedule {schedule.text or 'dense'!r}: {int((~finite).sum())} of {len(labels)} images in a "
-                    f"batch have logits that are NaN or infinite; the first is image {first} of the val split"
-                )
-            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-            answers.append(logits.argmax(1))
-            right += int((answers[-1] == labels).sum())
-            images += len(labels)
-            forward += seconds
-            per_image.append(1e3 * seconds / len(labels))
-        if not images:
-            raise EvaluationError("there are no images to evaluate on")
-        answered = torch.cat(answers).clone()
-        metrics = Metrics(
-            top1=right / images,
-            loss=loss / images,
-            agreement=1.0 if dense is None else float((answered == dense).double().mean()),
-            images=images,
-            latency_ms=median(per_image),
-            seconds=time.perf_counter() - started,
-            forward_seconds=forward,
-        )
-        return metrics, answered
+    def latency(self, schedule: PruningSchedule) -> Latency:
+        """Time forward passes of the first batch: warmed up, dense and pruned in turn, with whatever else runs here.
 
-    def _forward(self, batch: Tensor, most: int | None) -> tuple[Tensor, float, int | None]:
-        """Return the logits on the CPU, the seconds they took, and the images that fit at a time."""
-        while True:
-            try:
+        Raises:
+            OutOfMemoryError: the batch does not fit.
+        """
+        images = self._first_images().to(self.device)
+        pairs: list[tuple[float, float]] = []
+        began = time.perf_counter()
+        least, most = LATENCY_PAIRS
+        while len(pairs) < least + 1 or (len(pairs) <= most and time.perf_counter() - began < LATENCY_SECONDS):
+            pairs.append((self._time(PruningSchedule(), images), self._time(schedule, images)))
+        pairs.pop(0)  # kernels are compiled and memory is found there
+        ms = 1e3 * median(pruned for _, pruned in pairs) / len(images)
+        return Latency(ms, median(pruned / dense for dense, pruned in pairs))
+
+    def _time(self, schedule: PruningSchedule, images: Tensor) -> float:
+        self.model.set_schedule(schedule)
+        started = time.perf_counter()
+        try:
+            self.model(images).cpu()  # waits for the device, so the clock covers the computation
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise OutOfMemoryError(f"a batch of {len(images)} images does not fit on {self.device}") from None
+        return time.perf_counter() - started
+
+    def _first_images(self) -> Tensor:
+        for images, _ in self._batches:
+            return images
+        raise EvaluationError("there are no images to evaluate on")
+
+    @torch.inference_mode()
+    def _run(self, brood: Sequence[Entry], dense: DenseAnswers | None) -> list[_Run]:
+        runs = [self._begin(entry) for entry in brood]
+        for run in runs:
+            self.cache.expect(run.path)
+        live, images_run = [run for run in runs if run.error is None], 0
+        for index, (images, labels) in enumerate(self._batches):
+            if not live:
+                break
+            shared = SharedRun(
+                self.model, self.cache, index, images.to(self.device), [run.path for run in live if run.path]
+            )
+            answers = None if dense is None else dense.answers[images_run : images_run + len(labels)]
+            for run in live:
                 started = time.perf_counter()
-                # .cpu() waits for the device, so the clock covers the computation
-                parts = [
-                    self.model(part.to(self.device)).float().cpu() for part in torch.split(batch, most or len(batch))
-                ]
-                return torch.cat(parts), time.perf_counter() - started, most
+                try:
+                    self._advance(run, shared, images, labels, answers)
+                except Exception as error:  # of this candidate alone
+                    run.error = error
+                run.seconds += time.perf_counter() - started
+            images_run += len(labels)
+            live = [run for run in live if run.error is None and not run.stopped]
+        if brood and not images_run and live:
+            raise EvaluationError("there are no images to evaluate on")
+        return runs
+
+    def _begin(self, entry: Entry) -> _Run:
+        race = None if entry.bar is None else Race(entry.bar, self._error)
+        try:
+            self.model.set_schedule(entry.schedule)
+        except Exception as error:
+            return _Run(entry, [], race, error=error)
+        return _Run(entry, branches(entry.schedule, self.model.layout), race)
+
+    def _advance(self, run: _Run, shared: SharedRun, images: Tensor, labels: Tensor, dense: Tensor | None) -> None:
+        """Run one batch of a candidate: (B, 3, H, W) images, (B,) labels, (B,) answers of the dense model."""
+        started = time.perf_counter()
+        logits = self._logits(run, shared, images)
+        run.forward += time.perf_counter() - started
+        finite = torch.isfinite(logits).all(1)
+        if not finite.all():
+            first = run.images + int((~finite).nonzero()[0])
+            raise NonFiniteError(
+                f"schedule {run.entry.schedule.text or 'dense'!r}: {int((~finite).sum())} of {len(labels)} images in a "
+                f"batch have logits that are NaN or infinite; the first is image {first} of the val split"
+            )
+        answers = logits.argmax(1)
+        run.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        run.right += int((answers == labels).sum())
+        run.images += len(labels)
+        run.answers.append(answers)
+        expected = labels if not self._agreement else answers if dense is None else dense
+        run.outcomes.append((answers == expected).numpy())
+        run.stopped = run.race is not None and run.race.lost(run.outcomes[-1])
+
+    def _metrics(self, run: _Run, dense: Tensor) -> Metrics:
+        outcomes, answers = np.concatenate(run.outcomes), torch.cat(run.answers)
+        estimate = None
+        if run.stopped:
+            whole = self.dense.outcomes
+            estimate = whole.mean() + outcomes.mean() - whole[: run.images].mean()
+            estimate = float(np.clip(estimate, 0.0, 1.0))
+        return Metrics(
+            top1=run.right / run.images,
+            loss=run.loss / run.images,
+            agreement=float((answers == dense[: run.images]).double().mean()),
+            images=run.images,
+            outcomes=outcomes,
+            stopped=run.stopped,
+            estimate=estimate,
+            seconds=run.seconds,
+            forward_seconds=run.forward,
+        )
+
+    def _logits(self, run: _Run, shared: SharedRun, images: Tensor) -> Tensor:
+        """Return the logits on the CPU; a batch that does not fit is halved, and nothing is shared then."""
+        schedule = run.entry.schedule
+        size = len(images)
+        try:
+            return shared.logits(schedule, run.path).float().cpu()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        while size > 1:  # outside the handler, whose traceback would keep the activations alive
+            shared.clear()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            size = -(-size // 2)
+            try:
+                self.model.set_schedule(schedule)
+                parts = torch.split(images, size)
+                return torch.cat([self.model(part.to(self.device)).float().cpu() for part in parts])
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-            # Outside the handler, whose traceback would keep the activations alive.
-            size = min(most or len(batch), len(batch))
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if size == 1:
-                raise OutOfMemoryError(
-                    f"schedule {self.model.schedule.text or 'dense'!r}: one image does not fit on {self.device}"
-                )
-            most = size // 2
+        raise OutOfMemoryError(f"schedule {schedule.text or 'dense'!r}: one image does not fit on {self.device}")
 
 
 def out_of_memory(error: BaseException) -> bool:

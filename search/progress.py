@@ -16,28 +16,36 @@ class Snapshot:
     """How far a search is.
 
     Attributes:
-        done: evaluations that the study has, those of earlier runs too.
+        done: evaluations over all images that the study has, those of earlier runs too.
+        stopped: that were given up early.
         failed: of which nothing but a failure is recorded.
         reused: proposals of this run that the store knew already.
         trials: how many evaluations there shall be, failed ones counted.
         front: points on the Pareto front.
         hypervolume: of the front, with FLOPs as a share of the dense model's: between 0 and 1.
+        unconfirmed: points of the front that are being measured again; None before that begins.
     """
 
     done: int
+    stopped: int
     failed: int
     reused: int
     trials: int
     front: int
     hypervolume: float
+    unconfirmed: int | None = None
+
+    @property
+    def recorded(self) -> int:
+        """Evaluations that the study has, whatever came of them."""
+        return self.done + self.stopped + self.failed
 
     @property
     def text(self) -> str:
         """The figures in words."""
-        return (
-            f"{self.done} done, {self.failed} failed, {self.reused} reused, "
-            f"front {self.front}, hypervolume {self.hypervolume:.4f}"
-        )
+        counts = f"{self.done} done, {self.stopped} stopped early, {self.failed} failed, {self.reused} reused"
+        left = "" if self.unconfirmed is None else f", {self.unconfirmed} to confirm"
+        return f"{counts}, front {self.front}, hypervolume {self.hypervolume:.4f}{left}"
 
 
 class SearchProgress:
@@ -78,7 +86,7 @@ class SearchProgress:
 
     def update(self, snapshot: Snapshot) -> None:
         """Show how far the search is."""
-        recorded = snapshot.done + snapshot.failed
+        recorded = snapshot.recorded
         left = self._left(recorded, snapshot.trials)
         if self._console.is_terminal:
             if self._task is None:

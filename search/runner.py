@@ -36,17 +36,19 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from ray.tune.schedulers import FIFOScheduler
 
 from results import Evaluation, Study
+from results.records import Confirmation
 from results.store import Store
-from search.config import SearchConfig
+from search.config import SearchConfig, parse_bytes
 from search.evaluator import DenseAnswers
 from search.interruption import Interruption
 from search.progress import SearchProgress
 from search.sampler import Sampler
 from search.searcher import ScheduleSearcher
+from search.standing import Standing
 from search.studies import Subject, check_dense, open_study, open_subject
-from search.worker import EvaluationTrainable, WorkerSetup
+from search.worker import DenseResult, EvaluationTrainable, WorkerSetup
 from spaces.errors import SearchError, UsageError
-from spaces.published import published_schedules
+from spaces.published import starting_schedules
 
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing large goes through it; Ray takes no less than 75 MiB
 LONGEST_RAY_FOLDER = 40  # a socket's path holds 107 bytes, and Ray adds some 60 to its folder
@@ -98,6 +100,10 @@ class StudyRecords:
         """Return what is recorded of a schedule."""
         return self._store.evaluation(self._study, schedule_hash)
 
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Write a confirmed score."""
+        self._store.confirm(self._study, confirmation)
+
 
 def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> SearchOutcome:
     """Run or resume a study until it has `config.trials` evaluations, the time is up, or a signal comes.
@@ -119,7 +125,7 @@ def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> Sear
     def stop() -> None:
         progress.note("stopping: what is under way will be recorded; once more to stop at once")
         for searcher in stopping:
-            searcher.stop("a signal")
+            searcher.halt("a signal")
 
     with Interruption(stop, lambda: shutil.rmtree(scratch, ignore_errors=True)) as interruption:
         try:
@@ -128,10 +134,9 @@ def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> Sear
             with store:
                 if warning := check_dense(dense, subject):
                     progress.note(warning)
-                recorded = store.evaluations(study, done_only=False)
-                outcome = SearchOutcome(study, f"{len(recorded)} evaluations are recorded")
-                if len(recorded) < config.trials and interruption.signal is None:
-                    searcher = _searcher(subject, study, store, recorded, began, progress)
+                searcher = _searcher(subject, study, store, began, progress)
+                outcome = SearchOutcome(study, f"{study.recorded} evaluations are recorded")
+                if not searcher.complete and interruption.signal is None:
                     stopping.append(searcher)
                     outcome = _search(subject, searcher, dense, Path(scratch), interruption, outcome)
                 outcome.study = store.study(config.study)
@@ -148,11 +153,12 @@ def _searcher(
     subject: Subject,
     study: Study,
     store: Store,
-    recorded: list[Evaluation],
     began: float,
     progress: SearchProgress,
 ) -> ScheduleSearcher:
     config, space = subject.config, subject.space
+    recorded = store.evaluations(study, done_only=False)
+    standing = Standing(config.objective, subject.model.layout, recorded, store.confirmations(study))
     sampler = Sampler(
         config.sampler,
         space,
@@ -169,10 +175,13 @@ def _searcher(
         flops=subject.table.flops,
         dense_flops=subject.table.dense,
         trials=config.trials,
-        recorded=recorded,
+        standing=standing,
         records=StudyRecords(store, study),
-        published=published_schedules(subject.model.layout),
+        starts=starting_schedules(space),
         seed=config.seed,
+        brood=config.brood,
+        race=subject.raced is not None,
+        confirm=subject.confirm.images > 0,
         deadline=lambda: limit is not None and time.monotonic() - began > limit,
         observe=progress.update,
         note=progress.note,
@@ -193,13 +202,17 @@ def _search(
         checkpoint=config.checkpoint,
         data=config.data,
         images=subject.images,
+        confirm=subject.confirm,
         batch_size=config.batch_size,
         weights_digest=subject.weights_digest,
         threads=config.cpus_per_trial,
         gpu=config.gpus_per_trial > 0,
         folder=str(Path.cwd()),
-        dense=asdict(dense.metrics),
-        dense_answers=dense.answers.numpy(),
+        dense=DenseResult(asdict(dense.metrics), dense.answers.numpy()),
+        prefix_cache=parse_bytes(config.prefix_cache),
+        race_error=config.race_error,
+        agreement=subject.raced == "agreement",
+        latency="latency" in config.objective,
     )
     cpus = (config.workers or max(1, available_cpus() // config.cpus_per_trial)) * config.cpus_per_trial
     with ray_session(scratch, cpus=cpus, address=config.ray_address):
@@ -225,7 +238,7 @@ def _search(
             ),
         )
         if interruption.signal is not None:
-            searcher.stop("a signal")
+            searcher.halt("a signal")
         started = time.monotonic()
         tuner.fit()
         outcome.seconds = time.monotonic() - started

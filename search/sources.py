@@ -75,7 +75,7 @@ class Source(Protocol):
         """What training may do to an image without changing its class."""
 
     def split(self, name: str) -> Split:
-        """Open `train` or `val`; DataError when it is missing or holds no images."""
+        """Open `train`, `val` or `test`; DataError when it is missing or holds no images."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,8 @@ class EmbeddedSource:
 
     def split(self, name: str) -> Split:
         """Return 4,000 images for `train`, 1,000 for `val`."""
+        if name == "test":
+            raise DataError("embedded: it has no test split; hold some of val back instead: the split rest")
         random = np.random.RandomState(self.SEED)  # its stream is frozen across versions of numpy
         chosen = []
         for digit in range(10):
@@ -192,25 +194,27 @@ class EmbeddedSource:
 
 
 class FolderSource:
-    """`PATH/train/CLASS/*.jpg` and `PATH/val/CLASS/*.jpg`; either may be missing until it is needed."""
+    """`PATH/train/CLASS/*.jpg`, the same in `val` and `test`; a split may be missing until it is needed."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_dir():
             raise DataError(f"{path}: no such folder; expected {path}/val/CLASS/*.jpg and {path}/train/CLASS/*.jpg")
         self.path = path
-        found = {name: _class_folders(path / name) for name in ("train", "val") if (path / name).is_dir()}
-        if not found:
+        found = {name: _class_folders(path / name) for name in ("train", "val", "test") if (path / name).is_dir()}
+        if not found.keys() & {"train", "val"}:
             raise DataError(f"{path}: neither train/ nor val/ in it; expected {path}/val/CLASS/*.jpg")
         for name, classes in found.items():
             if not classes:
                 raise DataError(f"{path / name}: no images, for there is no folder of a class in it")
-        if len(found) == 2 and found["train"] != found["val"]:
-            odd = sorted(set(found["train"]) ^ set(found["val"]))
-            place = "train" if odd[0] in found["train"] else "val"
-            raise DataError(
-                f"{path}: train and val have different classes: {odd[0]!r} is only in {place}"
-                + (f", and {len(odd) - 1} more differ" if len(odd) > 1 else "")
-            )
+        first, *others = found
+        for other in others:
+            if found[first] != found[other]:
+                odd = sorted(set(found[first]) ^ set(found[other]))
+                place = first if odd[0] in found[first] else other
+                raise DataError(
+                    f"{path}: {first} and {other} have different classes: {odd[0]!r} is only in {place}"
+                    + (f", and {len(odd) - 1} more differ" if len(odd) > 1 else "")
+                )
         self.classes: list[str] = next(iter(found.values()))
         self.augmentation = DIGITS if all(name.isdigit() for name in self.classes) else OBJECTS
 
@@ -268,6 +272,8 @@ class TorchvisionSource:
 
     def split(self, name: str) -> Split:
         """Open a split; torchvision's test set stands for `val`."""
+        if name == "test":
+            raise DataError(f"torchvision:{self.name}: its test set is val; hold some of it back: the split rest")
         return self._val if name == "val" else self._as_split(self._open(name))
 
     def _open(self, split: str) -> Any:

@@ -12,13 +12,15 @@ import ssm_models
 from results.database import parse_address
 from results.records import Study, StudySpec
 from results.store import Store
-from search.config import SearchConfig
+from search.config import REST, SearchConfig
 from search.data import ImageData, open_data
 from search.evaluator import DenseAnswers, Evaluator
+from search.standing import raced_objective
 from search.subject import open_model
 from search.versions import versions
-from spaces import FlopsBudget
-from spaces.errors import StudyMismatchError, UnknownNameError
+from search.worker import ImageSet
+from spaces import FlopsBudget, PruningSchedule
+from spaces.errors import StudyMismatchError, UnknownNameError, UsageError
 from spaces.space import SearchSpace, make_space
 from ssm_models import CostTable, PrunableModel
 
@@ -31,6 +33,10 @@ IDENTITY: Mapping[str, str] = {
     "data_digest": "images (--data)",
     "images": "--images",
     "limit": "--flops-budget, in FLOPs",
+    "least": "the least FLOPs of --flops-budget",
+    "confirm_split": "--confirm-split",
+    "confirm_images": "--confirm-images",
+    "confirm_digest": "images of --confirm-split",
     "space": "--space",
     "sampler": "--sampler",
     "objectives": "--objective",
@@ -43,34 +49,47 @@ class Subject:
     """All that a search needs to know before it starts, found out in the driver.
 
     Attributes:
-        images: how many of the val split an evaluation runs over.
+        images: that an evaluation runs over, of the val split.
+        confirm: that the front is confirmed on.
+        confirm_digest: of the split they are of.
         device: where the driver runs the dense model.
     """
 
     config: SearchConfig
     data: ImageData
     data_digest: str
-    images: int
+    images: ImageSet
+    confirm: ImageSet
+    confirm_digest: str
     model: PrunableModel
     weights_digest: str
     table: CostTable
     space: SearchSpace
     device: str
 
-    def dense_answers(self) -> DenseAnswers:
+    @property
+    def raced(self) -> str | None:
+        """The objective that candidates race in; None if they do not."""
+        return raced_objective(self.config.objective) if self.config.race_error else None
+
+    def dense_answers(self) -> tuple[DenseAnswers, float]:
         """Run the dense model over the images, with the threads that an evaluation has; it is then back on the CPU.
+
+        Returns:
+            Its answers, and its running time in milliseconds an image.
 
         Raises:
             SearchError: it has no finite answers, or does not fit into memory.
         """
         model, config = self.model, self.config
         batches = self.data.batches(
-            model.pretrained_cfg, model.img_size, images=self.images, batch_size=config.batch_size
+            model.pretrained_cfg, model.img_size, images=self.images.images, batch_size=config.batch_size
         )
         threads = torch.get_num_threads()
         torch.set_num_threads(config.cpus_per_trial)
         try:
-            return Evaluator(model, batches, self.device).dense_answers
+            evaluator = Evaluator(model, batches, self.device, agreement=self.raced == "agreement")
+            return evaluator.dense_answers, evaluator.latency(PruningSchedule()).ms
         finally:
             torch.set_num_threads(threads)
             model.cpu()
@@ -89,11 +108,15 @@ class Subject:
             "layout": asdict(model.layout),
             "data": config.data,
             "data_digest": self.data_digest,
-            "images": self.images,
+            "images": self.images.images,
+            "confirm_split": self.config.confirm_split,
+            "confirm_images": self.confirm.images,
+            "confirm_digest": self.confirm_digest,
             "weights_digest": self.weights_digest,
             "checkpoint": checkpoint,
             "budget": str(FlopsBudget.parse(config.flops_budget)),
             "limit": self.space.limit,
+            "least": self.space.least,
             "dense_flops": self.table.dense,
             "space": self.space.text,
             "sampler": config.sampler,
@@ -112,7 +135,9 @@ def open_subject(config: SearchConfig) -> Subject:
     """
     ssm_models.model_info(config.model)  # a wrong name is found before anything is read
     data = open_data(config.data)
-    images = min(config.images or data.size(), data.size())
+    images = ImageSet("val", min(config.images or data.size(), data.size()))
+    confirm = confirm_set(config, data, images)
+    digest = data.digest()
     model = open_model(config.model, config.checkpoint, data)
     table = ssm_models.cost_table(model)
     space = make_space(config.space, model.layout, table.flops, FlopsBudget.parse(config.flops_budget))
@@ -120,14 +145,31 @@ def open_subject(config: SearchConfig) -> Subject:
     return Subject(
         config=config,
         data=data,
-        data_digest=data.digest(),
+        data_digest=digest,
         images=images,
+        confirm=confirm,
+        confirm_digest=digest if confirm.split == "val" else data.digest(confirm.split),
         model=model,
         weights_digest=ssm_models.weights_digest(model),
         table=table,
         space=space,
         device="cuda" if gpu else "cpu",
     )
+
+
+def confirm_set(config: SearchConfig, data: ImageData, images: ImageSet) -> ImageSet:
+    """Return the images on which the front is confirmed.
+
+    Raises:
+        UsageError: none are left of val.
+        DataError: the split is missing.
+    """
+    split, skip = (config.confirm_split, 0) if config.confirm_split != REST else ("val", images.images)
+    there = data.size(split) - skip
+    if there < 1:
+        raise UsageError(f"--confirm-split rest: the search runs over all {images.images} images of val; lower --images")
+    wanted = there if config.confirm_images is None else config.confirm_images
+    return ImageSet(split, min(wanted, there), skip)
 
 
 def open_study(subject: Subject, url: str) -> tuple[Store, Study, DenseAnswers]:
@@ -143,7 +185,7 @@ def open_study(subject: Subject, url: str) -> tuple[Store, Study, DenseAnswers]:
     if address.get_backend_name() == "sqlite" and os.path.lexists(address.database or ""):
         with Store.open(url) as store:
             _check_if_known(store, subject)
-    dense = subject.dense_answers()
+    dense, latency = subject.dense_answers()
     store = Store.open(url, create=True)
     try:
         study = _check_if_known(store, subject)
@@ -151,7 +193,7 @@ def open_study(subject: Subject, url: str) -> tuple[Store, Study, DenseAnswers]:
             measured: dict[str, Any] = {
                 "dense_top1": dense.metrics.top1,
                 "dense_loss": dense.metrics.loss,
-                "dense_latency_ms": dense.metrics.latency_ms,
+                "dense_latency_ms": latency,
             }
             study = store.create_study(StudySpec(**subject.spec(), **measured))
     except BaseException:

@@ -5,8 +5,10 @@ A worker never touches the data base. It imports little, so that it starts fast 
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,18 @@ from spaces import PruningSchedule
 from spaces.errors import CheckpointError, EvaluationError
 
 if TYPE_CHECKING:
-    from search.evaluator import Evaluator
+    from search.evaluator import DenseAnswers, Evaluator, Metrics
+
+SEARCH, CONFIRM = "search", "confirm"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of a data set, in its fixed order: `images` of `split`, after `skip` that are left out."""
+
+    split: str
+    images: int
+    skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,88 +38,193 @@ class WorkerSetup:
     """All that a worker needs to evaluate as the driver does.
 
     Attributes:
-        model, checkpoint, data, images, batch_size: as in `SearchConfig`, resolved.
+        model, checkpoint, data, batch_size: as in `SearchConfig`, resolved.
+        images: that candidates are evaluated on.
+        confirm: that the front is confirmed on.
         weights_digest: the weights must have.
         threads: for torch.
         gpu: whether a GPU is leased to each worker.
         folder: that relative paths are meant from.
-        dense: metrics of the dense model, by name.
-        dense_answers: its answers on the images, (images,) int64; an array, since a tensor would make
-            the actor load torch before it has started.
+        dense: the dense model on `images`; arrays in place of tensors, which would make the actor load torch
+            before it has started.
+        prefix_cache: bytes of features that are kept.
+        race_error: of a race.
+        agreement: whether a race is one of agreement.
+        latency: whether running time is measured of each candidate.
     """
 
     model: str
     checkpoint: str | None
     data: str
-    images: int
+    images: ImageSet
+    confirm: ImageSet
     batch_size: int
     weights_digest: str
     threads: int
     gpu: bool
     folder: str
-    dense: dict[str, Any]
-    dense_answers: NDArray[np.int64]
+    dense: "DenseResult"
+    prefix_cache: int
+    race_error: float
+    agreement: bool
+    latency: bool
+
+
+@dataclass(frozen=True)
+class DenseResult:
+    """`DenseAnswers` without torch: metrics by name, and the answers (images,) int64."""
+
+    metrics: dict[str, Any]
+    answers: NDArray[np.int64]
+
+
+def search_task(candidates: Sequence[tuple[PruningSchedule, NDArray[np.bool_] | None]]) -> dict[str, Any]:
+    """Return the config of a trial that evaluates a brood: schedules, and the outcomes that each races against."""
+    schedules = [schedule.text for schedule, _ in candidates]
+    bars = [None if bar is None else pack(bar) for _, bar in candidates]
+    return {"task": SEARCH, "schedules": schedules, "bars": bars}
+
+
+def confirm_task(schedule: PruningSchedule) -> dict[str, Any]:
+    """Return the config of a trial that confirms a schedule."""
+    return {"task": CONFIRM, "schedules": [schedule.text]}
 
 
 class EvaluationTrainable(tune.Trainable):
-    """One Tune trial is one evaluation, one step long; the actor lives on for the next.
+    """One Tune trial is one brood of candidates, one step long; the actor lives on for the next.
 
     What goes wrong in an evaluation comes back as a result, so that the actor with its model survives.
     """
 
     def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:  # type: ignore[override]
-        """Take the candidate; the model waits for the first step, whose errors are results."""
-        self._setup = setup
-        self._evaluator: Evaluator | None = None
-        self._candidate = str(config["schedule"])
+        """Take the task; the model waits for the first step, whose errors are results."""
+        self._bench = Bench(setup)
+        self._task = dict(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next candidate."""
-        self._candidate = str(new_config["schedule"])
+        """Take the next task."""
+        self._task = dict(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Evaluate the candidate; return its metrics, or why there are none."""
+        """Return for each schedule of the task its metrics, or why there are none."""
         started = time.perf_counter()
+        run = {SEARCH: self._bench.search, CONFIRM: self._bench.confirm}[self._task["task"]]
         try:
-            if self._evaluator is None:
-                self._evaluator = open_evaluator(self._setup)
-            metrics = self._evaluator.evaluate(PruningSchedule.parse(self._candidate))
+            results = run(self._task)
         except Exception as error:
-            return {
-                "failure": error.failure if isinstance(error, EvaluationError) else "ERROR",
-                "error": f"{type(error).__name__}: {first_line(error)}",
-                "images": 0,
-                "seconds": time.perf_counter() - started,
-                "done": True,
-            }
-        return {**asdict(metrics), "done": True}
+            results = [failure(error, time.perf_counter() - started) for _ in self._task["schedules"]]
+        return {"results": results, "done": True}
 
 
-def open_evaluator(setup: WorkerSetup) -> "Evaluator":
-    """Build the model and open the images; torch and all that hangs on it is imported here.
+class Bench:
+    """A model and the images it is tried on, opened when first used."""
 
-    Raises:
-        CheckpointError: the weights are not those that the search began with.
-    """
-    import torch
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._setup = setup
 
-    import ssm_models
-    from search.data import open_data
-    from search.evaluator import DenseAnswers, Evaluator, Metrics
-    from search.subject import open_model
+    def search(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        """Evaluate a brood."""
+        from search.evaluator import Entry
 
-    with suppress(OSError):  # a node of a cluster may lack the folder; absolute paths need none
-        os.chdir(setup.folder)
-    torch.set_num_threads(setup.threads)
-    data = open_data(setup.data)
-    model = open_model(setup.model, setup.checkpoint, data)
-    if ssm_models.weights_digest(model) != setup.weights_digest:
-        raise CheckpointError(f"checkpoint {setup.checkpoint}: has changed since the search began")
-    batches = data.batches(model.pretrained_cfg, model.img_size, images=setup.images, batch_size=setup.batch_size)
-    device = "cuda" if setup.gpu and torch.cuda.is_available() else "cpu"
-    dense = DenseAnswers(Metrics(**setup.dense), torch.from_numpy(setup.dense_answers.copy()))
-    return Evaluator(model, batches, device, dense)
+        images = self._setup.images.images
+        entries = [
+            Entry(PruningSchedule.parse(text), None if bar is None else unpack(bar, images))
+            for text, bar in zip(task["schedules"], task["bars"], strict=True)
+        ]
+        found = self._evaluator.evaluate_brood(entries)
+        return [self._result(entry.schedule, metrics) for entry, metrics in zip(entries, found, strict=True)]
+
+    def confirm(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        """Evaluate a schedule on the images that are held back for it, and time it."""
+        schedule = PruningSchedule.parse(task["schedules"][0])
+        measured = as_result(self._confirmer.evaluate(schedule))
+        latency = self._evaluator.latency(schedule)
+        return [{**measured, "latency_ms": latency.ms, "latency_ratio": latency.ratio}]
+
+    def _result(self, schedule: PruningSchedule, metrics: "Metrics | Exception") -> dict[str, Any]:
+        if isinstance(metrics, Exception):
+            return failure(metrics, 0.0)
+        result = as_result(metrics)
+        if self._setup.latency and not metrics.stopped:
+            latency = self._evaluator.latency(schedule)
+            result |= {"latency_ms": latency.ms, "latency_ratio": latency.ratio}
+        return result
+
+    @cached_property
+    def _open(self) -> "Callable[[ImageSet, DenseAnswers | None, int], Evaluator]":
+        """Build the model and open the data; torch and all that hangs on it is imported here.
+
+        Raises:
+            CheckpointError: the weights are not those that the search began with.
+        """
+        import torch
+
+        import ssm_models
+        from search.data import open_data
+        from search.evaluator import Evaluator
+        from search.subject import open_model
+
+        setup = self._setup
+        with suppress(OSError):  # a node of a cluster may lack the folder; absolute paths need none
+            os.chdir(setup.folder)
+        torch.set_num_threads(setup.threads)
+        data = open_data(setup.data)
+        model = open_model(setup.model, setup.checkpoint, data)
+        if ssm_models.weights_digest(model) != setup.weights_digest:
+            raise CheckpointError(f"checkpoint {setup.checkpoint}: has changed since the search began")
+        device = "cuda" if setup.gpu and torch.cuda.is_available() else "cpu"
+
+        def evaluator(chosen: ImageSet, dense: "DenseAnswers | None", cache: int) -> "Evaluator":
+            batches = data.batches(
+                model.pretrained_cfg, model.img_size, chosen.split, chosen.images, setup.batch_size, chosen.skip
+            )
+            return Evaluator(
+                model, batches, device, dense,
+                prefix_cache=cache, agreement=setup.agreement, error=setup.race_error,
+            )  # fmt: skip
+
+        return evaluator
+
+    @cached_property
+    def _evaluator(self) -> "Evaluator":
+        import torch
+
+        from search.evaluator import DenseAnswers, Metrics
+
+        dense = self._setup.dense
+        known = DenseAnswers(Metrics(**dense.metrics), torch.from_numpy(dense.answers.copy()))
+        return self._open(self._setup.images, known, self._setup.prefix_cache)
+
+    @cached_property
+    def _confirmer(self) -> "Evaluator":
+        return self._open(self._setup.confirm, None, 0)
+
+
+def as_result(metrics: "Metrics") -> dict[str, Any]:
+    """Return metrics as a trial reports them."""
+    names = ("top1", "loss", "agreement", "images", "stopped", "estimate", "seconds", "forward_seconds")
+    plain = {name: getattr(metrics, name) for name in names}
+    return {**plain, "outcomes": pack(metrics.outcomes), "latency_ms": None, "latency_ratio": None}
+
+
+def failure(error: Exception, seconds: float) -> dict[str, Any]:
+    """Return what a trial reports of an evaluation that went wrong."""
+    return {
+        "failure": error.failure if isinstance(error, EvaluationError) else "ERROR",
+        "error": f"{type(error).__name__}: {first_line(error)}",
+        "seconds": seconds,
+    }
+
+
+def pack(outcomes: NDArray[np.bool_]) -> bytes:
+    """Return (N,) bool as bits."""
+    return np.packbits(outcomes).tobytes()
+
+
+def unpack(bits: bytes, images: int) -> NDArray[np.bool_]:
+    """Return the (images,) bool that `pack` packed."""
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=images).astype(np.bool_)
 
 
 def first_line(error: BaseException) -> str:

@@ -41,6 +41,15 @@ class TokenView:
     held: tuple[Tensor, ...] = ()
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds of memory, remembered things aside."""
+        return (self.seeds, *self.held) if self.positions is None else (self.seeds, self.positions, *self.held)
+
+    def fresh(self) -> "TokenView":
+        """Return the same view with nothing remembered."""
+        return replace(self)
+
     def remember(self, name: str, compute: Callable[[], T]) -> T:
         """Return what `compute` gives, computed once a view: what depends on positions serves all blocks."""
         if name not in self._memory:

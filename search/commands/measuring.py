@@ -54,8 +54,8 @@ def evaluate(
 ) -> None:
     """Print top-1, loss, FLOPs and latency of one schedule.
 
-    The latency is the median over batches of a forward pass's milliseconds per image, at the batch size,
-    on the GPU where there is one, else on the CPU with all its cores.
+    The latency is the median of forward passes of the first batch, in milliseconds per image, on the GPU where there
+    is one, else on the CPU with all its cores. Dense and pruned passes are timed in turn; their ratio stands beside it.
     """
     chosen, file = read_schedule(schedule)
     if file is not None:
@@ -80,7 +80,8 @@ def evaluate(
     table = ssm_models.cost_table(network)
     flops = table.flops(chosen)
     batches = source.batches(network.pretrained_cfg, network.img_size, images=images, batch_size=batch_size)
-    metrics = Evaluator(network, batches, "cuda" if torch.cuda.is_available() else "cpu").evaluate(chosen)
+    evaluator = Evaluator(network, batches, "cuda" if torch.cuda.is_available() else "cpu")
+    metrics, latency = evaluator.evaluate(chosen), evaluator.latency(chosen)
     found = Evaluation(
         schedule=chosen,
         flops=flops,
@@ -88,7 +89,8 @@ def evaluate(
         top1=metrics.top1,
         loss=metrics.loss,
         images=metrics.images,
-        latency_ms=metrics.latency_ms,
+        latency_ms=latency.ms,
+        latency_ratio=latency.ratio,
     )
     columns = {**FRONT_COLUMNS, "agreement": Column("agreement with dense", share_text)}
     print_object({**front_row(found), "agreement": metrics.agreement}, columns, format)

@@ -55,6 +55,29 @@ def search(
     time_budget: Annotated[
         str | None, typer.Option(metavar="T", help="Start nothing new after this time, such as 30m.")
     ] = None,
+    brood: Annotated[
+        int | None, typer.Option(metavar="N", help="Candidates that a worker takes at a time. Default: 4.")
+    ] = None,
+    prefix_cache: Annotated[
+        str | None,
+        typer.Option(metavar="M", help="Memory of each worker for what candidates share, or 0. Default: 1G."),
+    ] = None,
+    race_error: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Bound on the probability that a candidate is stopped early which would have joined the front; "
+            "0: all run to the end. Default: 0.05.",
+        ),
+    ] = None,
+    confirm_images: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Images on which the front is measured again, or 0. Default: all."),
+    ] = None,
+    confirm_split: Annotated[
+        str | None,
+        typer.Option(metavar="K", help="Of which split: val, test, or rest (of val, unseen by the search). Default: val."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings as TOML, by the flags' names; flags override.")
     ] = None,
@@ -79,6 +102,11 @@ def search(
         "ray_address": ray_address,
         "seed": seed,
         "time_budget": time_budget,
+        "brood": brood,
+        "prefix_cache": prefix_cache,
+        "race_error": race_error,
+        "confirm_images": confirm_images,
+        "confirm_split": confirm_split,
     }
     settings = resolve(flags, config)
 

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from results.objectives import OBJECTIVES as OBJECTIVES  # for those who read settings
 from spaces import FlopsBudget
 from spaces.errors import UnknownNameError, UsageError
 
 SAMPLERS = ("nsga2", "tpe", "random")
-# What can be optimised, and whether more of it is better.
-OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "agreement": True, "latency": False}
 REQUIRED = ("model", "study", "data", "flops_budget", "trials")
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")

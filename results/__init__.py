@@ -4,6 +4,6 @@ Importing this package loads no data base and no plotting library; each module b
 """
 
 from results.front import hypervolume, pareto_front
-from results.records import Evaluation, FineTune, Study, StudySpec
+from results.records import Confirmation, Evaluation, FineTune, Study, StudySpec
 
-__all__ = ["Evaluation", "FineTune", "Study", "StudySpec", "hypervolume", "pareto_front"]
+__all__ = ["Confirmation", "Evaluation", "FineTune", "Study", "StudySpec", "hypervolume", "pareto_front"]

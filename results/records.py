@@ -24,10 +24,14 @@ class StudySpec:
         data: the data set as the user wrote it, such as `folder:PATH`.
         data_digest: SHA-256 of the images.
         images: how many images an evaluation runs over.
+        confirm_split: the split whose images the front is confirmed on.
+        confirm_images: how many of them.
+        confirm_digest: SHA-256 of that split.
         weights_digest: SHA-256 of the weights.
         checkpoint: the file the weights came from; None for shipped ones.
         budget: the FLOPs budget as the user wrote it.
         limit: the most FLOPs that a candidate may cost.
+        least: FLOPs from which candidates are spread up to `limit`.
         dense_flops: FLOPs of the dense model on one image.
         dense_top1: its accuracy in 0..1 on the same images.
         dense_loss: its mean cross-entropy.
@@ -48,10 +52,14 @@ class StudySpec:
     data: str
     data_digest: str
     images: int
+    confirm_split: str
+    confirm_images: int
+    confirm_digest: str
     weights_digest: str
     checkpoint: str | None
     budget: str
     limit: int
+    least: int
     dense_flops: int
     dense_top1: float
     dense_loss: float
@@ -77,13 +85,23 @@ class StudySpec:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as the data base holds it, with its counts at the moment of reading."""
+    """A study as the data base holds it, with its counts at the moment of reading.
+
+    Attributes:
+        id: of the data base.
+        created_at: in UTC.
+        spec: what it measures.
+        done, failed, stopped: evaluations in these states.
+        confirmed: schedules with a confirmed score, the dense model among them.
+    """
 
     id: int
     created_at: datetime
     spec: StudySpec
     done: int = 0
     failed: int = 0
+    stopped: int = 0
+    confirmed: int = 0
 
     @property
     def name(self) -> str:
@@ -92,19 +110,55 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """A schedule's score on the images that a study's front is confirmed on, more or others than the search's.
+
+    A search keeps what looks best on its images, so its scores lean upwards; confirmed ones do not.
+
+    Attributes:
+        schedule_hash: hash of the schedule; that of the empty one for the dense model.
+        top1: accuracy in 0..1.
+        loss: mean cross-entropy.
+        agreement: share of images on which the answer is the dense model's.
+        images: how many were run.
+        seconds: what it took.
+        latency_ms: median running time per image.
+        latency_ratio: as a share of the dense model's, the two measured in turns.
+        finished_at: set by the store if not given; in UTC.
+    """
+
+    schedule_hash: str
+    top1: float
+    loss: float
+    agreement: float
+    images: int
+    seconds: float
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What is known of one schedule of a study.
+
+    One that was stopped lost the race against the front after `images` images: its top1, loss and agreement
+    are of those only, and no final score of the schedule.
 
     Attributes:
         schedule: what was evaluated; its hash is unique in a study.
         flops: exact, for one image.
         flops_ratio: as a share of the dense model's.
-        state: `done` or `failed`.
+        state: `done`, `failed` or `stopped`.
         top1: accuracy in 0..1; finite if done, None if failed. So is `loss`.
         loss: mean cross-entropy.
         agreement: share of images on which the answer is the dense model's.
         images: how many were run.
         latency_ms: median running time per image, if measured.
+        latency_ratio: running time as a share of the dense model's, the two measured in turns, if it was.
+        outcomes: `numpy.packbits` of whether each image, in order, was answered rightly; or as the dense
+            model does, where the study optimises agreement without top1.
+        estimate: of a stopped one, the raced objective on all images as far as can be told.
         seconds: what the evaluation took.
         failure: one of `FAILURES` if failed, else None.
         error: the message that goes with `failure`.
@@ -114,6 +168,7 @@ class Evaluation:
         number: order in the study, from 0; set by the store.
         finished_at: set by the store if not given; in UTC.
         finetuned_top1: best accuracy after fine-tuning, if it was; read only.
+        confirmed: its score on the study's confirming images, if it was confirmed; read only.
     """
 
     schedule: PruningSchedule
@@ -125,6 +180,9 @@ class Evaluation:
     agreement: float | None = None
     images: int = 0
     latency_ms: float | None = None
+    latency_ratio: float | None = None
+    outcomes: bytes | None = None
+    estimate: float | None = None
     seconds: float | None = None
     failure: str | None = None
     error: str | None = None
@@ -134,11 +192,17 @@ class Evaluation:
     number: int = -1
     finished_at: datetime | None = None
     finetuned_top1: float | None = None
+    confirmed: Confirmation | None = None
 
     @property
     def hash(self) -> str:
         """The schedule's hash."""
         return self.schedule.hash
+
+    @property
+    def standing(self) -> "Confirmation | Evaluation":
+        """Whose top1, loss, agreement and images stand: the confirmation's if there is one, else its own."""
+        return self.confirmed or self
 
 
 @dataclass(frozen=True)

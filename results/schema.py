@@ -16,6 +16,7 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     Index,
+    LargeBinary,
     MetaData,
     String,
     Text,
@@ -26,7 +27,7 @@ from sqlalchemy.types import TypeDecorator
 
 from results.records import FAILURES, STATES
 
-REVISIONS = ("0001",)  # every schema there ever was, oldest first
+REVISIONS = ("0001", "0002")  # every schema there ever was, oldest first
 VERSION_TABLE = "prunefront_version"  # not alembic's default name: Optuna's data bases use that
 
 
@@ -80,10 +81,14 @@ class StudyRow(Base):
     data: Mapped[str] = mapped_column(Text)
     data_digest: Mapped[str] = mapped_column(String(64))
     images: Mapped[int]
+    confirm_split: Mapped[str] = mapped_column(String(64))
+    confirm_images: Mapped[int]
+    confirm_digest: Mapped[str] = mapped_column(String(64))
     weights_digest: Mapped[str] = mapped_column(String(64))
     checkpoint: Mapped[str | None] = mapped_column(Text)
     budget: Mapped[str] = mapped_column(String(64))
     limit: Mapped[int] = mapped_column("flops_limit", BigInteger)  # LIMIT is a word of SQL's
+    least: Mapped[int] = mapped_column("flops_least", BigInteger)  # and so is LEAST
     dense_flops: Mapped[int] = mapped_column(BigInteger)
     dense_top1: Mapped[float]
     dense_loss: Mapped[float]
@@ -126,11 +131,36 @@ class EvaluationRow(Base):
     agreement: Mapped[float | None]
     images: Mapped[int]
     latency_ms: Mapped[float | None]
+    latency_ratio: Mapped[float | None]
+    outcomes: Mapped[bytes | None] = mapped_column(LargeBinary)
+    estimate: Mapped[float | None]
     seconds: Mapped[float | None]
     origin: Mapped[str] = mapped_column(String(64))
     parameters: Mapped[dict[str, Any]] = mapped_column(JSON)
     sampler_state: Mapped[dict[str, Any]] = mapped_column(JSON)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class ConfirmationRow(Base):
+    """A schedule's score on a study's confirming images; see `Confirmation`.
+
+    It refers to no evaluation, since the dense model is confirmed too.
+    """
+
+    __tablename__ = "confirmations"
+    __table_args__ = (UniqueConstraint("study_id", "schedule_hash"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    schedule_hash: Mapped[str] = mapped_column(String(64))
+    top1: Mapped[float]
+    loss: Mapped[float]
+    agreement: Mapped[float]
+    images: Mapped[int]
+    seconds: Mapped[float]
+    latency_ms: Mapped[float | None]
+    latency_ratio: Mapped[float | None]
+    finished_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class FineTuneRow(Base):

@@ -12,16 +12,25 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Row, Select, case, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, case, func, insert, select, update
 
 from results.database import open_database, store_errors, writing
-from results.front import pareto_front
-from results.records import FAILURES, Evaluation, FineTune, Study, StudySpec
-from results.schema import EvaluationRow, FineTuneRow, StudyRow
+from results.objectives import objectives_front
+from results.records import FAILURES, Confirmation, Evaluation, FineTune, Study, StudySpec
+from results.rows import (
+    CONFIRMATION,
+    CONFIRMED_COLUMNS,
+    OBJECTIVE_COLUMNS,
+    RECORDED,
+    SAME_SCHEDULE,
+    SPEC_COLUMNS,
+    evaluations_query,
+    read_evaluation,
+    read_study,
+)
+from results.schema import ConfirmationRow, EvaluationRow, FineTuneRow, StudyRow
 from spaces import PruningSchedule
 from spaces.errors import StoreError, UnknownNameError, UsageError
-
-_SAME_NAME = [f.name for f in fields(StudySpec) if f.name not in ("img_size", "objectives")]
 
 
 class Store:
@@ -70,7 +79,7 @@ class Store:
             StoreError: there is one of that name.
         """
         _refuse_nonfinite(f"study {spec.name!r}", spec)
-        values = {name: getattr(spec, name) for name in _SAME_NAME}
+        values = {name: getattr(spec, name) for name in SPEC_COLUMNS}
         values |= {name: dict(values[name]) for name in ("layout", "versions", "config")}
         values |= {"img_height": spec.img_size[0], "img_width": spec.img_size[1]}
         values |= {"objectives": list(spec.objectives), "created_at": datetime.now(UTC)}
@@ -97,29 +106,33 @@ class Store:
         return self._studies()
 
     def _studies(self, *conditions: ColumnElement[bool]) -> list[Study]:
-        state = EvaluationRow.state
         counts = (
             select(
                 EvaluationRow.study_id,
-                func.sum(case((state == "done", 1), else_=0)).label("done"),
-                func.sum(case((state == "failed", 1), else_=0)).label("failed"),
+                *(func.sum(case((EvaluationRow.state == state, 1), else_=0)).label(state) for state in RECORDED),
             )
             .group_by(EvaluationRow.study_id)
             .subquery()
         )
+        confirmed = (
+            select(ConfirmationRow.study_id, func.count().label("confirmed"))
+            .group_by(ConfirmationRow.study_id)
+            .subquery()
+        )
         query = (
-            select(StudyRow.__table__, counts.c.done, counts.c.failed)
+            select(StudyRow.__table__, *(counts.c[state] for state in RECORDED), confirmed.c.confirmed)
             .outerjoin(counts, counts.c.study_id == StudyRow.id)
+            .outerjoin(confirmed, confirmed.c.study_id == StudyRow.id)
             .where(*conditions)
             .order_by(StudyRow.id)
         )
         with store_errors(self.where), self._engine.connect() as connection:
-            return [_study(row) for row in connection.execute(query)]
+            return [read_study(row) for row in connection.execute(query)]
 
     # --- evaluations ------------------------------------------------------------------------------------
 
     def record(self, study: Study, evaluation: Evaluation) -> bool:
-        """Write a finished evaluation, done or failed, and give it the next number of the study.
+        """Write an evaluation that is done, failed or stopped, and give it the next number of the study.
 
         Returns:
             False, and nothing is written, if the study has an evaluation of that schedule already.
@@ -130,8 +143,7 @@ class Store:
         _check_evaluation(evaluation)
         of_study = EvaluationRow.study_id == study.id
         with store_errors(self.where), writing(self._engine).begin() as connection:
-            # Takes turns on PostgreSQL; SQLite's transaction holds the only write lock anyway.
-            connection.execute(select(StudyRow.id).where(StudyRow.id == study.id).with_for_update())
+            _take_turns(connection, study)
             same = select(EvaluationRow.id).where(of_study, EvaluationRow.schedule_hash == evaluation.hash)
             if connection.execute(same).scalar() is not None:
                 return False
@@ -152,6 +164,9 @@ class Store:
                     agreement=evaluation.agreement,
                     images=evaluation.images,
                     latency_ms=evaluation.latency_ms,
+                    latency_ratio=evaluation.latency_ratio,
+                    outcomes=evaluation.outcomes,
+                    estimate=evaluation.estimate,
                     seconds=evaluation.seconds,
                     origin=evaluation.origin,
                     parameters=dict(evaluation.parameters),
@@ -162,37 +177,97 @@ class Store:
         return True
 
     def evaluation(self, study: Study, schedule_hash: str) -> Evaluation | None:
-        """Return what is recorded of a schedule, done or failed; None if nothing is."""
-        found = self._evaluations(_query(study).where(EvaluationRow.schedule_hash == schedule_hash))
+        """Return what is recorded of a schedule, in whatever state; None if nothing is."""
+        found = self._evaluations(evaluations_query(study).where(EvaluationRow.schedule_hash == schedule_hash))
         return found[0] if found else None
 
     def evaluations(self, study: Study, done_only: bool = True) -> list[Evaluation]:
-        """Return the evaluations of a study in the order they were recorded; failed ones only if asked for."""
-        states = ("done",) if done_only else ("done", "failed")
-        return self._evaluations(_query(study).where(EvaluationRow.state.in_(states)))
+        """Return the evaluations of a study in the order they were recorded.
+
+        Args:
+            study: whose.
+            done_only: leave out the failed and the stopped ones.
+        """
+        states = ("done",) if done_only else RECORDED
+        return self._evaluations(evaluations_query(study).where(EvaluationRow.state.in_(states)))
 
     def front(self, study: Study, max_flops: int | None = None, min_top1: float | None = None) -> list[Evaluation]:
-        """Return the Pareto front of the evaluations within the bounds, cheapest first.
+        """Return the best evaluations within the bounds by the study's own objectives, cheapest first.
 
-        Only finished evaluations count. Of two that are equal in FLOPs and top-1, the earlier is on it.
+        For two objectives and more that is the Pareto front, for one all that share the best value. Only
+        evaluations that are done count, each with its standing score: the confirmed one where there is one.
+        Of several that are equal in every objective of a Pareto front, the earliest is on it.
+
+        Args:
+            study: whose.
+            max_flops: the most FLOPs that an evaluation may cost.
+            min_top1: the least standing top-1 that it must have, in 0..1.
         """
-        query = select(EvaluationRow.id, EvaluationRow.flops, EvaluationRow.top1).where(
+        objectives = study.spec.objectives
+        names = list(dict.fromkeys([*objectives, "top1"]))
+        query = select(EvaluationRow.id, *(OBJECTIVE_COLUMNS[name] for name in names)).where(
             EvaluationRow.study_id == study.id, EvaluationRow.state == "done"
         )
-        # A point that dominates one within the bounds lies within them too, so the order does not matter.
         if max_flops is not None:
             query = query.where(EvaluationRow.flops <= max_flops)
-        if min_top1 is not None:
-            query = query.where(EvaluationRow.top1 >= min_top1)
+        scores = [name for name in names if name in CONFIRMED_COLUMNS]
+        confirmed = (
+            select(EvaluationRow.id, *(CONFIRMED_COLUMNS[name] for name in scores))
+            .join_from(ConfirmationRow, EvaluationRow, SAME_SCHEDULE)
+            .where(ConfirmationRow.study_id == study.id)
+        )
         with store_errors(self.where), self._engine.connect() as connection:
-            rows = connection.execute(query.order_by(EvaluationRow.id)).all()  # the index alone answers this
-        chosen = [rows[i].id for i in pareto_front([(row.flops, row.top1) for row in rows])]
-        found = self._evaluations(_query(study).where(EvaluationRow.id.in_(chosen)))
+            # For top-1 and FLOPs the index alone answers this; the few confirmed scores are then put in.
+            rows = [tuple(row) for row in connection.execute(query.order_by(EvaluationRow.id))]
+            standing = {row[0]: dict(zip(scores, row[1:], strict=True)) for row in connection.execute(confirmed)}
+        points = [
+            (number, dict(zip(names, values, strict=True)) | standing.get(number, {})) for number, *values in rows
+        ]
+        if min_top1 is not None:
+            points = [(number, values) for number, values in points if values["top1"] >= min_top1]
+        best = objectives_front([[values[name] for name in objectives] for _, values in points], objectives)
+        found = self._evaluations(evaluations_query(study).where(EvaluationRow.id.in_([points[i][0] for i in best])))
         return sorted(found, key=lambda evaluation: evaluation.flops)
 
     def _evaluations(self, query: Select[Any]) -> list[Evaluation]:
         with store_errors(self.where), self._engine.connect() as connection:
-            return [_evaluation(row) for row in connection.execute(query.order_by(EvaluationRow.number))]
+            return [read_evaluation(row) for row in connection.execute(query.order_by(EvaluationRow.number))]
+
+    # --- confirmations ----------------------------------------------------------------------------------
+
+    def confirm(self, study: Study, confirmation: Confirmation) -> None:
+        """Write a schedule's score on the confirming images, in place of an earlier one.
+
+        Raises:
+            UsageError: the schedule is not dense, and the study has no evaluation of it that is done.
+            StoreError: a figure is a NaN or an infinity, or there are no images.
+        """
+        where = f"confirmation of {confirmation.schedule_hash}"
+        _refuse_nonfinite(where, confirmation)
+        if confirmation.images < 1:
+            raise StoreError(f"{where}: is on {confirmation.images} images")
+        values = {f.name: getattr(confirmation, f.name) for f in fields(Confirmation)}
+        values |= {"study_id": study.id, "finished_at": confirmation.finished_at or datetime.now(UTC)}
+        if confirmation.schedule_hash != PruningSchedule().hash:
+            known = self.evaluation(study, confirmation.schedule_hash)
+            if known is None or known.state != "done":
+                raise UsageError(
+                    f"schedule {confirmation.schedule_hash}: study {study.name!r} has no finished evaluation of it"
+                )
+        same = and_(ConfirmationRow.study_id == study.id, ConfirmationRow.schedule_hash == confirmation.schedule_hash)
+        with store_errors(self.where), writing(self._engine).begin() as connection:
+            _take_turns(connection, study)
+            if connection.execute(update(ConfirmationRow).where(same).values(values)).rowcount == 0:
+                connection.execute(insert(ConfirmationRow).values(values))
+
+    def confirmation(self, study: Study, schedule_hash: str) -> Confirmation | None:
+        """Return a schedule's confirmed score, for the dense model that of the empty schedule; None without one."""
+        query = select(*CONFIRMATION).where(
+            ConfirmationRow.study_id == study.id, ConfirmationRow.schedule_hash == schedule_hash
+        )
+        with store_errors(self.where), self._engine.connect() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else Confirmation(*row)
 
     # --- fine-tunings -----------------------------------------------------------------------------------
 
@@ -223,57 +298,36 @@ class Store:
             return [FineTune(*row) for row in connection.execute(query)]
 
 
-# --- rows to values and back ------------------------------------------------------------------------------
-
-_COLUMNS = [getattr(EvaluationRow, f.name) for f in fields(Evaluation) if f.name != "finetuned_top1"]
+# --- checks and locks --------------------------------------------------------------------------------------
 
 
-def _query(study: Study) -> Select[Any]:
-    """Select a study's evaluations, in the order of the fields of `Evaluation`."""
-    best = (
-        select(FineTuneRow.schedule_hash, func.max(FineTuneRow.top1).label("top1"))
-        .where(FineTuneRow.study_id == study.id)
-        .group_by(FineTuneRow.schedule_hash)
-        .subquery()
-    )
-    return (
-        select(*_COLUMNS, best.c.top1)
-        .outerjoin(best, best.c.schedule_hash == EvaluationRow.schedule_hash)
-        .where(EvaluationRow.study_id == study.id)
-    )
-
-
-def _evaluation(row: Row[Any]) -> Evaluation:
-    values: tuple[Any, ...] = tuple(row)
-    return Evaluation(PruningSchedule.parse(values[0]), *values[1:])
-
-
-def _study(row: Row[Any]) -> Study:
-    values: dict[str, Any] = dict(row._mapping)
-    values["limit"] = values["flops_limit"]
-    spec = StudySpec(
-        **{name: values[name] for name in _SAME_NAME},
-        img_size=(values["img_height"], values["img_width"]),
-        objectives=tuple(values["objectives"]),
-    )
-    return Study(values["id"], values["created_at"], spec, int(values["done"] or 0), int(values["failed"] or 0))
+def _take_turns(connection: Connection, study: Study) -> None:
+    """Let one writer at a time into a study on PostgreSQL; SQLite's transaction holds the only lock anyway."""
+    connection.execute(select(StudyRow.id).where(StudyRow.id == study.id).with_for_update())
 
 
 def _check_evaluation(evaluation: Evaluation) -> None:
     where = f"evaluation of {evaluation.schedule.text or 'the dense model'}"
     _refuse_nonfinite(where, evaluation)
-    if evaluation.state == "done":
-        if evaluation.failure is not None:
-            raise StoreError(f"{where}: is done and yet has the failure {evaluation.failure}")
-        if evaluation.top1 is None or evaluation.loss is None:
-            raise StoreError(f"{where}: is done but lacks its top1 or loss")
-    elif evaluation.state != "failed":
-        raise StoreError(f"{where}: state {evaluation.state!r} is not one that can be recorded (done, failed)")
-    elif evaluation.failure not in FAILURES:
-        raise StoreError(f"{where}: failure {evaluation.failure!r} is none of {', '.join(FAILURES)}")
+    state = evaluation.state
+    if state not in RECORDED:
+        raise StoreError(f"{where}: state {state!r} is not one that can be recorded ({', '.join(RECORDED)})")
+    if state == "failed":
+        if evaluation.failure not in FAILURES:
+            raise StoreError(f"{where}: failure {evaluation.failure!r} is none of {', '.join(FAILURES)}")
+    elif evaluation.failure is not None:
+        raise StoreError(f"{where}: is {state} and yet has the failure {evaluation.failure}")
+    if state == "done" and (evaluation.top1 is None or evaluation.loss is None):
+        raise StoreError(f"{where}: is done but lacks its top1 or loss")
+    if state == "stopped" and evaluation.images < 1:
+        raise StoreError(f"{where}: was stopped after {evaluation.images} images; it must have run some")
+    if evaluation.outcomes is not None and len(evaluation.outcomes) != (evaluation.images + 7) // 8:
+        raise StoreError(
+            f"{where}: outcomes of {len(evaluation.outcomes)} bytes do not fit {evaluation.images} images"
+        )
 
 
-def _refuse_nonfinite(where: str, record: StudySpec | Evaluation | FineTune) -> None:
+def _refuse_nonfinite(where: str, record: StudySpec | Evaluation | Confirmation | FineTune) -> None:
     """Refuse what a data base cannot hold; SQLite would take a NaN for a missing value without a word."""
     for field in fields(record):
         value = getattr(record, field.name)

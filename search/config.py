@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from results.objectives import OBJECTIVES
+from results.objectives import OBJECTIVES as OBJECTIVES  # for those who read settings
 from spaces import FlopsBudget
 from spaces.errors import UnknownNameError, UsageError
 

@@ -47,6 +47,7 @@ from search.searcher import ScheduleSearcher
 from search.standing import Standing
 from search.studies import Subject, check_dense, open_study, open_subject
 from search.worker import DenseResult, EvaluationTrainable, WorkerSetup
+from spaces import PruningSchedule
 from spaces.errors import SearchError, UsageError
 from spaces.published import starting_schedules
 
@@ -135,7 +136,7 @@ def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> Sear
                 if warning := check_dense(dense, subject):
                     progress.note(warning)
                 searcher = _searcher(subject, study, store, began, progress)
-                outcome = SearchOutcome(study, f"{study.recorded} evaluations are recorded")
+                outcome = SearchOutcome(study, f"{study.done + study.stopped + study.failed} evaluations are recorded")
                 if not searcher.complete and interruption.signal is None:
                     stopping.append(searcher)
                     outcome = _search(subject, searcher, dense, Path(scratch), interruption, outcome)
@@ -158,7 +159,8 @@ def _searcher(
 ) -> ScheduleSearcher:
     config, space = subject.config, subject.space
     recorded = store.evaluations(study, done_only=False)
-    standing = Standing(config.objective, subject.model.layout, recorded, store.confirmations(study))
+    dense = store.confirmation(study, PruningSchedule().hash)
+    standing = Standing(config.objective, subject.model.layout, recorded, dense)
     sampler = Sampler(
         config.sampler,
         space,

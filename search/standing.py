@@ -30,7 +30,7 @@ class Standing:
         objectives: of the study.
         layout: of the model.
         recorded: what the study has already.
-        confirmed: its confirmed scores, by hash.
+        dense: the dense model's confirmed score, if there is one.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Standing:
         objectives: Sequence[str],
         layout: TokenLayout,
         recorded: Iterable[Evaluation],
-        confirmed: Mapping[str, Confirmation],
+        dense: Confirmation | None = None,
     ) -> None:
         self._objectives, self._layout = tuple(objectives), layout
         self._raced = raced_objective(objectives)
         self._evaluations: dict[str, Evaluation] = {}
         self._computations: dict[object, str] = {}  # the hash of each
         self._bars: list[tuple[int, int, NDArray[np.bool_]]] = []  # (FLOPs, images right, outcomes), both rising
-        self._confirmed = dict(confirmed)
+        self._confirmed = {} if dense is None else {dense.schedule_hash: dense}
         self._front: list[Evaluation] | None = None  # as far as it is known
         self.counts = dict.fromkeys(("done", "stopped", "failed"), 0)
         for evaluation in recorded:
@@ -58,6 +58,8 @@ class Standing:
     def add(self, evaluation: Evaluation) -> None:
         """Take in a finished evaluation."""
         self._evaluations[evaluation.hash] = evaluation
+        if evaluation.confirmed is not None:
+            self._confirmed[evaluation.hash] = evaluation.confirmed
         self._computations[self.computation(evaluation.schedule)] = evaluation.hash
         self.counts[evaluation.state] += 1
         if self._front is not None and evaluation.state == "done":

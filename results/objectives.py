@@ -1,0 +1,48 @@
+"""What a study can optimise: the objectives by name, an evaluation's values of them, and the front they give."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from results.front import pareto_front
+from results.records import Evaluation
+
+# Whether more of it is better.
+OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "agreement": True, "latency": False}
+
+
+def objective_value(evaluation: Evaluation, objective: str) -> float | None:
+    """Return an evaluation's value of an objective; None if it has none.
+
+    FLOPs and latency (a share of the dense model's running time) are as recorded. The others are the
+    *standing* score, the confirmed one where there is one; an evaluation that is not done has none, since
+    what a stopped one has was measured on some of the images only.
+
+    Args:
+        evaluation: in any state.
+        objective: a name from `OBJECTIVES`.
+    """
+    if objective == "flops":
+        return float(evaluation.flops)
+    if objective == "latency":
+        return evaluation.latency_ratio
+    if evaluation.state != "done":
+        return None
+    score: float | None = getattr(evaluation.standing, objective)
+    return score
+
+
+def objectives_front(points: Sequence[Sequence[float | None]], objectives: Sequence[str]) -> list[int]:
+    """Return the indices of the best points, those that are best in the first objective first.
+
+    For two objectives and more it is their Pareto front. A single objective has no front; all points that
+    share its best value are returned then.
+
+    Args:
+        points: a value for each objective; a point that lacks one is never among the best.
+        objectives: names from `OBJECTIVES`.
+    """
+    known = [tuple(math.nan if value is None else value for value in point) for point in points]
+    best = pareto_front(known, [OBJECTIVES[name] for name in objectives])
+    if len(objectives) == 1 and best:
+        return [i for i, point in enumerate(known) if point == known[best[0]]]
+    return best

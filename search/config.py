@@ -137,7 +137,9 @@ class SearchConfig:
         if self.confirm_split not in CONFIRM_SPLITS:
             raise UnknownNameError("split", self.confirm_split, CONFIRM_SPLITS)
         if self.confirm_split == REST and self.images is None:
-            raise UsageError("confirm_split=rest: there is no rest, for the search runs over all images; give --images")
+            raise UsageError(
+                "confirm_split=rest: there is no rest, for the search runs over all images; give --images"
+            )
 
     @property
     def seconds(self) -> float | None:

@@ -240,8 +240,8 @@ class Evaluator:
         if not finite.all():
             first = run.images + int((~finite).nonzero()[0])
             raise NonFiniteError(
-                f"schedule {run.entry.schedule.text or 'dense'!r}: {int((~finite).sum())} of {len(labels)} images in a "
-                f"batch have logits that are NaN or infinite; the first is image {first} of the val split"
+                f"schedule {run.entry.schedule.text or 'dense'!r}: {int((~finite).sum())} of {len(labels)} images in "
+                f"a batch have logits that are NaN or infinite; the first is image {first} of the val split"
             )
         answers = logits.argmax(1)
         run.loss += float(F.cross_entropy(logits, labels, reduction="sum"))

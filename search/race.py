@@ -57,6 +57,8 @@ def tail(better: int, worse: int, to_come: int) -> float:
     """
     if better + to_come <= worse:  # it cannot win any more
         return 0.0
+    if better >= worse:  # it is not behind; the bound below would not hold, and is not needed
+        return 1.0
     drawn = better + worse
     totals = {drawn + to_come, drawn + to_come - 1} if to_come else {drawn}
     return max(hypergeometric_cdf(better, total, total // 2 + 1, drawn) for total in totals)

@@ -136,7 +136,9 @@ def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> Sear
                 if warning := check_dense(dense, subject):
                     progress.note(warning)
                 searcher = _searcher(subject, study, store, began, progress)
-                outcome = SearchOutcome(study, f"{study.done + study.stopped + study.failed} evaluations are recorded")
+                outcome = SearchOutcome(
+                    study, f"{study.done + study.stopped + study.failed} evaluations are recorded"
+                )
                 if not searcher.complete and interruption.signal is None:
                     stopping.append(searcher)
                     outcome = _search(subject, searcher, dense, Path(scratch), interruption, outcome)

@@ -254,7 +254,7 @@ class ScheduleSearcher(Searcher):
     # --- what came of it --------------------------------------------------------------------------------
 
     def _died(self, flight: Flight) -> None:
-        """Let each candidate of a flight whose worker died fly again, alone; those that did so before are given up."""
+        """Let what a dead worker had under way fly again, each candidate alone; give up what did so before."""
         if flight.confirming is not None:
             if flight.deaths + 1 < MOST_DEATHS:
                 self._again.append(replace(flight, deaths=flight.deaths + 1))

@@ -79,7 +79,7 @@ class Standing:
         return steps, schedule.method
 
     def bar(self, flops: int) -> NDArray[np.bool_] | None:
-        """Return on which images the best point is right that costs at most `flops`; None if there is nothing to race."""
+        """Return on which images the best point of at most `flops` is right; None if there is nothing to race."""
         best = None
         for cost, _, outcomes in self._bars:
             if cost <= flops:

@@ -167,7 +167,9 @@ def confirm_set(config: SearchConfig, data: ImageData, images: ImageSet) -> Imag
     split, skip = (config.confirm_split, 0) if config.confirm_split != REST else ("val", images.images)
     there = data.size(split) - skip
     if there < 1:
-        raise UsageError(f"--confirm-split rest: the search runs over all {images.images} images of val; lower --images")
+        raise UsageError(
+            f"--confirm-split rest: the search runs over all {images.images} images of val; lower --images"
+        )
     wanted = there if config.confirm_images is None else config.confirm_images
     return ImageSet(split, min(wanted, there), skip)
 

@@ -46,6 +46,10 @@ def train(
     img_size: Annotated[
         int | None, typer.Option("--img-size", metavar="N", help="Pixels of a side. Default: the model's.")
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="F", help="Begin from these weights, also of another image size. Default: at random."),
+    ] = None,
     lr: Rate = None,
     batch_size: Batch = None,
     weight_decay: Annotated[float | None, typer.Option(metavar="X", help="Of all weights but norms.")] = None,
@@ -53,7 +57,7 @@ def train(
     cutmix: Annotated[float | None, typer.Option(metavar="X", help="Strength of pasting images. Default: 0.")] = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Train a dense model from scratch."""
+    """Train a dense model, from scratch or from other weights."""
     if img_size is not None and not 1 <= img_size <= 100_000:
         raise UsageError(f"--img-size {img_size}: expected pixels, such as 224")
 
@@ -77,6 +81,8 @@ def train(
     source = open_data(data)
     torch.manual_seed(seed)
     network = ssm_models.create_model(model, source.num_classes, img_size)
+    if checkpoint is not None:
+        ssm_models.load_checkpoint(network, checkpoint)
     with EpochLog("train") as log:
         result = train_model(network, source, recipe, out=out, log=log)
     print_object(

@@ -55,7 +55,7 @@ def evaluate(
     """Print top-1, loss, FLOPs and latency of one schedule.
 
     The latency is the median of forward passes of the first batch, in milliseconds per image, on the GPU where there
-    is one, else on the CPU with all its cores. Dense and pruned passes are timed in turn; their ratio stands beside it.
+    is one, else on the CPU with all its cores. Dense and pruned passes are timed in turn.
     """
     chosen, file = read_schedule(schedule)
     if file is not None:

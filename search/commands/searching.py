@@ -76,7 +76,9 @@ def search(
     ] = None,
     confirm_split: Annotated[
         str | None,
-        typer.Option(metavar="K", help="Of which split: val, test, or rest (of val, unseen by the search). Default: val."),
+        typer.Option(
+            metavar="K", help="Of which split: val, test, or rest (of val, unseen by the search). Default: val."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings as TOML, by the flags' names; flags override.")

@@ -9,7 +9,7 @@ One point dominates another if it is no worse in any objective and better in at 
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from operator import le
+from operator import le, mul
 
 Point = Sequence[float]
 
@@ -54,7 +54,8 @@ def _minimised(points: Sequence[Point], maximise: Sequence[bool]) -> list[tuple[
     """Return the points with the sign turned where more is better, so that less is better everywhere."""
     if any(len(point) != len(maximise) for point in points):
         raise ValueError(f"expected points of {len(maximise)} numbers")
-    return [tuple(-x if more else x for x, more in zip(point, maximise, strict=True)) for point in points]
+    signs = [-1 if more else 1 for more in maximise]
+    return [tuple(map(mul, point, signs)) for point in points]
 
 
 def _front(points: Sequence[tuple[float, ...]], usable: Sequence[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """What a study can optimise: the objectives by name, an evaluation's values of them, and the front they give."""
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from results.front import pareto_front
 from results.records import Evaluation
@@ -41,8 +41,9 @@ def objectives_front(points: Sequence[Sequence[float | None]], objectives: Seque
         points: a value for each objective; a point that lacks one is never among the best.
         objectives: names from `OBJECTIVES`.
     """
-    known = [tuple(math.nan if value is None else value for value in point) for point in points]
+    complete = [i for i, point in enumerate(points) if None not in point]
+    known = [cast(Sequence[float], points[i]) for i in complete]
     best = pareto_front(known, [OBJECTIVES[name] for name in objectives])
     if len(objectives) == 1 and best:
-        return [i for i, point in enumerate(known) if point == known[best[0]]]
-    return best
+        best = [i for i, point in enumerate(known) if point[0] == known[best[0]][0]]
+    return [complete[i] for i in best]

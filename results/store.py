@@ -205,28 +205,26 @@ class Store:
         """
         objectives = study.spec.objectives
         names = list(dict.fromkeys([*objectives, "top1"]))
+        top1 = 1 + names.index("top1")
         query = select(EvaluationRow.id, *(OBJECTIVE_COLUMNS[name] for name in names)).where(
             EvaluationRow.study_id == study.id, EvaluationRow.state == "done"
         )
         if max_flops is not None:
             query = query.where(EvaluationRow.flops <= max_flops)
-        scores = [name for name in names if name in CONFIRMED_COLUMNS]
         confirmed = (
-            select(EvaluationRow.id, *(CONFIRMED_COLUMNS[name] for name in scores))
+            select(EvaluationRow.id, *((OBJECTIVE_COLUMNS | CONFIRMED_COLUMNS)[name] for name in names))
             .join_from(ConfirmationRow, EvaluationRow, SAME_SCHEDULE)
             .where(ConfirmationRow.study_id == study.id)
         )
         with store_errors(self.where), self._engine.connect() as connection:
-            # For top-1 and FLOPs the index alone answers this; the few confirmed scores are then put in.
-            rows = [tuple(row) for row in connection.execute(query.order_by(EvaluationRow.id))]
-            standing = {row[0]: dict(zip(scores, row[1:], strict=True)) for row in connection.execute(confirmed)}
-        points = [
-            (number, dict(zip(names, values, strict=True)) | standing.get(number, {})) for number, *values in rows
-        ]
+            # For top-1 and FLOPs the index alone answers this; the few confirmed ones are then put in.
+            rows = connection.execute(query.order_by(EvaluationRow.id)).all()
+            standing = {row.id: row for row in connection.execute(confirmed)}
+        rows = [standing.get(row.id, row) for row in rows]
         if min_top1 is not None:
-            points = [(number, values) for number, values in points if values["top1"] >= min_top1]
-        best = objectives_front([[values[name] for name in objectives] for _, values in points], objectives)
-        found = self._evaluations(evaluations_query(study).where(EvaluationRow.id.in_([points[i][0] for i in best])))
+            rows = [row for row in rows if row[top1] >= min_top1]
+        best = objectives_front([row[1 : 1 + len(objectives)] for row in rows], objectives)
+        found = self._evaluations(evaluations_query(study).where(EvaluationRow.id.in_([rows[i].id for i in best])))
         return sorted(found, key=lambda evaluation: evaluation.flops)
 
     def _evaluations(self, query: Select[Any]) -> list[Evaluation]:

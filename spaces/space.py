@@ -1,27 +1,25 @@
 """Which schedules a search may try: parameters in, a schedule within the budget out.
 
 Every space describes a candidate by where tokens are dropped, in which proportion, and by a target:
-how many FLOPs it may cost, from a third of the budget (or what the space reaches, if that is more) to
-all of it. The keep ratios follow from these. `ratios(strength)` fall as the strength rises, FLOPs fall with them, and
-the weakest pruning that costs no more than the target is taken. So no candidate exceeds the budget,
-and none has to be rejected.
+how many FLOPs it may cost, within the budget's range (or from what the space reaches, if that is more).
+The kept tokens follow from these: they fall as the pruning's strength rises, FLOPs fall with them, and the
+weakest pruning that costs no more than the target is taken. So no candidate exceeds the budget, and none has
+to be rejected. Each number of kept tokens has one ratio (`ratios.py`), so what computes the same has one hash.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import log
 from typing import ClassVar
 
 from spaces.budget import FlopsBudget
 from spaces.errors import BudgetError, ScheduleError, SpaceError, UnknownNameError
 from spaces.layout import TokenLayout
-from spaces.schedule import METHOD_CHOICES, PruningMethod, PruningSchedule, PruningStep
+from spaces.schedule import METHOD_CHOICES, PruningMethod, PruningSchedule
+from spaces.strength import LEAST_KEEP, STRENGTHS, Prunings, Shape
 
 Value = float | int | str
-LEAST_KEEP = 0.05  # below it a step leaves hardly a token
-DIGITS = 2  # of a keep ratio: finer ones change the number of tokens of few models
-_STRENGTHS = 400  # resolution of the search for the pruning strength
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,12 @@ class SearchSpace(ABC):
     their bounds, the schedule costs at most `limit`.
 
     Attributes:
+        layout: the model's.
+        choices: the method's choices that are open, by name; one where nothing is to be chosen.
+        flops: what a schedule costs.
+        dense_flops: what the dense model costs.
         limit: FLOPs that no candidate exceeds.
+        least: FLOPs from which targets are spread up to `limit`: the budget's, or what the space reaches.
         floor: FLOPs of the cheapest schedule in the space.
     """
 
@@ -70,14 +73,16 @@ class SearchSpace(ABC):
         budget: FlopsBudget,
         choices: Mapping[str, tuple[str, ...]],
     ) -> None:
-        self.layout, self.choices, self._flops = layout, dict(choices), flops
-        self.limit = budget.limit(flops(PruningSchedule()))
+        self.layout, self.choices, self.flops = layout, dict(choices), flops
+        self.dense_flops = flops(PruningSchedule())
+        self.limit = budget.limit(self.dense_flops)
         self._floors = {method: flops(self._cheapest(method)) for method in self._methods()}
         self.floor = min(self._floors.values())
+        self.least = max(self.floor, budget.least(self.dense_flops))
         if self.floor > self.limit:
             raise BudgetError(
                 f"FLOPs budget {budget}: {self.limit:,} FLOPs, but the cheapest schedule of space {self.text!r} on "
-                f"{layout.model} costs {self.floor:,}; raise it to {self.floor / flops(PruningSchedule()):.3f}"
+                f"{layout.model} costs {self.floor:,}; raise it to {self.floor / self.dense_flops:.3f}"
             )
 
     @property
@@ -102,20 +107,25 @@ class SearchSpace(ABC):
         method = self._affordable(
             PruningMethod(**{k: str(values[k]) if len(v) > 1 else v[0] for k, v in self.choices.items()})
         )
-        least = self._least_target(method)
+        least = self.least_of(method)
         target = least + float(values["target"]) * (self.limit - least)
-        shape = self._decode(values)
-        while self._flops(_prune(shape, _STRENGTHS, method)) > target and any(after > 1 for after, _ in shape):
+        return self.weakest(self._decode(values), target, method)
+
+    def weakest(self, shape: Shape, target: float, method: PruningMethod) -> PruningSchedule:
+        """Return the weakest pruning of `shape` that costs at most `target` FLOPs, in canonical ratios.
+
+        Where even the strongest costs more, the steps move forward, a block at a time.
+
+        Args:
+            shape: (after, weight) of each step; the logarithms of the keep ratios are as the weights.
+            target: at least what the space reaches with `method`.
+            method: how tokens are pruned.
+        """
+        found = Prunings(self.layout, self.flops, shape, method).weakest(target)
+        while found.flops > target and any(after > 1 for after, _ in shape):
             shape = _earlier(shape)
-        low, high = 0, _STRENGTHS  # the strength `high` always meets the target, up to rounding of the floor
-        while low < high:
-            middle = (low + high) // 2
-            if self._flops(_prune(shape, middle, method)) <= target:
-                high = middle
-            else:
-                low = middle + 1
-        found = _prune(shape, high, method)
-        return found if self._flops(found) <= self.limit else self._cheapest(method)
+            found = Prunings(self.layout, self.flops, shape, method).weakest(target)
+        return found.schedule if found.flops <= self.limit else self._cheapest(method)
 
     def values(self, schedule: PruningSchedule) -> dict[str, Value] | None:
         """Return values that (nearly) give a schedule back; None if the space cannot express it."""
@@ -124,15 +134,16 @@ class SearchSpace(ABC):
             return None
         if any(step.after >= self.layout.depth or step.keep < LEAST_KEEP for step in schedule.steps):
             return None
-        cost, least = self._flops(schedule), self._least_target(schedule.method)
+        cost, least = self.flops(schedule), self.least_of(schedule.method)
         shape = self._encode(schedule) if schedule.steps else None
         if shape is None or not least <= cost <= self.limit:
             return None
         found = {**shape, "target": (cost - least) / max(1, self.limit - least)}
         return found | {name: chosen[name] for name, choices in self.choices.items() if len(choices) > 1}
 
-    def _least_target(self, method: PruningMethod) -> int:
-        return max(self._floors[method], self.limit // 3)
+    def least_of(self, method: PruningMethod) -> int:
+        """Return the FLOPs from which targets are spread for a method, which may not reach `least`."""
+        return max(self._floors[method], self.least)
 
     def _methods(self) -> list[PruningMethod]:
         methods: list[dict[str, str]] = [{}]
@@ -147,7 +158,7 @@ class SearchSpace(ABC):
         return min(self._floors, key=self._floors.__getitem__)
 
     def _cheapest(self, method: PruningMethod) -> PruningSchedule:
-        return _prune([(1, 1.0)], _STRENGTHS, method)
+        return Prunings(self.layout, self.flops, [(1, 1.0)], method).at(STRENGTHS).schedule
 
     @property
     @abstractmethod
@@ -294,16 +305,7 @@ def _parse_choices(text: str, options: Sequence[str]) -> dict[str, tuple[str, ..
     return choices
 
 
-def _prune(shape: Sequence[tuple[int, float]], strength: int, method: PruningMethod) -> PruningSchedule:
-    """Return the steps of `shape` with keep = LEAST_KEEP ** (strength · weight), rounded, none below it."""
-    steps = []
-    for after, weight in shape:
-        keep = round(exp(log(LEAST_KEEP) * weight * strength / _STRENGTHS), DIGITS)
-        steps.append(PruningStep(after, max(LEAST_KEEP, keep)))
-    return PruningSchedule(tuple(steps), method)
-
-
-def _normalised(pairs: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def _normalised(pairs: Shape) -> list[tuple[int, float]]:
     """Add up the weights of each block and scale the largest to 1; if all are 0, they share alike."""
     sums: dict[int, float] = {}
     for after, weight in sorted(pairs):
@@ -314,7 +316,7 @@ def _normalised(pairs: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return [(after, weight / most) for after, weight in sums.items() if weight > 0]
 
 
-def _earlier(shape: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+def _earlier(shape: Shape) -> list[tuple[int, float]]:
     return _normalised([(max(1, after - 1), weight) for after, weight in shape])
 
 

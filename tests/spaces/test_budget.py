@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spaces import FlopsBudget
 from spaces.errors import BudgetError
@@ -23,6 +25,64 @@ def test_what_is_no_budget(text):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["0.6", "3.6G", "900M", "12K", "0.5K"])
+@pytest.mark.parametrize(
+    ("text", "least", "limit"),
+    [
+        ("0.6", 300, 600),
+        ("1", 500, 1000),
+        ("5K", 500, 1000),
+        ("0.5:0.7", 500, 700),
+        ("0.8K:9K", 800, 1000),
+        ("0.6:0.6", 600, 600),
+        (" .5 : .7 ", 500, 700),
+    ],
+)
+def test_a_share_reaches_down_to_its_half_and_a_range_to_its_beginning(text, least, limit):
+    budget = FlopsBudget.parse(text)
+    assert (budget.least(1000), budget.limit(1000)) == (least, limit)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0.5:x", "part 'x': expected a share"),
+        ("0:0.5", "part '0': must be above 0"),
+        ("0.5:1.5", "part '1.5': a share is at most 1"),
+        (":0.5", "part '': expected a share"),
+        ("0.7:0.5", "begins above its end"),
+        ("0.5:3G", "both be shares or both FLOPs"),
+        ("0.1:0.2:0.3", "two ends"),
+    ],
+)
+def test_what_is_no_range(text, said):
+    with pytest.raises(BudgetError, match=f"FLOPs budget .*{said}") as caught:
+        FlopsBudget.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_range_above_the_dense_model():
+    with pytest.raises(BudgetError, match="'2K:3K': the range begins above the dense model's 1,000 FLOPs"):
+        FlopsBudget.parse("2K:3K").least(1000)
+
+
+shares = st.floats(1e-6, 1.0).map(repr)
+absolutes = st.tuples(st.floats(1e-2, 1e6), st.sampled_from("KMGTg")).map(lambda pair: f"{pair[0]!r}{pair[1]}")
+
+
+@given(
+    shares | absolutes | st.sampled_from(["0.6", "3.6G", "900M", "12K", "0.5K", "0.5:0.7", "2.9G:3.6G", "0.5M:3G"])
+)
 def test_the_text_form_reads_back(text):
     assert FlopsBudget.parse(str(FlopsBudget.parse(text))) == FlopsBudget.parse(text)
+
+
+@given(st.tuples(shares, shares).map(lambda pair: sorted(pair, key=float)), st.integers(1, 10**12))
+def test_candidates_are_tried_within_a_range(ends, dense):
+    budget = FlopsBudget.parse(":".join(ends))
+    assert 0 <= budget.least(dense) <= budget.limit(dense) <= dense
+    assert str(FlopsBudget.parse(str(budget))) == str(budget)
+
+
+def test_the_text_form_is_the_shortest():
+    for text in ("0.6", "3.6G", "900M", "0.5:0.7", "2.9G:3.6G", "1"):
+        assert str(FlopsBudget.parse(text)) == text

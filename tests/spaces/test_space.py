@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from spaces import FlopsBudget, PruningSchedule, Stage, TokenLayout
 from spaces.errors import BudgetError, SpaceError, UnknownNameError
-from spaces.published import PUBLISHED, published_schedules
+from spaces.published import PUBLISHED, published_schedules, starting_schedules
+from spaces.ratios import canonical
 from spaces.space import ChoiceParameter, FloatParameter, IntParameter, make_space
 
 LAYOUT = TokenLayout("model", (28, 28), (Stage(12, 7, 7),), protected=1)
@@ -49,7 +50,7 @@ def test_every_candidate_lies_within_the_budget(text, share, data):
     values = data.draw(st.fixed_dictionaries({k: value_of(p) for k, p in space.parameters.items()}))
     schedule = space.schedule(values)
     assert flops(schedule) <= space.limit <= share * DENSE
-    LAYOUT.check(schedule)
+    assert canonical(schedule, LAYOUT) == schedule
     for name, choices in space.choices.items():
         assert schedule.dense or getattr(schedule.method, name) in choices
 
@@ -62,6 +63,23 @@ def test_small_budgets_are_reached_without_the_methods_that_cannot(share, data):
     schedule = space.schedule(values)
     assert flops(schedule) <= space.limit
     assert schedule.method.context != "freeze"  # frozen tokens cost half of all: too much
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts, st.tuples(st.floats(0.6, 1.0), st.floats(0.6, 1.0)).map(sorted), st.data())
+def test_targets_are_spread_over_the_budgets_range(text, ends, data):
+    space = make_space(text, LAYOUT, flops, FlopsBudget(ends[1], low=ends[0]))
+    assert (space.least, space.limit) == (int(ends[0] * DENSE), int(ends[1] * DENSE))
+    values = data.draw(st.fixed_dictionaries({k: value_of(p) for k, p in space.parameters.items()}))
+    target = space.least + values["target"] * (space.limit - space.least)
+    schedule = space.schedule(values)
+    token = 100 * LAYOUT.depth  # what one token costs at most; a small rise in strength may take one at each step
+    assert target - (len(schedule.steps) + 1) * token <= flops(schedule) <= target
+
+
+def test_the_least_is_what_the_space_reaches():
+    space = make_space("stages;context=freeze", LAYOUT, flops, FlopsBudget(0.7, low=0.1))
+    assert space.least == space.floor > 0.1 * DENSE
 
 
 @settings(max_examples=100, deadline=None)
@@ -142,3 +160,37 @@ def test_published_schedules_fit_any_layout():
         for schedule in schedules:
             layout.check(schedule)
     assert PruningSchedule.parse("3:0.8,5:0.8,8:0.8") in published_schedules(LAYOUT)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts, st.sampled_from(["0.6", "0.8", "1", "0.3:0.4", "0.5:0.7", "0.6:0.6", "0.35"]), st.sampled_from([4, 12, 24])
+)
+def test_a_search_starts_with_feasible_schedules_that_lie_apart(text, budget, depth):
+    layout = TokenLayout("model", (28, 28), (Stage(max(depth, 6 if "5" in text else 4), 7, 7),))
+
+    def cost(schedule: PruningSchedule) -> int:
+        return sum([49, *layout.tokens(schedule)[:-1]]) + (schedule.method.context == "conv")
+
+    space = make_space(text, layout, cost, FlopsBudget.parse(budget))
+    starts = starting_schedules(space)
+    assert len(starts) == len({s.hash for s in starts}) <= len(published_schedules(layout)) + 4 * 3
+    published = [canonical(schedule, layout) for schedule in published_schedules(layout)]
+    for schedule in starts:
+        assert cost(schedule) <= space.limit
+        assert canonical(schedule, layout) == schedule
+        assert schedule in published or space.values(schedule) is not None
+
+
+def test_starts_begin_with_the_published_and_spread_over_flops_and_contexts():
+    layout = TokenLayout("vim_small", (224, 224), (Stage(24, 14, 14),))
+    cost = lambda schedule: sum([196, *layout.tokens(schedule)[:-1]])  # noqa: E731
+    starts = starting_schedules(make_space("stages", layout, cost, FlopsBudget.parse("0.85")))
+    assert [s.text for s in starts[:4]] == list(PUBLISHED["vim_small"])
+    solved = starts[4:]
+    assert {tuple(step.after for step in s.steps) for s in solved} == {(5, 10, 15)}
+    assert {s.method.context for s in solved[:3]} == {"drop", "conv", "freeze"}
+    ratios = [cost(s) / (24 * 196) for s in solved[:4]]
+    assert max(ratios) > 0.84 and min(ratios) < 0.47
+    assert min(abs(a - b) for i, a in enumerate(ratios) for b in ratios[:i]) > 0.08
+    assert len(solved) == 12

@@ -10,7 +10,7 @@ from spaces import PruningSchedule
 from spaces.errors import SearchError
 from spaces.space import ChoiceParameter, FloatParameter, SearchSpace, Value
 
-PUBLISHED = "published"
+START = "start"  # origin of a schedule that was tried before anything was proposed
 PATIENCE = 20  # known proposals in a row before points are drawn at random
 RANDOM_DRAWS = 1000  # known random points in a row before the space counts as exhausted
 
@@ -73,7 +73,7 @@ class Proposer:
                 continue
             values = self._space.values(schedule)
             draw = self._sampler.ask(values) if values is not None else None
-            return self._candidate(schedule, PUBLISHED, draw)
+            return self._candidate(schedule, START, draw)
         for _ in range(PATIENCE):
             draw = self._sampler.ask()
             schedule = self._space.schedule(draw.values)

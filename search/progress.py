@@ -94,7 +94,8 @@ class SearchProgress:
             self._bar.update(self._task, completed=recorded, text=snapshot.text, left=left)
             return
         now = time.monotonic()
-        if now - self._last_line >= SECONDS_A_LINE or recorded >= snapshot.trials:
+        last = recorded >= snapshot.trials and not snapshot.unconfirmed
+        if now - self._last_line >= SECONDS_A_LINE or last:
             self._last_line = now
             self.note(f"{self._title}: {recorded}/{snapshot.trials}: {snapshot.text}{left and ', ' + left}")
 

@@ -120,7 +120,8 @@ def search(
     url = database(db)
     with SearchProgress(settings.study) as progress:
         outcome = run_search(settings, url, progress)
-    counts = f"{outcome.study.done} done, {outcome.study.failed} failed"
+    found = outcome.study
+    counts = f"{found.done} done, {found.stopped} stopped early, {found.failed} failed"
     say(f"{settings.study}: {outcome.ending}: {counts}, {outcome.evaluated} of them now")
     if outcome.exit_code:
         say(f"{settings.study}: the same command goes on from here")

@@ -1,0 +1,359 @@
+"""How good are the schedules that a search finds, and how soon? All methods in one run, with one evaluator.
+
+    python benchmarks/search_quality.py --model vim_nano --checkpoint F --data folder:cifar10 --img-size 32 \\
+        --images 500 --out quality.json
+
+Methods, each with its own idea of what to try next:
+
+    pattern      the published family: after blocks s, s+g, s+2g with one ratio; its whole grid, solved for the targets
+    random       points of prunefront's space at random, all within the budget
+    nsga2-plain  a loop of Optuna's NSGA-II over raw places and ratios, objectives top-1 and FLOPs
+    tpe-plain    the same with Optuna's TPE
+    nsga2, tpe   prunefront with these samplers
+    prunefront   prunefront as it comes
+
+Two modes: `fixed` (context drop, importance clip, aligned: only places and ratios compete) and `open` (the context
+is searched, too; `pattern` is then given the best context for each of its schedules). The first plays by the paper's
+rules, the second shows what the rules cost.
+
+Time is the CPU seconds of one thread. What a plain loop would spend on an evaluation is its FLOPs at the measured
+speed of whole forward passes; prunefront is timed as it runs, sampler, shared beginnings and races included.
+Evaluations are remembered over methods and seeds, so that the figures of all are of the same numbers.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import optuna
+import torch
+
+import ssm_models
+from results import Evaluation, hypervolume
+from results.records import Confirmation
+from search.data import open_data
+from search.evaluator import Entry, Evaluator, Metrics
+from search.sampler import Sampler
+from search.searcher import ScheduleSearcher
+from search.standing import Standing
+from search.subject import open_model
+from search.worker import SEARCH, as_result, unpack
+from spaces import FlopsBudget, PruningSchedule
+from spaces.published import starting_schedules
+from spaces.schedule import PruningMethod
+from spaces.space import SearchSpace, make_space
+from spaces.strength import LEAST_KEEP
+
+SHAPE = "stages:3"
+CHOICES = {"fixed": "importance=clip;alignment=on;context=drop", "open": "importance=clip;alignment=on"}
+TARGETS = (0.8, 0.7, 0.584, 0.5)  # shares of the dense FLOPs: -20, -30, -41.6 and -50 %
+BUDGET = "0.4:0.85"
+EVALUATIONS = {"random": 600, "nsga2-plain": 200, "tpe-plain": 200, "nsga2": 200, "tpe": 200, "prunefront": 120}
+COUNTS = (20, 40, 60, 120, 200, 600)
+
+
+@dataclass
+class Bed:
+    """A model and images to search on; `seen` remembers every evaluation of this process."""
+
+    evaluator: Evaluator
+    table: ssm_models.CostTable
+    model: ssm_models.PrunableModel
+    images: int
+    speed: float  # CPU seconds of whole forward passes over all images, for a FLOP of one image
+    seen: dict[Any, Metrics] = field(default_factory=dict)
+
+    def share(self, schedule: PruningSchedule) -> float:
+        """FLOPs as a share of the dense model's."""
+        return self.table.flops(schedule) / self.table.dense
+
+    def top1(self, schedule: PruningSchedule) -> float:
+        """Accuracy over all images."""
+        tokens = self.model.layout.tokens(schedule)
+        key = (tuple((s.after, tokens[s.after - 1]) for s in schedule.steps), schedule.method)
+        if key not in self.seen:
+            self.seen[key] = self.evaluator.evaluate(schedule)
+        return self.seen[key].top1
+
+    def space(self, mode: str, budget: str = BUDGET) -> SearchSpace:
+        """The space of a mode."""
+        return make_space(
+            f"{SHAPE};{CHOICES[mode]}", self.model.layout, self.table.flops, FlopsBudget.parse(budget)
+        )
+
+
+@dataclass
+class Trace:
+    """What a method did: for each evaluation its share of FLOPs, its top-1 (None: stopped early), seconds so far."""
+
+    method: str
+    mode: str
+    seed: int
+    rows: list[tuple[float, float | None, float, str]] = field(default_factory=list)
+
+
+def open_bed(a: argparse.Namespace, cache: int = 2**30) -> Bed:
+    """Open the model and the images; time some whole forward passes."""
+    torch.set_num_threads(1)
+    data = open_data(a.data)
+    model = open_model(a.model, a.checkpoint, data)
+    batches = data.batches(model.pretrained_cfg, model.img_size, images=a.images, batch_size=100)
+    table = ssm_models.cost_table(model)
+    evaluator = Evaluator(model, batches, prefix_cache=cache)
+    images = evaluator.dense.images
+    sample = [PruningSchedule.of([(3, 0.7), (6, 0.7)], context=c) for c in ("drop", "conv", "freeze")]
+    began = time.process_time()
+    for schedule in sample:
+        model.set_schedule(schedule)
+        with torch.inference_mode():
+            for pixels, _ in batches:
+                model(pixels)
+    speed = (time.process_time() - began) / sum(table.flops(s) for s in sample)
+    return Bed(evaluator, table, model, images, speed)
+
+
+# --- the methods -----------------------------------------------------------------------------------------
+
+
+def pattern(bed: Bed, mode: str, seed: int) -> Trace:
+    """The whole grid of the published family, for each target the highest ratio that meets it."""
+    trace = Trace("pattern", mode, seed)
+    depth, spent = bed.model.layout.depth, 0.0
+    methods = [PruningMethod(context=context) for context in bed.space(mode).choices["context"]]
+    for method in methods:
+        for start in range(1, depth):
+            for gap in range(1, depth):
+                for count in (2, 3):
+                    places = [start + i * gap for i in range(count)]
+                    if places[-1] >= depth:
+                        continue
+                    for target in TARGETS:
+                        schedule = bed.space(mode, str(target)).weakest(
+                            [(after, 1.0) for after in places], target * bed.table.dense, method
+                        )
+                        if tuple(s.after for s in schedule.steps) != tuple(places) or bed.share(schedule) > target:
+                            continue  # it does not reach the target from there
+                        spent += bed.speed * bed.table.flops(schedule)
+                        trace.rows.append((bed.share(schedule), bed.top1(schedule), spent, schedule.text))
+    return trace
+
+
+def at_random(bed: Bed, mode: str, seed: int) -> Trace:
+    """Random points of the space."""
+    space, trace, spent = bed.space(mode), Trace("random", mode, seed), 0.0
+    sampler = Sampler("random", space, ("top1", "flops"), seed=seed, trials=EVALUATIONS["random"])
+    while len(trace.rows) < EVALUATIONS["random"]:
+        schedule = space.schedule(sampler.ask().values)
+        spent += bed.speed * bed.table.flops(schedule)
+        trace.rows.append((bed.share(schedule), bed.top1(schedule), spent, schedule.text))
+    return trace
+
+
+def plain(name: str) -> Callable[[Bed, str, int], Trace]:
+    """A loop of Optuna over raw places and ratios, as its documentation would have it."""
+
+    def run(bed: Bed, mode: str, seed: int) -> Trace:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        trace, spent, depth = Trace(name, mode, seed), 0.0, bed.model.layout.depth
+        sampler = optuna.samplers.NSGAIISampler(seed=seed) if "nsga2" in name else optuna.samplers.TPESampler(seed=seed)
+        study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
+        contexts = bed.space(mode).choices["context"]
+        while len(trace.rows) < EVALUATIONS[name]:
+            began = time.process_time()
+            trial = study.ask()
+            places = {trial.suggest_int(f"after_{i}", 1, depth - 1): i for i in range(3)}
+            steps = [(after, trial.suggest_float(f"keep_{i}", LEAST_KEEP, 1.0)) for after, i in places.items()]
+            schedule = PruningSchedule.of(steps, context=trial.suggest_categorical("context", contexts))
+            flops = bed.table.flops(schedule)
+            asked = time.process_time() - began
+            top1 = bed.top1(schedule)
+            study.tell(trial, [top1, flops])
+            spent += asked + bed.speed * flops
+            trace.rows.append((bed.share(schedule), top1, spent, schedule.text))
+        return trace
+
+    return run
+
+
+class Memory:
+    """A study's evaluations in memory."""
+
+    def __init__(self) -> None:
+        self.evaluations: dict[str, Evaluation] = {}
+
+    def record(self, evaluation: Evaluation) -> bool:
+        """Keep it."""
+        self.evaluations[evaluation.hash] = evaluation
+        return True
+
+    def evaluation(self, schedule_hash: str) -> Evaluation | None:
+        """Look it up."""
+        return self.evaluations.get(schedule_hash)
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Nothing is confirmed here."""
+
+
+def ours(name: str, sampler_name: str, race: bool) -> Callable[[Bed, str, int], Trace]:
+    """prunefront's own searcher, with one worker in this process in place of Ray's."""
+
+    def run(bed: Bed, mode: str, seed: int) -> Trace:
+        space, trace, trials = bed.space(mode), Trace(name, mode, seed), EVALUATIONS[name]
+        began = time.process_time()
+        sampler = Sampler(sampler_name, space, ("top1", "flops"), seed=seed, trials=trials)
+        evaluator = Evaluator(
+            bed.model, bed.evaluator._batches, dense=bed.evaluator.dense_answers, prefix_cache=2**30
+        )
+        records = Memory()
+        searcher = ScheduleSearcher(
+            space, sampler, flops=bed.table.flops, dense_flops=bed.table.dense, trials=trials,
+            standing=Standing(("top1", "flops"), bed.model.layout, ()), records=records,
+            starts=starting_schedules(space), seed=seed, brood=1, race=race, confirm=False,
+        )  # fmt: skip
+        number = 0
+        while isinstance(task := searcher.suggest(f"t{number}"), dict):
+            assert task["task"] == SEARCH
+            bars = [None if bar is None else unpack(bar, bed.images) for bar in task["bars"]]
+            brood = [
+                Entry(PruningSchedule.parse(text), bar) for text, bar in zip(task["schedules"], bars, strict=True)
+            ]
+            found = evaluator.evaluate_brood(brood)
+            results = [as_result(metrics) for metrics in found if isinstance(metrics, Metrics)]
+            searcher.on_trial_complete(f"t{number}", {"results": results})
+            number += 1
+            spent = time.process_time() - began
+            for entry, metrics in zip(brood, found, strict=True):
+                assert isinstance(metrics, Metrics)
+                top1 = None if metrics.stopped else metrics.top1
+                trace.rows.append((bed.share(entry.schedule), top1, spent, entry.schedule.text))
+        if searcher.error is not None:
+            raise searcher.error
+        return trace
+
+    return run
+
+
+METHODS: dict[str, Callable[[Bed, str, int], Trace]] = {
+    "pattern": pattern,
+    "random": at_random,
+    "nsga2-plain": plain("nsga2-plain"),
+    "tpe-plain": plain("tpe-plain"),
+    "nsga2": ours("nsga2", "nsga2", race=True),
+    "tpe": ours("tpe", "tpe", race=True),
+    "prunefront": ours("prunefront", "gp", race=True),
+}
+
+
+# --- running them ----------------------------------------------------------------------------------------
+
+_BED: Bed | None = None
+
+
+def work(job: tuple[argparse.Namespace, str, str, int]) -> Trace:
+    """Run one method with one seed in a worker process, which keeps its bed."""
+    global _BED
+    a, method, mode, seed = job
+    _BED = _BED or open_bed(a)
+    return METHODS[method](_BED, mode, seed)
+
+
+def traces(a: argparse.Namespace) -> Iterator[Trace]:
+    """Run what the file of results does not have yet, and keep each trace when it is there."""
+    known = [Trace(**entry) for entry in json.loads(a.out.read_text())] if a.out.exists() else []
+    yield from known
+    have = {(trace.method, trace.mode, trace.seed) for trace in known}
+    seeds = {"pattern": 1}
+    jobs = [
+        (a, method, mode, seed)
+        for seed in range(a.seeds)
+        for mode in a.modes
+        for method in a.methods
+        if seed < seeds.get(method, a.seeds) and (method, mode, seed) not in have
+    ]
+    with ProcessPoolExecutor(a.jobs) as pool:
+        for trace in pool.map(work, jobs):
+            known.append(trace)
+            a.out.write_text(json.dumps([vars(entry) for entry in known]))
+            yield trace
+
+
+# --- what came of it -------------------------------------------------------------------------------------
+
+
+def volume(rows: list[Any]) -> float:
+    """Hypervolume of the finished evaluations within the budget, against all FLOPs and no accuracy."""
+    low, high = (float(part) for part in BUDGET.split(":"))
+    points = [(share, top1) for share, top1, *_ in rows if top1 is not None and low - 0.05 <= share <= high]
+    return hypervolume(points, (high, 0.0))
+
+
+def best(rows: list[Any], target: float) -> float:
+    """The best top-1 at a share of FLOPs, in per cent."""
+    return 100 * max((top1 for share, top1, *_ in rows if top1 is not None and share <= target), default=0.0)
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Median and range."""
+    if not values:
+        return "–"
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def report(a: argparse.Namespace, found: list[Trace]) -> None:
+    """Print the tables."""
+    for mode in a.modes:
+        by_method = {m: [t for t in found if t.mode == mode and t.method == m] for m in a.methods}
+        by_method = {m: ts for m, ts in by_method.items() if ts}
+        print(f"\n## {mode}: best top-1 in % at a share of the dense FLOPs; hypervolume\n")
+        print("| method | evaluations | CPU s | " + " | ".join(f"{t - 1:+.1%}" for t in TARGETS) + " | hypervolume |")
+        print("| --- | --- | --- | " + " | ".join("---" for _ in TARGETS) + " | --- |")
+        for method, ts in by_method.items():
+            counts = [len(ts[0].rows)] if method == "pattern" else [c for c in COUNTS if c <= len(ts[0].rows)]
+            for count in counts:
+                cut = [t.rows[:count] for t in ts]
+                cells = [spread([best(rows, target) for rows in cut]) for target in TARGETS]
+                seconds = median(rows[-1][2] for rows in cut)
+                hyper = spread([volume(rows) for rows in cut], 4)
+                print(f"| {method} | {count} | {seconds:.0f} | " + " | ".join(cells) + f" | {hyper} |")
+        if mine := by_method.get("prunefront"):
+            print(f"\nAt equal time, {mode}:\n")
+            for seconds in (30, 60, 120):
+                for method, ts in by_method.items():
+                    cut = [[row for row in t.rows if row[2] <= seconds] for t in ts]
+                    if all(cut) and method != "pattern":
+                        evaluations = median(len(rows) for rows in cut)
+                        tops = spread([best(rows, 0.584) for rows in cut])
+                        print(
+                            f"- {seconds} s, {method}: {evaluations:.0f} evaluations, "
+                            f"hypervolume {spread([volume(rows) for rows in cut], 4)}, at -41.6 % {tops}"
+                        )
+            stopped = sum(row[1] is None for t in mine for row in t.rows) / sum(len(t.rows) for t in mine)
+            print(f"\nOf prunefront's evaluations {stopped:.0%} were stopped early.")
+
+
+def main() -> None:
+    """Run the methods and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="vim_nano")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--data", default="embedded")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--modes", nargs="+", default=list(CHOICES), choices=list(CHOICES))
+    parser.add_argument("--out", type=Path, default=Path("search_quality.json"))
+    a = parser.parse_args()
+    random.seed(0)
+    report(a, list(traces(a)))
+
+
+if __name__ == "__main__":
+    main()

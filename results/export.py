@@ -7,31 +7,49 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from results.records import Evaluation, Study
+from results.objectives import objective_value, share_interval
+from results.records import Confirmation, Evaluation, Study
 from spaces.errors import PrunefrontError, UsageError
 
 
 def front_row(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the object that `front --format json` prints for one evaluation."""
+    """Return the object that `front --format json` prints for one evaluation.
+
+    Top-1, its 95 % interval and loss are the standing ones, on `images` images: confirmed where `confirmed`
+    says so, else the search's own. What was not done has none; `images` then says how far it got.
+    """
+    standing, done = evaluation.standing, evaluation.state == "done"
+    low, high = share_interval(evaluation, "top1") or (None, None)
     return {
         "schedule": evaluation.schedule.text,
         "hash": evaluation.hash,
-        "top1": evaluation.top1,
-        "loss": evaluation.loss,
+        "top1": standing.top1 if done else None,
+        "loss": standing.loss if done else None,
         "flops": evaluation.flops,
         "flops_ratio": evaluation.flops_ratio,
-        "images": evaluation.images,
+        "images": standing.images,
         "latency_ms": evaluation.latency_ms,
         "finetuned_top1": evaluation.finetuned_top1,
+        "top1_low": low,
+        "top1_high": high,
+        "confirmed": evaluation.confirmed is not None,
+        "search_top1": evaluation.top1 if done else None,
+        "search_images": evaluation.images,
+        "latency_ratio": evaluation.latency_ratio,
     }
 
 
-def export_schedule(evaluation: Evaluation, study: Study) -> dict[str, Any]:
+def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | None = None) -> dict[str, Any]:
     """Return the JSON form of an evaluation's schedule, with what was measured and where it comes from.
 
-    `img_size` is one number for square images, else [height, width].
+    `img_size` is one number for square images, else [height, width]. The metrics are those of `front_row`.
+
+    Args:
+        evaluation: one that is done.
+        study: that it belongs to.
+        dense: the dense model's confirmed score, if there is one; a confirmed evaluation is set beside it.
     """
-    spec = study.spec
+    spec, row = study.spec, front_row(evaluation)
     height, width = spec.img_size
     form = evaluation.schedule.as_dict()
     return {
@@ -43,15 +61,9 @@ def export_schedule(evaluation: Evaluation, study: Study) -> dict[str, Any]:
         "steps": form["steps"],
         "method": form["method"],
         "metrics": {
-            "top1": evaluation.top1,
-            "loss": evaluation.loss,
-            "flops": evaluation.flops,
-            "flops_ratio": evaluation.flops_ratio,
-            "images": evaluation.images,
-            "agreement": evaluation.agreement,
-            "latency_ms": evaluation.latency_ms,
-            "finetuned_top1": evaluation.finetuned_top1,
-            "dense_top1": spec.dense_top1,
+            **{name: value for name, value in row.items() if name not in ("schedule", "hash")},
+            "agreement": evaluation.standing.agreement,
+            "dense_top1": dense.top1 if dense is not None and evaluation.confirmed else spec.dense_top1,
             "dense_flops": spec.dense_flops,
         },
         "provenance": {
@@ -64,6 +76,8 @@ def export_schedule(evaluation: Evaluation, study: Study) -> dict[str, Any]:
             "checkpoint": spec.checkpoint,
             "data": spec.data,
             "data_digest": spec.data_digest,
+            "confirm_split": spec.confirm_split,
+            "confirm_digest": spec.confirm_digest,
             "budget": spec.budget,
             "space": spec.space,
             "sampler": spec.sampler,
@@ -77,41 +91,42 @@ def export_schedule(evaluation: Evaluation, study: Study) -> dict[str, Any]:
 
 
 def best_evaluation(
-    front: Sequence[Evaluation], *, max_flops: int | None = None, min_top1: float | None = None
+    evaluations: Sequence[Evaluation], *, max_flops: int | None = None, min_top1: float | None = None
 ) -> Evaluation:
-    """Return the most accurate evaluation within the bounds; of equally accurate ones the cheapest.
+    """Return the evaluation of the highest standing top-1 within the bounds; of equal ones the cheapest.
 
     Args:
-        front: finished evaluations, in any order.
+        evaluations: in any order; those that are not done do not count.
         max_flops: the most FLOPs it may cost.
-        min_top1: the least accuracy in 0..1 it must have.
+        min_top1: the least standing top-1 in 0..1 that it must have.
 
     Raises:
         UsageError: there is none; the message names the nearest.
     """
-    done = [e for e in front if e.state == "done" and e.top1 is not None]
+    done = [(top1, e) for e in evaluations if (top1 := objective_value(e, "top1")) is not None]
     if not done:
         raise UsageError("no finished evaluation to choose from: run `prunefront search` for this study first")
-    affordable = [e for e in done if max_flops is None or e.flops <= max_flops]
+    affordable = [(top1, e) for top1, e in done if max_flops is None or e.flops <= max_flops]
     if not affordable:
-        cheapest = min(done, key=lambda e: (e.flops, -(e.top1 or 0.0)))
+        top1, cheapest = min(done, key=lambda one: (one[1].flops, -one[0]))
         raise UsageError(
-            f"no schedule costs at most {max_flops} FLOPs: the cheapest is {_describe(cheapest)}; raise --max-flops"
+            f"no schedule costs at most {max_flops} FLOPs: the cheapest is {_describe(cheapest, top1)}; "
+            "raise --max-flops"
         )
-    best = min(affordable, key=lambda e: (-(e.top1 or 0.0), e.flops))
-    if min_top1 is not None and (best.top1 or 0.0) < min_top1:
+    top1, best = min(affordable, key=lambda one: (-one[0], one[1].flops))
+    if min_top1 is not None and top1 < min_top1:
         bound = "" if max_flops is None else f" at no more than {max_flops} FLOPs"
         raise UsageError(
-            f"no schedule has a top-1 of at least {min_top1:g}{bound}: the best is {_describe(best)}; "
+            f"no schedule has a top-1 of at least {min_top1:g}{bound}: the best is {_describe(best, top1)}; "
             "lower --min-top1"
         )
     return best
 
 
-def _describe(evaluation: Evaluation) -> str:
+def _describe(evaluation: Evaluation, top1: float) -> str:
     return (
         f"{evaluation.schedule.text or 'the dense model'} "
-        f"({evaluation.flops} FLOPs, {evaluation.flops_ratio:.3f} of dense, top-1 {evaluation.top1:.4f})"
+        f"({evaluation.flops} FLOPs, {evaluation.flops_ratio:.3f} of dense, top-1 {top1:.4f})"
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from results.front import pareto_front
+from results.intervals import wilson_interval
 from results.records import Evaluation
 
 # Whether more of it is better.
@@ -47,3 +48,15 @@ def objectives_front(points: Sequence[Sequence[float | None]], objectives: Seque
     if len(objectives) == 1 and best:
         best = [i for i, point in enumerate(known) if point[0] == known[best[0]][0]]
     return [complete[i] for i in best]
+
+
+def share_interval(evaluation: Evaluation, objective: str) -> tuple[float, float] | None:
+    """Return the 95 % interval (low, high) of an evaluation's standing top-1 or agreement, in 0..1.
+
+    None for the other objectives, which are no shares of images, and where there is no value.
+    """
+    value = objective_value(evaluation, objective)
+    images = evaluation.standing.images
+    if objective not in ("top1", "agreement") or value is None or images < 1:
+        return None
+    return wilson_interval(value, images)

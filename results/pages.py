@@ -9,6 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from results.charts import flops_text
 from results.export import write_whole
+from results.objectives import share_interval
+from results.records import Evaluation
 
 
 def write_page(path: str | Path, template: str, **values: Any) -> None:
@@ -44,12 +46,19 @@ def _environment() -> Environment:
         "points": _points,
         "grouped": _grouped,
         "duration": _duration,
+        "interval": _interval,
     }
     return environment
 
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}"
+
+
+def _interval(evaluation: Evaluation) -> str:
+    """The 95 % interval of top-1 in per cent."""
+    ends = share_interval(evaluation, "top1")
+    return "–" if ends is None else f"{_percent(ends[0])}–{_percent(ends[1])}"
 
 
 def _grouped(number: int) -> str:

@@ -4,26 +4,34 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from results.charts import FrontChart, percent
+from results.charts import FrontChart
 from results.export import write_whole
-from results.records import Evaluation, Study
+from results.records import Confirmation, Evaluation, Study
 from spaces.errors import UsageError
 
 
-def plot_front(path: str | Path, study: Study, evaluations: Sequence[Evaluation]) -> None:
-    """Plot top-1 against FLOPs with the front, all evaluations, the dense point and the budget.
+def plot_front(
+    path: str | Path,
+    study: Study,
+    evaluations: Sequence[Evaluation],
+    dense_confirmed: Confirmation | None = None,
+) -> None:
+    """Plot the front with 95 % error bars, all evaluations, the dense point and the budget.
+
+    It is top-1 against FLOPs, or the study's own objectives where these are others.
 
     Args:
         path: `.html` for one self-contained page, `.png` for a picture.
         study: the study.
         evaluations: all of them; the front is found here.
+        dense_confirmed: the dense model's confirmed score, if there is one.
 
     Raises:
         UsageError: another ending.
         PrunefrontError: the file cannot be written.
     """
     check_plot_path(path)
-    chart = FrontChart.of(study, evaluations)
+    chart = FrontChart.of(study, evaluations, dense_confirmed)
     if Path(path).suffix.lower() == ".png":
         write_whole(path, _png(chart))
         return
@@ -50,52 +58,64 @@ def _png(chart: FrontChart) -> bytes:
     axes = figure.subplots()
     low, high = chart.view()
 
-    axes.axvline(chart.budget_ratio, color=muted, linewidth=1, linestyle=(0, (4, 3)))
-    axes.annotate(
-        f"budget {spec.budget}",
-        (chart.budget_ratio, low),
-        xytext=(-4, 6),
-        textcoords="offset points",
-        rotation=90,
-        ha="right",
-        va="bottom",
-        color=muted,
-        fontsize=8,
-    )
+    if chart.x.objective == "flops":
+        axes.axvline(chart.budget_ratio, color=muted, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"budget {spec.budget}",
+            (chart.budget_ratio, low),
+            xytext=(-4, 6),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            va="bottom",
+            color=muted,
+            fontsize=8,
+        )
     axes.scatter(
-        [e.flops_ratio for e in chart.others],
-        [percent(e) for e in chart.others],
+        [chart.cost(e) for e in chart.others],
+        [chart.height(e) for e in chart.others],
         s=14,
         color=faint,
         linewidths=0,
         label="evaluations",
     )
-    ratios, heights = [e.flops_ratio for e in chart.front], [percent(e) for e in chart.front]
-    axes.step(ratios, heights, where="post", color=accent, linewidth=1.4, alpha=0.6)
-    axes.scatter(ratios, heights, s=34, color=accent, zorder=3, label="Pareto front")
+    costs, heights = [chart.cost(e) for e in chart.front], [chart.height(e) for e in chart.front]
+    if chart.line:
+        axes.step(costs, heights, where="post", color=accent, linewidth=1.4, alpha=0.6)
+    spans = [chart.span(e) for e in chart.front]
+    axes.vlines(costs, [end for end, _ in spans], [end for _, end in spans], color=accent, linewidth=1, alpha=0.45)
+    for unconfirmed, label in ((False, "Pareto front, 95 %"), (True, "not confirmed")):
+        some = [e for e in chart.front if (chart.confirming and e.confirmed is None) == unconfirmed]
+        if some or not unconfirmed:
+            axes.scatter(
+                [chart.cost(e) for e in some],
+                [chart.height(e) for e in some],
+                s=34,
+                facecolors="white" if unconfirmed else accent,
+                edgecolors=accent,
+                linewidths=1.2,
+                zorder=3,
+                label=label,
+            )
     for number, e in enumerate(chart.tuned):
         tuned = 100 * (e.finetuned_top1 or 0.0)
-        axes.plot([e.flops_ratio] * 2, [percent(e), tuned], color=warm, linewidth=1, alpha=0.6)
+        axes.plot([chart.cost(e)] * 2, [chart.height(e), tuned], color=warm, linewidth=1, alpha=0.6)
         label = "_" if number else "fine-tuned"
-        axes.scatter([e.flops_ratio], [tuned], s=38, marker="D", color=warm, zorder=4, label=label)
-    axes.scatter([1.0], [100 * spec.dense_top1], s=70, marker="*", color=ink, zorder=4, label="dense model")
+        axes.scatter([chart.cost(e)], [tuned], s=38, marker="D", color=warm, zorder=4, label=label)
+    axes.scatter([1.0], [chart.dense_height], s=70, marker="*", color=ink, zorder=4, label="dense model")
 
     axes.set_ylim(low, high)
-    axes.set_xlabel("FLOPs as a share of the dense model's", color=muted)
-    axes.set_ylabel("top-1, %", color=muted)
+    axes.set_xlabel("\n".join(filter(None, (chart.x.title, chart.missing()))), color=muted)
+    axes.set_ylabel(chart.y.title, color=muted)
     axes.set_title(
         f"{_plain(spec.name)}: {_plain(spec.model)} on {_plain(spec.data)}", loc="left", color=ink, fontsize=11
     )
-    if hidden := chart.hidden():
-        axes.annotate(
-            f"{hidden} more below", (0.99, 0.02), xycoords="axes fraction", ha="right", color=muted, fontsize=8
-        )
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#d5d2cb")
     axes.tick_params(colors=muted, labelsize=9)
     axes.grid(color="#eeece7", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(1.0, 0.04), labelcolor=ink)
+    axes.legend(frameon=False, fontsize=9, loc="best", labelcolor=ink)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png")

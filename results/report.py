@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from results.charts import BlockTokens, FrontChart, spread, tokens_by_block
+from results.intervals import wilson_interval
 from results.pages import write_page
 from results.pictures import Tile, TokenPicture, tiles
-from results.records import Evaluation, Study
+from results.records import Confirmation, Evaluation, Study
 
 __all__ = ["TokenPicture", "reproducing_commands", "write_report"]
 
@@ -24,6 +25,7 @@ def write_report(
     evaluations: Sequence[Evaluation],
     pictures: Sequence[TokenPicture] = (),
     *,
+    dense_confirmed: Confirmation | None = None,
     commands: Sequence[str] | None = None,
 ) -> None:
     """Write the page; it opens offline and needs nothing beside it.
@@ -31,14 +33,15 @@ def write_report(
     Args:
         path: where to; the folder must be there.
         study: the study.
-        evaluations: all of them, failed ones too.
+        evaluations: all of them, failed and stopped ones too.
         pictures: a handful of images with the tokens that a schedule dropped.
+        dense_confirmed: the dense model's confirmed score, if there is one.
         commands: command lines that reproduce the study; made from the study if not given.
 
     Raises:
         PrunefrontError: the file cannot be written.
     """
-    chart = FrontChart.of(study, evaluations)
+    chart = FrontChart.of(study, evaluations, dense_confirmed)
     layout = study.spec.token_layout
     profiles = [Profile(e, tokens_by_block(layout, e.schedule)) for e in spread(chart.front, MOST_PROFILES)]
     write_page(
@@ -77,12 +80,18 @@ def reproducing_commands(study: Study, trials: int) -> list[str]:
     }
     if spec.checkpoint is not None:
         search["--checkpoint"] = spec.checkpoint
-    report = {"--study": spec.name, "--out": "report.html"}
+    if set(spec.objectives) != {"top1", "flops"}:
+        search["--objective"] = spec.objectives
+    report: dict[str, object] = {"--study": spec.name, "--out": "report.html"}
     return [_command("search", search), _command("report", report)]
 
 
 def _command(name: str, options: Mapping[str, object]) -> str:
-    return " ".join(["prunefront", name, *(f"{key} {shlex.quote(str(value))}" for key, value in options.items())])
+    words = ["prunefront", name]
+    for key, value in options.items():
+        for each in value if isinstance(value, tuple) else (value,):
+            words += [key, shlex.quote(str(each))]
+    return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -124,15 +133,17 @@ class Summary:
     """The figures that a reader wants first.
 
     Attributes:
-        best: the most accurate point of the front within the budget; None without one.
+        best: the point of the front with the highest top-1 within the budget; None without one.
         near: the cheapest whose top-1 is at most a point below the dense model's; None without one.
         tuned: the evaluation with the best fine-tuned top-1; None without one.
+        images: that the standing scores were measured on.
         noise: half of the 95 % interval of the dense top-1, as a share; how far to trust a difference.
     """
 
     best: Evaluation | None
     near: Evaluation | None
     tuned: Evaluation | None
+    images: int
     noise: float
 
     @classmethod
@@ -140,18 +151,20 @@ class Summary:
         """Choose from what the chart shows."""
         spec = chart.study.spec
         within = [e for e in chart.front if e.flops <= spec.limit]
-        close = [e for e in chart.front if (e.top1 or 0.0) >= spec.dense_top1 - 0.01 and not e.schedule.dense]
+        close = [e for e in chart.front if _top1(e) >= chart.dense_top1 - 0.01 and not e.schedule.dense]
+        images = spec.confirm_images if chart.confirming else spec.images
+        low, high = wilson_interval(chart.dense_top1, images)
         return cls(
-            best=within[-1] if within else None,
+            best=max(within, key=_top1, default=None),
             near=close[0] if close else None,
             tuned=max(chart.tuned, key=lambda e: e.finetuned_top1 or 0.0, default=None),
-            noise=_wilson_half_width(spec.dense_top1, spec.images),
+            images=images,
+            noise=(high - low) / 2,
         )
 
 
-def _wilson_half_width(share: float, count: int) -> float:
-    z = 1.96
-    return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+def _top1(evaluation: Evaluation) -> float:
+    return evaluation.standing.top1 or 0.0
 
 
 @dataclass(frozen=True)
@@ -159,7 +172,8 @@ class Cost:
     """What the search took.
 
     Attributes:
-        evaluations: finished ones, done or failed.
+        evaluations: recorded ones: done, failed or stopped.
+        stopped: how many of them were stopped.
         seconds: all evaluations together.
         median: seconds of the middle one that was done.
         failures: kind, count, and the first message of each kind.
@@ -167,6 +181,7 @@ class Cost:
     """
 
     evaluations: int
+    stopped: int
     seconds: float
     median: float | None
     failures: list[tuple[str, int, str]]
@@ -183,6 +198,7 @@ class Cost:
         counts = Counter(e.failure or "ERROR" for e in failed)
         return cls(
             evaluations=len(evaluations),
+            stopped=sum(e.state == "stopped" for e in evaluations),
             seconds=sum(e.seconds or 0.0 for e in evaluations),
             median=took[len(took) // 2] if took else None,
             failures=[(kind, count, messages[kind]) for kind, count in counts.most_common()],
@@ -200,11 +216,16 @@ def _settings(study: Study) -> list[tuple[str, str]]:
         ("Weights SHA-256", spec.weights_digest),
         ("Data", f"{spec.data}, {spec.images:,} images for each evaluation"),
         ("Data SHA-256", spec.data_digest),
-        ("Budget", f"{spec.budget}: at most {spec.limit:,} of {spec.dense_flops:,} FLOPs"),
+        ("Budget", f"{spec.budget}: {spec.least:,} to {spec.limit:,} of {spec.dense_flops:,} FLOPs"),
         ("Space", spec.space),
         ("Sampler", f"{spec.sampler}, seed {spec.seed}"),
         ("Objectives", ", ".join(spec.objectives)),
         ("Begun", study.created_at.strftime("%Y-%m-%d %H:%M UTC")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in spec.versions.items())),
     ]
+    if study.confirmed:
+        settings[5:5] = [
+            ("Confirmed on", f"{spec.confirm_images:,} images of the {spec.confirm_split} split"),
+            ("Its SHA-256", spec.confirm_digest),
+        ]
     return [(name, str(value)) for name, value in settings]

@@ -12,12 +12,27 @@
   const escape = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const column = (points, key) => points.map((point) => point[key]);
 
+  const [xAxis, yAxis] = [data.axes.x, data.axes.y];
+  const shown = (value) => value.toFixed(yAxis.digits) + yAxis.unit;
+  const grouped = (count) => count.toLocaleString("en");
+
   function describe(point) {
-    const lines = [`<b>${point.y.toFixed(2)} %</b> top-1`, `${point.x.toFixed(3)} of dense, ${escape(point.flops)}FLOPs`];
-    if (point.before !== undefined) lines.push(`${point.before.toFixed(2)} % before fine-tuning`);
+    const lines = [`<b>${shown(point.y)}</b> ${yAxis.name}`];
+    if (point.low !== null) lines.push(`${shown(point.low)} to ${shown(point.high)} (95 %, ${grouped(point.images)} images)`);
+    if (point.search) lines.push(`${shown(point.search.y)} in the search (${grouped(point.search.images)} images)`);
+    if (point.unconfirmed) lines.push("not confirmed");
+    lines.push(`${point.share.toFixed(3)} of dense, ${escape(point.flops)}FLOPs`);
+    if (point.before !== undefined) lines.push(`${shown(point.before)} before fine-tuning`);
     if (point.agreement !== null) lines.push(`${point.agreement.toFixed(1)} % agree with dense`);
+    if (point.latency_ratio !== null) lines.push(`${point.latency_ratio.toFixed(3)} of dense running time`);
     if (point.latency !== null) lines.push(`${point.latency.toPrecision(3)} ms an image`);
     return lines.concat(point.schedule.map(escape)).join("<br>");
+  }
+
+  function describeDense(dense) {
+    const lines = [`<b>${shown(dense.y)}</b> ${yAxis.name}`];
+    if (dense.search) lines.push(`${shown(dense.search.y)} in the search (${grouped(dense.search.images)} images)`);
+    return lines.concat(`dense, ${escape(dense.flops)}FLOPs`).join("<br>");
   }
 
   function markers(name, points, marker, extra) {
@@ -32,8 +47,17 @@
     if (data.others.length) {
       found.push(markers("evaluations", data.others, { color: colour("faint"), size: 6, opacity: 0.75 }));
     }
-    found.push(markers("Pareto front", data.front, { color: colour("accent"), size: narrow.matches ? 8 : 9 }, {
-      mode: "lines+markers", line: { shape: "hv", color: colour("accent"), width: 1.5 },
+    const marker = {
+      color: colour("accent"), size: narrow.matches ? 8 : 9,
+      symbol: data.front.map((point) => (point.unconfirmed ? "circle-open" : "circle")),
+    };
+    found.push(markers("Pareto front, 95 %", data.front, marker, {
+      mode: data.line ? "lines+markers" : "markers", line: { shape: "hv", color: colour("accent"), width: 1.5 },
+      error_y: {
+        type: "data", symmetric: false, thickness: 1, width: 0, color: colour("accent"),
+        array: data.front.map((point) => (point.high === null ? 0 : point.high - point.y)),
+        arrayminus: data.front.map((point) => (point.low === null ? 0 : point.y - point.low)),
+      },
     }));
     if (data.tuned.length) {
       const lift = { x: [], y: [] };
@@ -50,7 +74,7 @@
     found.push({
       name: "dense model", type: "scatter", mode: "markers", x: [data.dense.x], y: [data.dense.y],
       marker: { color: colour("ink"), size: 13, symbol: "star" },
-      hovertemplate: `<b>${data.dense.y.toFixed(2)} %</b> top-1<br>dense, ${escape(data.dense.flops)}FLOPs<extra></extra>`,
+      text: [describeDense(data.dense)], hovertemplate: "%{text}<extra></extra>",
     });
     return found;
   }
@@ -60,7 +84,8 @@
       gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, automargin: true,
       tickfont: { color: colour("muted"), size: 12 }, title: { font: { color: colour("muted"), size: 13 }, standoff: 12 },
     };
-    const xs = column(data.front.concat(data.others), "x").concat([data.dense.x, data.budget.x]);
+    const budget = data.budget ? [data.budget] : [];
+    const xs = column(data.front.concat(data.others, budget), "x").concat([data.dense.x]);
     const [left, right] = [Math.min(...xs), Math.max(...xs)];
     const pad = 0.05 * (right - left) + 0.01;
     const ys = column(data.front.concat(data.others), "y").concat(data.view);
@@ -74,13 +99,15 @@
       hovermode: "closest", hoverdistance: 16,
       hoverlabel: { bgcolor: colour("surface"), bordercolor: colour("faint"), align: "left", font: { family: getComputedStyle(document.body).fontFamily, color: colour("ink"), size: 13 } },
       legend: { orientation: "h", x: 0, y: 1.03, xanchor: "left", yanchor: "bottom", font: { size: 12, color: colour("muted") } },
-      xaxis: { ...axis, title: { ...axis.title, text: "FLOPs as a share of the dense model's" }, range: [left - pad, right + pad], tickformat: ".2~f" },
-      yaxis: { ...axis, title: { ...axis.title, text: narrow.matches ? "" : "top-1 accuracy, %" }, range: everything ? all : data.view, ticksuffix: narrow.matches ? " %" : "" },
-      shapes: [{ type: "line", x0: data.budget.x, x1: data.budget.x, yref: "paper", y0: 0, y1: 1, line: { color: colour("muted"), width: 1, dash: "dash" } }],
-      annotations: [{
-        x: data.budget.x, yref: "paper", y: 0, text: escape(data.budget.label), showarrow: false, textangle: -90,
+      xaxis: { ...axis, title: { ...axis.title, text: escape(xAxis.title) }, range: [left - pad, right + pad], tickformat: ".2~f" },
+      yaxis: { ...axis, title: { ...axis.title, text: narrow.matches ? "" : escape(yAxis.title) }, range: everything ? all : data.view, ticksuffix: narrow.matches ? yAxis.unit : "" },
+      shapes: budget.map(({ x }) => (
+        { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: colour("muted"), width: 1, dash: "dash" } }
+      )),
+      annotations: budget.map(({ x, label }) => ({
+        x, yref: "paper", y: 0, text: escape(label), showarrow: false, textangle: -90,
         xanchor: "right", yanchor: "bottom", xshift: -2, yshift: 6, font: { color: colour("muted"), size: 12 },
-      }],
+      })),
     };
   }
 

@@ -16,14 +16,17 @@ from search.commands.options import (
     check_top1,
     database,
     flops_limit,
+    print_front,
 )
 from search.output import Column, Format, flops_text, print_rows, say
+from spaces import PruningSchedule
 from spaces.errors import CheckpointError, DataError, PrunefrontError
 
 if TYPE_CHECKING:
     from results.pictures import TokenPicture
-    from results.records import Evaluation
+    from results.records import Confirmation, Evaluation
     from results.records import Study as StudyRecord
+    from results.store import Store
 
 ALL_COLUMNS = {
     "number": Column("no.", right=True),
@@ -39,6 +42,7 @@ STUDY_COLUMNS = {
     "budget": Column("budget"),
     "done": Column("done", right=True),
     "failed": Column("failed", right=True),
+    "stopped": Column("stopped", right=True),
     "dense_top1": Column("dense top-1", lambda x: f"{x:.4f}", right=True),
     "dense_flops": Column("dense FLOPs", flops_text, right=True),
     "space": Column("space"),
@@ -53,7 +57,9 @@ def front(
     db: Database = None,
     max_flops: MaxFlops = None,
     min_top1: MinTop1 = None,
-    all: Annotated[bool, typer.Option("--all", help="Every evaluation, in order, failed ones too.")] = False,
+    all: Annotated[
+        bool, typer.Option("--all", help="Every evaluation, in order, failed and stopped ones too.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot, too: .html or .png.")] = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -74,9 +80,11 @@ def front(
         else:
             rows = [front_row(e) for e in store.front(found, limit, min_top1)]
         if plot is not None:
-            plot_front(plot, found, store.evaluations(found, done_only=False))
+            plot_front(plot, found, store.evaluations(found, done_only=False), _dense(store, found))
             say(f"wrote {plot}")
-    print_rows(rows, ALL_COLUMNS if all else FRONT_COLUMNS, format, empty=f"{study}: no evaluation within the bounds")
+    columns = ALL_COLUMNS if all else FRONT_COLUMNS
+    marked, empty = found.confirmed > 0, f"{study}: no evaluation within the bounds"
+    print_front(rows, format, marked=marked, columns=columns, empty=empty)
 
 
 def export(
@@ -94,9 +102,10 @@ def export(
     with Store.open(database(db)) as store:
         found = store.study(study)
         limit = flops_limit(max_flops, found.spec.dense_flops)
-        best = best_evaluation(store.front(found), max_flops=limit, min_top1=min_top1)
-        write_json(out, export_schedule(best, found))
-    say(f"wrote {out}: {best.schedule.text or 'dense'}, top-1 {best.top1:.4f}, {best.flops_ratio:.3f} of dense FLOPs")
+        best = best_evaluation(store.evaluations(found), max_flops=limit, min_top1=min_top1)
+        write_json(out, export_schedule(best, found, _dense(store, found)))
+    top1 = f"top-1 {best.standing.top1:.4f}{', confirmed' if best.confirmed else ''}"
+    say(f"wrote {out}: {best.schedule.text or 'dense'}, {top1}, {best.flops_ratio:.3f} of dense FLOPs")
 
 
 def report(
@@ -112,14 +121,14 @@ def report(
     with Store.open(database(db)) as store:
         found = store.study(study)
         evaluations = store.evaluations(found, done_only=False)
-        best = store.front(found)
+        best, dense = store.front(found), _dense(store, found)
     shown: Sequence[TokenPicture] = []
     if best and pictures:
         try:
             shown = token_pictures(found, chosen(best), pictures)
         except (PrunefrontError, OSError) as error:
             say(f"warning: without pictures of tokens: {error}")
-    write_report(out, found, evaluations, shown)
+    write_report(out, found, evaluations, shown, dense_confirmed=dense)
     say(f"wrote {out}")
 
 
@@ -134,8 +143,8 @@ def studies(db: Database = None, format: FormatOption = Format.table) -> None:
 
 def chosen(front: "Sequence[Evaluation]") -> "Evaluation":
     """Return the cheapest point of the front that loses at most a point of top-1 against its best."""
-    best = max(e.top1 or 0.0 for e in front)
-    return min((e for e in front if (e.top1 or 0.0) >= best - BEARABLE_LOSS), key=lambda e: e.flops)
+    best = max(e.standing.top1 or 0.0 for e in front)
+    return min((e for e in front if (e.standing.top1 or 0.0) >= best - BEARABLE_LOSS), key=lambda e: e.flops)
 
 
 def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -> "list[TokenPicture]":
@@ -184,7 +193,15 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
 def _within(evaluation: "Evaluation", max_flops: int | None, min_top1: float | None) -> bool:
     if max_flops is not None and evaluation.flops > max_flops:
         return False
-    return min_top1 is None or (evaluation.top1 is not None and evaluation.top1 >= min_top1)
+    from results.objectives import objective_value
+
+    top1 = objective_value(evaluation, "top1")
+    return min_top1 is None or (top1 is not None and top1 >= min_top1)
+
+
+def _dense(store: "Store", study: "StudyRecord") -> "Confirmation | None":
+    """Return the dense model's confirmed score."""
+    return store.confirmation(study, PruningSchedule().hash)
 
 
 def _full_row(evaluation: "Evaluation") -> dict[str, Any]:
@@ -196,7 +213,8 @@ def _full_row(evaluation: "Evaluation") -> dict[str, Any]:
         "state": evaluation.state,
         "failure": evaluation.failure,
         "error": evaluation.error,
-        "agreement": evaluation.agreement,
+        "agreement": evaluation.standing.agreement if evaluation.state == "done" else None,
+        "estimate": evaluation.estimate,
         "seconds": evaluation.seconds,
         "origin": evaluation.origin,
         "finished_at": evaluation.finished_at.isoformat() if evaluation.finished_at else None,
@@ -210,10 +228,15 @@ def _study_row(study: "StudyRecord") -> dict[str, Any]:
         "model": spec.model,
         "data": spec.data,
         "budget": spec.budget,
+        "least": spec.least,
         "limit": spec.limit,
         "done": study.done,
         "failed": study.failed,
+        "stopped": study.stopped,
+        "confirmed": study.confirmed,
         "images": spec.images,
+        "confirm_split": spec.confirm_split,
+        "confirm_images": spec.confirm_images,
         "dense_top1": spec.dense_top1,
         "dense_flops": spec.dense_flops,
         "space": spec.space,

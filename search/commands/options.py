@@ -2,11 +2,12 @@
 
 import math
 import os
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
-from search.output import Column, Format, flops_text, share_text
+from search.output import Column, Columns, Format, flops_text, print_rows, share_text
 from spaces import FlopsBudget
 from spaces.errors import UsageError
 
@@ -55,6 +56,41 @@ FRONT_COLUMNS = {
     "images": Column("images", right=True),
     "hash": Column("hash"),
 }
+INTERVAL_COLUMNS = {"interval": Column("95 % interval", right=True)}
+CONFIRMED_COLUMNS = {"confirmed": Column("confirmed", lambda confirmed: "yes" if confirmed else "no")}
+
+
+def print_front(
+    rows: Sequence[Mapping[str, Any]],
+    form: Format,
+    *,
+    marked: bool,
+    columns: Columns = FRONT_COLUMNS,
+    empty: str = "",
+) -> None:
+    """Print rows of `front_row`; a table also shows the interval of top-1 in a column of its own.
+
+    Args:
+        rows: of evaluations of one study.
+        form: table, JSON or CSV.
+        marked: whether the study has confirmed scores, so that a table says which ones are.
+        columns: what the table shows, `top1` among it.
+        empty: as in `print_rows`.
+    """
+    if form is not Format.table:
+        print_rows(rows, columns, form)
+        return
+    shown: dict[str, Column] = {}
+    for name, column in columns.items():
+        shown[name] = column
+        if name == "top1":
+            shown |= INTERVAL_COLUMNS | (CONFIRMED_COLUMNS if marked else {})
+    print_rows([{**row, "interval": _interval_text(row)} for row in rows], shown, form, empty=empty)
+
+
+def _interval_text(row: Mapping[str, Any]) -> str | None:
+    low, high = row["top1_low"], row["top1_high"]
+    return None if low is None else f"{share_text(low)}–{share_text(high)}"
 
 
 def database(given: str | None) -> str:

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from search.commands.options import FRONT_COLUMNS, Checkpoint, Database, FormatOption, Images, database
+from search.commands.options import Checkpoint, Database, FormatOption, Images, database, print_front
 from search.config import OBJECTIVES, SAMPLERS, resolve
-from search.output import Format, print_rows, say
+from search.output import Format, say
 
 
 def search(
@@ -127,4 +127,5 @@ def search(
         say(f"{settings.study}: the same command goes on from here")
         raise typer.Exit(outcome.exit_code)
     with Store.open(url) as store:
-        print_rows([front_row(e) for e in store.front(outcome.study)], FRONT_COLUMNS, format)
+        rows = [front_row(e) for e in store.front(outcome.study)]
+    print_front(rows, format, marked=outcome.study.confirmed > 0)

@@ -1,0 +1,78 @@
+"""The two directions of a front's plot: which objective each shows, and how its values read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from results.objectives import OBJECTIVES, objective_value, share_interval
+from results.records import Evaluation
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An objective as it is drawn.
+
+    Attributes:
+        objective: a name from `OBJECTIVES`.
+        name: in a sentence.
+        title: along the axis.
+        dense: what the dense model has by definition; None if it must be measured.
+        scale: a recorded value times this is what is shown.
+        unit: that follows a value.
+        digits: after the point.
+        grain: the least difference that is worth the plot's whole height, as shown.
+        ends: values are never drawn outside of these.
+    """
+
+    objective: str
+    name: str
+    title: str
+    dense: float | None = None
+    scale: float = 1.0
+    unit: str = ""
+    digits: int = 3
+    grain: float = 0.01
+    ends: tuple[float, float] = (-float("inf"), float("inf"))
+
+    @property
+    def rising(self) -> bool:
+        """Whether more is better."""
+        return OBJECTIVES[self.objective]
+
+    def value(self, evaluation: Evaluation) -> float | None:
+        """Return what is drawn of an evaluation that is done, by its standing score; None if there is nothing."""
+        if self.objective == "flops":
+            return evaluation.flops_ratio
+        found = objective_value(evaluation, self.objective)
+        return None if found is None else self.scale * found
+
+    def searched(self, evaluation: Evaluation) -> float:
+        """Return the score on the search's images of an evaluation that is done, as shown."""
+        return self.scale * float(getattr(evaluation, self.objective))
+
+    def interval(self, evaluation: Evaluation) -> tuple[float, float] | None:
+        """Return the 95 % interval of `value`, as shown; None where there is none."""
+        found = share_interval(evaluation, self.objective)
+        return None if found is None else (self.scale * found[0], self.scale * found[1])
+
+
+_share = partial(Axis, scale=100.0, unit=" %", digits=2, grain=1.0, ends=(-2.0, 102.0))
+X_AXES = {
+    "flops": Axis("flops", "FLOPs", "FLOPs as a share of the dense model's", dense=1.0),
+    "latency": Axis("latency", "running time", "running time as a share of the dense model's", dense=1.0),
+}
+Y_AXES = {
+    "top1": _share("top1", "top-1", "top-1, %"),
+    "agreement": _share("agreement", "agreement", "agreement with the dense model, %", dense=100.0),
+    "loss": Axis("loss", "cross-entropy", "mean cross-entropy", digits=4),
+}
+
+
+def axes(objectives: Sequence[str]) -> tuple[Axis, Axis]:
+    """Return the axes (x, y) of a study's plot: what a schedule costs, and how well it does.
+
+    x is FLOPs unless the study optimises latency and not FLOPs; y is the first of top-1, agreement and loss
+    that it optimises, or top-1.
+    """
+    x = X_AXES["latency" if "latency" in objectives and "flops" not in objectives else "flops"]
+    return x, next((axis for name, axis in Y_AXES.items() if name in objectives), Y_AXES["top1"])

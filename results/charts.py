@@ -180,8 +180,8 @@ class FrontChart:
             "flops": flops_text(e.flops),
             "schedule": schedule_lines(e.schedule),
             "agreement": None if agreement is None or self.y.objective == "agreement" else 100 * agreement,
-            "latency": e.latency_ms,
-            "latency_ratio": e.latency_ratio,
+            "latency": e.standing.latency_ms,
+            "latency_ratio": e.standing.latency_ratio,
             "hash": e.hash,
         }
 

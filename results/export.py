@@ -28,14 +28,14 @@ def front_row(evaluation: Evaluation) -> dict[str, Any]:
         "flops": evaluation.flops,
         "flops_ratio": evaluation.flops_ratio,
         "images": standing.images,
-        "latency_ms": evaluation.latency_ms,
+        "latency_ms": standing.latency_ms,
         "finetuned_top1": evaluation.finetuned_top1,
         "top1_low": low,
         "top1_high": high,
         "confirmed": evaluation.confirmed is not None,
         "search_top1": evaluation.top1 if done else None,
         "search_images": evaluation.images,
-        "latency_ratio": evaluation.latency_ratio,
+        "latency_ratio": standing.latency_ratio,
     }
 
 

@@ -14,7 +14,7 @@ OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "
 def objective_value(evaluation: Evaluation, objective: str) -> float | None:
     """Return an evaluation's value of an objective; None if it has none.
 
-    FLOPs and latency (a share of the dense model's running time) are as recorded. The others are the
+    FLOPs are as recorded. The others, latency as a share of the dense model's running time, are the
     *standing* score, the confirmed one where there is one; an evaluation that is not done has none, since
     what a stopped one has was measured on some of the images only.
 
@@ -24,11 +24,9 @@ def objective_value(evaluation: Evaluation, objective: str) -> float | None:
     """
     if objective == "flops":
         return float(evaluation.flops)
-    if objective == "latency":
-        return evaluation.latency_ratio
     if evaluation.state != "done":
         return None
-    score: float | None = getattr(evaluation.standing, objective)
+    score: float | None = getattr(evaluation.standing, "latency_ratio" if objective == "latency" else objective)
     return score
 
 

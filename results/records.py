@@ -133,8 +133,8 @@ class Confirmation:
     agreement: float
     images: int
     seconds: float
-    latency_ms: float | None = None
-    latency_ratio: float | None = None
+    latency_ms: float
+    latency_ratio: float
     finished_at: datetime | None = None
 
 
@@ -201,7 +201,7 @@ class Evaluation:
 
     @property
     def standing(self) -> "Confirmation | Evaluation":
-        """Whose top1, loss, agreement and images stand: the confirmation's if there is one, else its own."""
+        """Whose scores, images and running time stand: the confirmation's if there is one, else its own."""
         return self.confirmed or self
 
 

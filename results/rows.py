@@ -29,6 +29,7 @@ CONFIRMED_COLUMNS: dict[str, InstrumentedAttribute[Any]] = {
     "top1": ConfirmationRow.top1,
     "loss": ConfirmationRow.loss,
     "agreement": ConfirmationRow.agreement,
+    "latency": ConfirmationRow.latency_ratio,
 }
 
 

@@ -158,8 +158,8 @@ class ConfirmationRow(Base):
     agreement: Mapped[float]
     images: Mapped[int]
     seconds: Mapped[float]
-    latency_ms: Mapped[float | None]
-    latency_ratio: Mapped[float | None]
+    latency_ms: Mapped[float]
+    latency_ratio: Mapped[float]
     finished_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

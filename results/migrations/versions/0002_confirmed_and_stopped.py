@@ -43,8 +43,8 @@ def upgrade() -> None:
         sa.Column("agreement", sa.Double(), nullable=False),
         sa.Column("images", sa.Integer(), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
-        sa.Column("latency_ms", sa.Double(), nullable=True),
-        sa.Column("latency_ratio", sa.Double(), nullable=True),
+        sa.Column("latency_ms", sa.Double(), nullable=False),
+        sa.Column("latency_ratio", sa.Double(), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(
             ["study_id"], ["studies.id"], name=op.f("fk_confirmations_studies"), ondelete="CASCADE"

@@ -1,11 +1,12 @@
-"""What a search costs beside the model's forward passes, per evaluation: the median over a 40-trial run.
+"""What a search costs beside the model's forward passes, per evaluation, and how busy its workers are.
 
-An evaluation's overhead is the time from the moment its slot was free (the evaluation before it in that
-slot was recorded) until it was recorded itself, less its forward passes. So it covers asking the sampler,
-Tune and its messages, setting the schedule, normalising the images, the loss, and writing to the data
-base. The first evaluation of each slot also waits for its worker to start and load; it is given apart.
+The overhead of a brood is the time from the moment its slot was free (the brood before it in that slot was
+recorded) until it was recorded itself, less its forward passes, for each of its candidates. So it covers asking
+the sampler, Tune and its messages, setting the schedule, normalising the images, the loss, and writing to the
+data base. The first brood of each slot also waits for its worker to start and load; it is given apart. The
+utilisation is the share of forward passes in the time of the slots, after that start.
 
-    python benchmarks/search_overhead.py [--trials 40] [--images 200] [--workers W]
+    python benchmarks/search_overhead.py [--trials 80] [--images 200] [--workers W] [--brood N] [--sampler K]
 """
 
 import argparse
@@ -24,30 +25,46 @@ from search.runner import available_cpus, run_search
 def main() -> None:
     """Run one search and print its figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=80)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--workers", type=int, default=available_cpus())
+    parser.add_argument("--brood", type=int, default=4)
+    parser.add_argument("--sampler", default="gp")
+    parser.add_argument("--race-error", type=float, default=0.05)
+    parser.add_argument("--model", default="vim_nano")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--data", default="embedded")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = SearchConfig(
-            model="vim_nano",
+            model=options.model,
+            checkpoint=options.checkpoint,
             study="overhead",
-            data="embedded",
+            data=options.data,
             flops_budget="0.9",
             trials=options.trials,
             images=options.images,
             workers=options.workers,
+            brood=options.brood,
+            sampler=options.sampler,
+            race_error=options.race_error,
+            confirm_images=0,
         )
         began = time.perf_counter()
         with SearchProgress("search", Console(stderr=True)) as progress:
             outcome = run_search(config, f"sqlite:///{Path(folder) / 'overhead.db'}", progress)
         wall = time.perf_counter() - began
-    first, later = outcome.overheads[: options.workers], outcome.overheads[options.workers :]
-    print(f"vim_nano on embedded, {options.images} images an evaluation, {options.workers} workers of 1 CPU")
+    started = options.workers * options.brood
+    first, later = outcome.overheads[:started], outcome.overheads[started:]
+    busy = sum(outcome.forwards[started:])
+    print(f"{options.model} on {options.data}, {options.images} images, {options.workers} workers of 1 CPU")
+    print(f"sampler {options.sampler}, broods of {options.brood}")
     print(f"evaluations                       {outcome.evaluated}")
+    print(f"forward passes, mean              {busy / len(later):.2f} s")
     print(f"overhead an evaluation, median    {1e3 * median(later):.0f} ms")
     print(f"overhead an evaluation, p90       {1e3 * quantiles(later, n=10)[-1]:.0f} ms")
-    print(f"first in each slot (start, load)  {median(first):.1f} s")
+    print(f"utilisation of the workers        {busy / (busy + sum(later)):.1%}")
+    print(f"first in each slot (start, load)  {median(first) * options.brood:.1f} s")
     print(f"whole run, from model to end      {wall:.1f} s")
 
 

@@ -16,7 +16,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-GROWTH = 1.25  # of the images from a look to the next: the first ones decide most, and each look costs error
+GROWTH = 1.5  # of the images from a look to the next: the first ones decide most, and each look costs error
 
 
 class Race:

@@ -64,7 +64,7 @@ class SearchOutcome:
         ending: why nothing more was suggested.
         exit_code: 0, or 130 or 143 after a signal.
         evaluated: evaluations that this run recorded.
-        overheads: seconds of each of them that were not forward passes; see `ScheduleSearcher`.
+        overheads, forwards: seconds of each of them that were not forward passes, and that were; see `ScheduleSearcher`.
         seconds: what Tune took, starting its workers included.
     """
 
@@ -73,6 +73,7 @@ class SearchOutcome:
     exit_code: int = 0
     evaluated: int = 0
     overheads: list[float] = field(default_factory=list)
+    forwards: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -248,7 +249,8 @@ def _search(
         outcome.seconds = time.monotonic() - started
     if searcher.error is not None:
         raise searcher.error
-    outcome.ending, outcome.evaluated, outcome.overheads = searcher.ending, searcher.evaluated, searcher.overheads
+    outcome.ending, outcome.evaluated = searcher.ending, searcher.evaluated
+    outcome.overheads, outcome.forwards = searcher.overheads, searcher.forwards
     return outcome
 
 

@@ -82,6 +82,7 @@ class ScheduleSearcher(Searcher):
         evaluated: how many evaluations this run recorded.
         overheads: for each trial, the seconds from the moment its slot was free (another trial was recorded in
             it, or the search began) until it was recorded itself, less its forward passes, for each candidate.
+        forwards: the seconds of these forward passes, for each candidate.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class ScheduleSearcher(Searcher):
         self.error: Exception | None = None
         self.evaluated = 0
         self.overheads: list[float] = []
+        self.forwards: list[float] = []
         self._began = time.monotonic()
         self._free: list[float] = []  # since when each slot without a trial has had none
 
@@ -181,6 +183,7 @@ class ScheduleSearcher(Searcher):
                 forward = sum(float(measured.get("forward_seconds", 0.0)) for measured in result["results"])
                 spent = time.monotonic() - flight.since - forward
                 self.overheads += [spent / len(flight.brood)] * len(flight.brood)
+                self.forwards += [forward / len(flight.brood)] * len(flight.brood)
             self._observe(self.snapshot)
         except Exception as caught:
             self._give_up(caught)

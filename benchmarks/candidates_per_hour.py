@@ -1,0 +1,105 @@
+"""How many candidates an hour decides: alone on all images, with shared beginnings, with a race, with both.
+
+The same candidates in the same order each time: starting schedules, then random points of the space, which is what
+a search sees before it has learnt anything. Every way ends with a front; those of all ways should be the same, and a
+candidate that was stopped although it belongs there is counted as a false stop.
+
+    python benchmarks/candidates_per_hour.py --model plain_mamba_nano --checkpoint F --data folder:cifar10
+
+Time is the CPU seconds of one thread, ways in turn on the same machine.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+
+import torch
+
+import ssm_models
+from results import Evaluation
+from search.data import open_data
+from search.evaluator import Entry, Evaluator, Metrics
+from search.sampler import Sampler
+from search.standing import Standing
+from search.subject import open_model
+from search.worker import pack
+from spaces import FlopsBudget, PruningSchedule
+from spaces.published import starting_schedules
+from spaces.space import make_space
+
+OBJECTIVES = ("top1", "flops")
+
+
+def decide(
+    evaluator: Evaluator, table: ssm_models.CostTable, candidates: Sequence[PruningSchedule], brood: int, race: bool
+) -> tuple[float, Standing, int]:
+    """Evaluate the candidates in broods; return the CPU seconds, what is known then, and the images run."""
+    standing = Standing(OBJECTIVES, evaluator.model.layout, ())
+    images, began = 0, time.process_time()
+    for start in range(0, len(candidates), brood):
+        part = candidates[start : start + brood]
+        entries = [Entry(s, standing.bar(table.flops(s)) if race else None) for s in part]
+        for schedule, found in zip(part, evaluator.evaluate_brood(entries), strict=True):
+            assert isinstance(found, Metrics)
+            images += found.images
+            flops = table.flops(schedule)
+            standing.add(
+                Evaluation(
+                    schedule, flops, flops / table.dense, "stopped" if found.stopped else "done",
+                    top1=found.top1, loss=found.loss, images=found.images, outcomes=pack(found.outcomes),
+                )  # fmt: skip
+            )
+    return time.process_time() - began, standing, images
+
+
+def main() -> None:
+    """Decide the same candidates in several ways and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="plain_mamba_nano")
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--data", default="embedded")
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--space", default="stages:3")
+    parser.add_argument("--budget", default="0.4:0.85")
+    parser.add_argument("--error", type=float, default=0.05)
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    data = open_data(a.data)
+    model = open_model(a.model, a.checkpoint, data)
+    batches = data.batches(model.pretrained_cfg, model.img_size, images=a.images, batch_size=100)
+    table = ssm_models.cost_table(model)
+    space = make_space(a.space, model.layout, table.flops, FlopsBudget.parse(a.budget))
+    sampler = Sampler("random", space, OBJECTIVES, seed=0, trials=a.candidates)
+    candidates = dict.fromkeys(starting_schedules(space))
+    while len(candidates) < a.candidates:
+        candidates.setdefault(space.schedule(sampler.ask().values))
+    dense = Evaluator(model, batches).dense_answers
+    print(f"{a.model} on {a.data}: {len(candidates)} candidates of {space.text}, {batches.images} images\n")
+    print("| way | CPU s | candidates an hour | ratio | images run | front | as alone | false stops |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    reference, alone = set[str](), 0.0
+    for way, cache, race, brood in (
+        ("each alone, all images", 0, False, 1),
+        ("shared beginnings", 2**30, False, 4),
+        ("a race", 0, True, 1),
+        ("both", 2**30, True, 1),
+        ("both, broods of 4", 2**30, True, 4),
+        ("broods of 4, no cache", 0, True, 4),
+    ):
+        evaluator = Evaluator(model, batches, dense=dense, prefix_cache=cache, error=a.error)
+        seconds, standing, images = decide(evaluator, table, list(candidates), brood, race)
+        front = {evaluation.hash for evaluation in standing.front()}
+        reference, alone = reference or front, alone or seconds
+        stopped = [standing.find(s) for s in candidates]
+        false = sum(e is not None and e.state == "stopped" and e.hash in reference for e in stopped)
+        print(
+            f"| {way} | {seconds:.0f} | {3600 * len(candidates) / seconds:,.0f} | {alone / seconds:.1f} | "
+            f"{images / (batches.images * len(candidates)):.1%} | {len(front)} | "
+            f"{len(front & reference)}/{len(reference)} | {false} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -105,6 +105,8 @@ class Evaluation:
         agreement: share of images on which the answer is the dense model's.
         images: how many were run.
         latency_ms: median running time per image, if measured.
+        latency_ratio: running time as a share of the dense model's, if measured.
+        estimate: for a stopped one, what its raced objective would be on all images.
         seconds: what the evaluation took.
         failure: one of `FAILURES` if failed, else None.
         error: the message that goes with `failure`.
@@ -125,6 +127,8 @@ class Evaluation:
     agreement: float | None = None
     images: int = 0
     latency_ms: float | None = None
+    latency_ratio: float | None = None
+    estimate: float | None = None
     seconds: float | None = None
     failure: str | None = None
     error: str | None = None

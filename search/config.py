@@ -11,7 +11,7 @@ from typing import Any
 from spaces import FlopsBudget
 from spaces.errors import UnknownNameError, UsageError
 
-SAMPLERS = ("nsga2", "tpe", "random")
+SAMPLERS = ("nsga2", "tpe", "gp", "random")
 # What can be optimised, and whether more of it is better.
 OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "agreement": True, "latency": False}
 REQUIRED = ("model", "study", "data", "flops_budget", "trials")

@@ -41,7 +41,7 @@ from search.config import SearchConfig
 from search.evaluator import DenseAnswers
 from search.interruption import Interruption
 from search.progress import SearchProgress
-from search.sampler import Sampler
+from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
 from search.studies import Subject, check_dense, open_study, open_subject
 from search.worker import EvaluationTrainable, WorkerSetup
@@ -153,7 +153,7 @@ def _searcher(
     progress: SearchProgress,
 ) -> ScheduleSearcher:
     config, space = subject.config, subject.space
-    sampler = Sampler(
+    sampler = make_sampler(
         config.sampler,
         space,
         config.objective,

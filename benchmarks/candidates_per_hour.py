@@ -19,7 +19,7 @@ import ssm_models
 from results import Evaluation
 from search.data import open_data
 from search.evaluator import Entry, Evaluator, Metrics
-from search.sampler import Sampler
+from search.samplers import make_sampler
 from search.standing import Standing
 from search.subject import open_model
 from search.worker import pack
@@ -70,7 +70,7 @@ def main() -> None:
     batches = data.batches(model.pretrained_cfg, model.img_size, images=a.images, batch_size=100)
     table = ssm_models.cost_table(model)
     space = make_space(a.space, model.layout, table.flops, FlopsBudget.parse(a.budget))
-    sampler = Sampler("random", space, OBJECTIVES, seed=0, trials=a.candidates)
+    sampler = make_sampler("random", space, OBJECTIVES, seed=0, trials=a.candidates)
     candidates = dict.fromkeys(starting_schedules(space))
     while len(candidates) < a.candidates:
         candidates.setdefault(space.schedule(sampler.ask().values))

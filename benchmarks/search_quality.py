@@ -40,7 +40,7 @@ from results import Evaluation, hypervolume
 from results.records import Confirmation
 from search.data import open_data
 from search.evaluator import Entry, Evaluator, Metrics
-from search.sampler import Sampler
+from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
 from search.standing import Standing
 from search.subject import open_model
@@ -148,7 +148,7 @@ def pattern(bed: Bed, mode: str, seed: int) -> Trace:
 def at_random(bed: Bed, mode: str, seed: int) -> Trace:
     """Random points of the space."""
     space, trace, spent = bed.space(mode), Trace("random", mode, seed), 0.0
-    sampler = Sampler("random", space, ("top1", "flops"), seed=seed, trials=EVALUATIONS["random"])
+    sampler = make_sampler("random", space, ("top1", "flops"), seed=seed, trials=EVALUATIONS["random"])
     while len(trace.rows) < EVALUATIONS["random"]:
         schedule = space.schedule(sampler.ask().values)
         spent += bed.speed * bed.table.flops(schedule)
@@ -207,7 +207,7 @@ def ours(name: str, sampler_name: str, race: bool) -> Callable[[Bed, str, int], 
     def run(bed: Bed, mode: str, seed: int) -> Trace:
         space, trace, trials = bed.space(mode), Trace(name, mode, seed), EVALUATIONS[name]
         began = time.process_time()
-        sampler = Sampler(sampler_name, space, ("top1", "flops"), seed=seed, trials=trials)
+        sampler = make_sampler(sampler_name, space, ("top1", "flops"), seed=seed, trials=trials)
         evaluator = Evaluator(
             bed.model, bed.evaluator._batches, dense=bed.evaluator.dense_answers, prefix_cache=2**30
         )

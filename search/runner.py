@@ -42,7 +42,7 @@ from search.config import SearchConfig, parse_bytes
 from search.evaluator import DenseAnswers
 from search.interruption import Interruption
 from search.progress import SearchProgress
-from search.sampler import Sampler
+from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
 from search.standing import Standing
 from search.studies import Subject, check_dense, open_study, open_subject
@@ -164,7 +164,7 @@ def _searcher(
     recorded = store.evaluations(study, done_only=False)
     dense = store.confirmation(study, PruningSchedule().hash)
     standing = Standing(config.objective, subject.model.layout, recorded, dense)
-    sampler = Sampler(
+    sampler = make_sampler(
         config.sampler,
         space,
         config.objective,

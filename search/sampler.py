@@ -1,165 +1,72 @@
-"""Who proposes points of the search space: an Optuna study in memory, fed from the store on start.
+"""What a sampler is: it proposes points of the search space and learns from what became of them.
 
-Optuna 5's own storage is not used: the SQL store is the truth, and what a sampler must remember of a
-trial (NSGA-II: its generation) goes there beside the evaluation and comes back by `restore`.
+The SQL store is the truth. What a sampler must remember of a point beside it (NSGA-II: its generation) goes there with
+the evaluation and comes back by `restore`.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import Trial, TrialState, create_trial
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from results import Evaluation
-from search.config import OBJECTIVES, SAMPLERS
-from spaces.errors import UnknownNameError
-from spaces.space import ChoiceParameter, FloatParameter, IntParameter, Parameter, SearchSpace, Value
-
-LARGEST_POPULATION = 50
-GENERATIONS = 5  # that a search of few trials shall have at least
+from spaces.space import Value
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A point that the sampler proposed; it waits to be told what came of it."""
+    """A point that a sampler proposed; it waits to be told what came of it.
 
-    values: dict[str, Value]
-    trial: Trial
-
-
-class Sampler:
-    """Proposes points and learns from evaluations; for one thread.
-
-    Args:
-        name: `nsga2`, `tpe` or `random`.
-        space: whose parameters are proposed.
-        objectives: names from `OBJECTIVES`.
-        seed: the same seed, evaluations and answers give the same proposals.
-        trials: how many evaluations the study shall have, which sizes NSGA-II's population.
-        recorded: evaluations that the study has; after a resume the seed alone would repeat itself.
-
-    Raises:
-        UnknownNameError: there is no such sampler.
+    Attributes:
+        values: of the space's parameters.
+        mark: by which the sampler knows it again.
     """
 
-    def __init__(
-        self, name: str, space: SearchSpace, objectives: Sequence[str], *, seed: int, trials: int, recorded: int = 0
-    ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.name = name
-        self._objectives = tuple(objectives)
-        self._distributions = {key: _distribution(p) for key, p in space.parameters.items()}
-        derived = int(np.random.SeedSequence([seed, recorded]).generate_state(1)[0])
-        self._sampler = _make(name, derived, trials)
-        self._study = optuna.create_study(
-            sampler=self._sampler,
-            directions=["maximize" if OBJECTIVES[objective] else "minimize" for objective in self._objectives],
-        )
+    values: dict[str, Value]
+    mark: Any = field(default=None, repr=False)
+
+
+class Sampler(Protocol):
+    """Proposes points and learns from evaluations; for the driver's one thread.
+
+    The same seed, evaluations and answers give the same proposals. A point that was asked for and not told of is under
+    way, and what is proposed meanwhile takes that into account.
+
+    Attributes:
+        name: from `search.config.SAMPLERS`.
+    """
+
+    name: str
 
     def restore(self, evaluations: Iterable[Evaluation]) -> None:
-        """Take in recorded evaluations, in the order they were made.
-
-        Those without parameters (published schedules that the space cannot express) are left out, since
-        a sampler learns nothing from a point outside its space.
-        """
-        trials = []
-        for evaluation in evaluations:
-            if evaluation.parameters.keys() != self._distributions.keys():
-                continue
-            scores = self._scores(evaluation)
-            trials.append(
-                create_trial(
-                    state=TrialState.FAIL if scores is None else TrialState.COMPLETE,
-                    values=scores,
-                    params=dict(evaluation.parameters),
-                    distributions=dict(self._distributions),
-                    system_attrs=dict(evaluation.sampler_state),
-                )
-            )
-        self._study.add_trials(trials)
+        """Take in recorded evaluations that no draw of this sampler stands for, in the order they were made."""
 
     def ask(self, values: Mapping[str, Value] | None = None) -> Draw:
         """Propose a point; with `values` that very point, as if the sampler had drawn it."""
-        if values is not None:
-            self._study.enqueue_trial(self._bounded(values))
-        trial = self._study.ask(self._distributions)
-        if values is not None and isinstance(self._sampler, NSGAIISampler):
-            # Fixed parameters bypass the sampler, and a trial without a generation never breeds.
-            self._sampler.get_trial_generation(self._study, self._frozen(trial))
-        return Draw(dict(trial.params), trial)
 
     def state(self, draw: Draw) -> dict[str, Any]:
         """Return what `restore` needs beside the point itself, as JSON."""
-        attrs = self._frozen(draw.trial).system_attrs
-        return {key: value for key, value in attrs.items() if key != "fixed_params"}
 
     def tell(self, draw: Draw, evaluation: Evaluation | None) -> None:
         """Say what came of a point; None if nothing did."""
-        scores = None if evaluation is None else self._scores(evaluation)
-        if scores is None:
-            self._study.tell(draw.trial, state=TrialState.FAIL)
-        else:
-            self._study.tell(draw.trial, scores)
-
-    def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[trial.number]
-
-    def _scores(self, evaluation: Evaluation) -> list[float] | None:
-        """The objectives' values; None if the evaluation failed or lacks one."""
-        measured = {
-            "top1": evaluation.top1,
-            "flops": float(evaluation.flops),
-            "loss": evaluation.loss,
-            "agreement": evaluation.agreement,
-            "latency": evaluation.latency_ms,
-        }
-        scores = [measured[name] for name in self._objectives]
-        if evaluation.state != "done" or any(score is None for score in scores):
-            return None
-        return [score for score in scores if score is not None]
-
-    def _bounded(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        """Values that came out of a division may lie outside their bounds by a rounding error."""
-        bounded: dict[str, Value] = {}
-        for key, value in values.items():
-            limits = self._distributions[key]
-            if isinstance(limits, FloatDistribution | IntDistribution) and not isinstance(value, str):
-                value = min(max(value, limits.low), limits.high)
-            bounded[key] = value
-        return bounded
 
 
-def population_size(trials: int) -> int:
-    """Return NSGA-II's population: small enough that few trials still make several generations."""
-    return max(4, min(LARGEST_POPULATION, trials // GENERATIONS))
+def scores(evaluation: Evaluation, objectives: Sequence[str]) -> list[float] | None:
+    """Return the objectives' values; None if the evaluation failed or lacks one.
 
-
-def _make(name: str, seed: int, trials: int) -> BaseSampler:
-    if name == "nsga2":
-        return NSGAIISampler(population_size=population_size(trials), seed=seed)
-    if name == "tpe":
-        with warnings.catch_warnings():  # options that optuna calls experimental
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return TPESampler(n_startup_trials=max(4, min(10, trials // 4)), multivariate=True, seed=seed)
-    if name == "random":
-        return RandomSampler(seed=seed)
-    raise UnknownNameError("sampler", name, SAMPLERS)
-
-
-def _distribution(parameter: Parameter) -> BaseDistribution:
-    if isinstance(parameter, FloatParameter):
-        return FloatDistribution(parameter.low, parameter.high)
-    if isinstance(parameter, IntParameter):
-        return IntDistribution(parameter.low, parameter.high)
-    assert isinstance(parameter, ChoiceParameter)
-    return CategoricalDistribution(parameter.choices)
+    One that was stopped counts with the estimate of what it was stopped for: its top-1, or its agreement where top-1 is
+    no objective.
+    """
+    measured = {
+        "top1": evaluation.top1,
+        "flops": float(evaluation.flops),
+        "loss": evaluation.loss,
+        "agreement": evaluation.agreement,
+        "latency": evaluation.latency_ratio,
+    }
+    if evaluation.state == "stopped":
+        measured["top1" if "top1" in objectives else "agreement"] = evaluation.estimate
+    elif evaluation.state != "done":
+        return None
+    found = [measured[name] for name in objectives]
+    known = [score for score in found if score is not None]
+    return known if len(known) == len(found) else None

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from results import Evaluation
-from search.sampler import Sampler
+from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
 from spaces import FlopsBudget, PruningSchedule, Stage, TokenLayout
 from spaces.published import published_schedules
@@ -60,7 +60,9 @@ def searcher(
 ) -> ScheduleSearcher:
     """A searcher over what `records` holds, as the runner makes it."""
     chosen = over or space()
-    sampler = Sampler(name, chosen, ("top1", "flops"), seed=seed, trials=trials, recorded=len(records.evaluations))
+    sampler = make_sampler(
+        name, chosen, ("top1", "flops"), seed=seed, trials=trials, recorded=len(records.evaluations)
+    )
     sampler.restore(records.evaluations)
     return ScheduleSearcher(
         chosen,

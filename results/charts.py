@@ -50,7 +50,7 @@ class FrontChart:
             study,
             x,
             y,
-            front=sorted((done[i] for i in chosen), key=lambda e: (e.flops, e.number)),
+            front=sorted((done[i] for i in chosen), key=lambda e: (_drawn(x.value(e)), e.number)),
             others=[e for i, e in enumerate(done) if i not in chosen],
             tuned=[e for e in done if y.objective == "top1" and e.finetuned_top1 is not None],
             stopped=sum(e.state == "stopped" for e in evaluations),
@@ -68,9 +68,15 @@ class FrontChart:
         return {self.x.objective, self.y.objective} == set(self.study.spec.objectives)
 
     @property
+    def front_name(self) -> str:
+        """What the best are called in a legend."""
+        name = "Pareto front" if len(self.study.spec.objectives) > 1 else "best"
+        return f"{name}, 95 %" if any(self.y.interval(e) for e in self.front) else name
+
+    @property
     def confirming(self) -> bool:
         """Whether the study has confirmed scores, so that one without is worth a mark."""
-        return self.dense_confirmed is not None or any(e.confirmed for e in [*self.front, *self.others])
+        return self.study.confirmed > 0
 
     @property
     def dense_top1(self) -> float:
@@ -96,7 +102,7 @@ class FrontChart:
         return self.y.interval(evaluation) or (height, height)
 
     def view(self) -> tuple[float, float]:
-        """Return the range of y that shows the front with its error bars well.
+        """Return the range of y that shows the dense model, and the front with its error bars, well.
 
         A search also tries hopeless schedules, and the cheapest of them are on the front; drawn in full they
         would press the rest flat. So the range ends where a point is several times further from the best than
@@ -108,8 +114,7 @@ class FrontChart:
         tops = [*heights.values(), dense, *(100 * (e.finetuned_top1 or 0.0) for e in self.tuned)]
         usual = max(tops) - 4 * max(max(tops) - median([*heights.values(), dense]), self.y.grain)
         ends = [sign * end for e in self.front if heights[e.hash] >= usual for end in self.span(e)]
-        high = max([*tops, *ends])
-        low = min(ends, default=high)
+        high, low = max([*tops, *ends]), min([dense, *ends])
         span = max(high - low, self.y.grain)
         range_ = sorted((sign * (low - 0.12 * span), sign * (high + 0.08 * span)))
         return max(range_[0], self.y.ends[0]), min(range_[1], self.y.ends[1])
@@ -137,6 +142,7 @@ class FrontChart:
                 "y": {"title": self.y.title, "name": self.y.name, "unit": self.y.unit, "digits": self.y.digits},
             },
             "line": self.line,
+            "name": self.front_name,
             "front": [self._point(e) for e in self.front],
             "others": [self._point(e) for e in self.others],
             "tuned": [

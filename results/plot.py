@@ -84,7 +84,7 @@ def _png(chart: FrontChart) -> bytes:
         axes.step(costs, heights, where="post", color=accent, linewidth=1.4, alpha=0.6)
     spans = [chart.span(e) for e in chart.front]
     axes.vlines(costs, [end for end, _ in spans], [end for _, end in spans], color=accent, linewidth=1, alpha=0.45)
-    for unconfirmed, label in ((False, "Pareto front, 95 %"), (True, "not confirmed")):
+    for unconfirmed, label in ((False, chart.front_name), (True, "not confirmed")):
         some = [e for e in chart.front if (chart.confirming and e.confirmed is None) == unconfirmed]
         if some or not unconfirmed:
             axes.scatter(

@@ -156,7 +156,7 @@ class Summary:
         low, high = wilson_interval(chart.dense_top1, images)
         return cls(
             best=max(within, key=_top1, default=None),
-            near=close[0] if close else None,
+            near=min(close, key=lambda e: e.flops, default=None),
             tuned=max(chart.tuned, key=lambda e: e.finetuned_top1 or 0.0, default=None),
             images=images,
             noise=(high - low) / 2,

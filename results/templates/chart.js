@@ -47,11 +47,8 @@
     if (data.others.length) {
       found.push(markers("evaluations", data.others, { color: colour("faint"), size: 6, opacity: 0.75 }));
     }
-    const marker = {
-      color: colour("accent"), size: narrow.matches ? 8 : 9,
-      symbol: data.front.map((point) => (point.unconfirmed ? "circle-open" : "circle")),
-    };
-    found.push(markers("Pareto front, 95 %", data.front, marker, {
+    const marker = { color: colour("accent"), size: narrow.matches ? 8 : 9 };
+    found.push(markers(data.name, data.front, marker, {
       mode: data.line ? "lines+markers" : "markers", line: { shape: "hv", color: colour("accent"), width: 1.5 },
       error_y: {
         type: "data", symmetric: false, thickness: 1, width: 0, color: colour("accent"),
@@ -59,6 +56,11 @@
         arrayminus: data.front.map((point) => (point.low === null ? 0 : point.y - point.low)),
       },
     }));
+    const unconfirmed = data.front.filter((point) => point.unconfirmed);
+    if (unconfirmed.length) {
+      const hollow = { color: colour("surface"), size: marker.size, line: { color: colour("accent"), width: 1.5 } };
+      found.push(markers("not confirmed", unconfirmed, hollow));
+    }
     if (data.tuned.length) {
       const lift = { x: [], y: [] };
       for (const point of data.tuned) {

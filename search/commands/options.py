@@ -57,6 +57,7 @@ FRONT_COLUMNS = {
     "hash": Column("hash"),
 }
 INTERVAL_COLUMNS = {"interval": Column("95 % interval", right=True)}
+LATENCY_COLUMNS = {"latency_ratio": Column("ms of dense", share_text, right=True)}
 CONFIRMED_COLUMNS = {"confirmed": Column("confirmed", lambda confirmed: "yes" if confirmed else "no")}
 
 
@@ -68,7 +69,7 @@ def print_front(
     columns: Columns = FRONT_COLUMNS,
     empty: str = "",
 ) -> None:
-    """Print rows of `front_row`; a table also shows the interval of top-1 in a column of its own.
+    """Print rows of `front_row`; a table also shows the interval of top-1, and latency ratios where there are any.
 
     Args:
         rows: of evaluations of one study.
@@ -85,6 +86,8 @@ def print_front(
         shown[name] = column
         if name == "top1":
             shown |= INTERVAL_COLUMNS | (CONFIRMED_COLUMNS if marked else {})
+        if name == "latency_ms" and any(row["latency_ratio"] is not None for row in rows):
+            shown |= LATENCY_COLUMNS
     print_rows([{**row, "interval": _interval_text(row)} for row in rows], shown, form, empty=empty)
 
 

@@ -1,11 +1,12 @@
 """The numbers behind the plots."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from results import Evaluation, Study, StudySpec
+from results import Confirmation, Evaluation, Study, StudySpec
 from results.charts import FrontChart, flops_text, schedule_lines, spread, tokens_by_block
 from spaces import PruningSchedule, Stage, TokenLayout
 
@@ -32,7 +33,84 @@ def test_the_chart_sorts_the_evaluations(make_spec: MakeSpec, make_evaluation: M
     drawn = chart.as_dict()
     assert [point["y"] for point in drawn["front"]] == [90.0, 95.0]
     assert [(point["y"], point["before"]) for point in drawn["tuned"]] == [(97.0, 95.0)]
-    assert drawn["dense"] == {"x": 1.0, "y": 98.0, "flops": "1.00 M"}
+    assert drawn["dense"] == {"x": 1.0, "y": 98.0, "flops": "1.00 M", "search": None, "images": 1000}
+    assert all(point["low"] < point["y"] < point["high"] for point in drawn["front"])
+    assert drawn["line"] and not any(point["unconfirmed"] for point in drawn["front"])
+
+
+def test_confirmed_scores_are_drawn_and_the_searchs_kept_for_reading(
+    make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    lucky, plain = make_evaluation("1:0.5", flops=500_000, top1=0.96), make_evaluation("2:0.5", 600_000, 0.94)
+    lucky = replace(lucky, confirmed=Confirmation(lucky.hash, 0.92, 0.3, 0.93, 5000, 1.0))
+    dense = Confirmation(PruningSchedule().hash, 0.97, 0.1, 1.0, 5000, 1.0)
+    chart = FrontChart.of(Study(1, NOW, make_spec(), done=2, confirmed=2), [lucky, plain], dense)
+    assert chart.front == [lucky, plain], "by the search's scores the second would be dominated"
+    assert (chart.dense_top1, chart.dense_height) == (0.97, 97.0)
+    drawn = chart.as_dict()
+    first, second = drawn["front"]
+    assert (first["y"], first["images"], first["search"]) == (92.0, 5000, {"y": 96.0, "images": 1000})
+    assert (second["y"], second["images"], second["search"]) == (94.0, 1000, None)
+    assert (first["unconfirmed"], second["unconfirmed"]) == (False, True)
+    assert first["high"] - first["low"] < second["high"] - second["low"], "more images, a narrower bar"
+    assert (drawn["dense"]["y"], drawn["dense"]["search"]) == (97.0, {"y": 98.0, "images": 1000})
+
+
+def test_stopped_ones_are_counted_and_not_drawn(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+    stopped = [make_evaluation(f"{i}:0.5", top1=1.0, state="stopped", images=100) for i in (1, 2)]
+    chart = FrontChart.of(Study(1, NOW, make_spec(), done=1, stopped=2), [*stopped, make_evaluation("3:0.5")])
+    assert (len(chart.front), chart.others, chart.stopped) == (1, [], 2)
+    assert chart.missing() == "2 stopped early, not drawn"
+
+
+@pytest.mark.parametrize(
+    ("objectives", "x", "y", "line"),
+    [
+        (("top1", "flops"), "flops", "top1", True),
+        (("latency", "top1"), "latency", "top1", True),
+        (("agreement", "flops"), "flops", "agreement", True),
+        (("loss", "latency"), "latency", "loss", True),
+        (("top1", "flops", "latency"), "flops", "top1", False),
+        (("agreement", "top1"), "flops", "top1", False),
+        (("latency", "flops"), "flops", "top1", False),
+        (("loss",), "flops", "loss", False),
+    ],
+)
+def test_the_axes_follow_the_objectives(
+    make_spec: MakeSpec,
+    make_evaluation: MakeEvaluation,
+    objectives: tuple[str, ...],
+    x: str,
+    y: str,
+    line: bool,
+) -> None:
+    evaluations = [
+        make_evaluation(
+            f"{i + 1}:0.5", 400_000 + 50_000 * i, 0.9 + 0.01 * i, loss=0.4 - 0.04 * i, latency_ratio=0.9 - 0.05 * i
+        )
+        for i in range(5)
+    ]
+    unmeasured = make_evaluation("6:0.5", 350_000, 0.99, loss=0.01)
+    study = Study(1, NOW, make_spec(objectives=objectives))
+    chart = FrontChart.of(study, [*evaluations, unmeasured])
+    assert (chart.x.objective, chart.y.objective, chart.line) == (x, y, line)
+    assert (unmeasured in [*chart.front, *chart.others]) == (x == "flops")
+    assert [chart.cost(e) for e in chart.front] == sorted(chart.cost(e) for e in chart.front)
+    low, high = chart.view()
+    assert low < chart.dense_height < high
+    assert all(low <= chart.height(e) <= high for e in chart.front)
+    assert (chart.span(evaluations[0])[0] < chart.height(evaluations[0])) == (y != "loss"), "a share has a bar"
+    drawn = chart.as_dict()
+    assert (drawn["budget"] is None) == (x == "latency")
+    assert drawn["axes"]["x"]["title"] == chart.x.title
+
+
+def test_a_falling_axis_hides_what_is_hopelessly_high(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+    front = [make_evaluation(f"{i}:0.5", i, loss=loss) for i, loss in enumerate([9.0, 0.2, 0.15, 0.12, 0.1], 1)]
+    chart = FrontChart.of(Study(1, NOW, make_spec(objectives=("loss", "flops"))), front)
+    assert chart.front == front
+    assert chart.view()[1] < 1
+    assert (chart.hidden(), chart.missing()) == (1, "1 outside the plot")
 
 
 def test_a_hopeless_point_of_the_front_does_not_press_the_rest_flat(

@@ -4,13 +4,16 @@ import json
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from results import Evaluation, Study, StudySpec
+from results import Confirmation, Evaluation, Study, StudySpec
 from results.export import best_evaluation, export_schedule, front_row, write_json, write_whole
+from results.intervals import wilson_interval
 from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, UsageError
 
@@ -32,7 +35,8 @@ def test_the_exported_form(make_spec: MakeSpec, make_evaluation: MakeEvaluation,
     assert form["method"]["importance"] == "l2"
     metrics = form["metrics"]
     assert (metrics["top1"], metrics["flops"], metrics["flops_ratio"]) == (0.9, 700_000, 0.7)
-    assert {"loss", "images", "agreement", "latency_ms"} <= metrics.keys()
+    assert {"loss", "images", "agreement", "latency_ms", "latency_ratio"} <= metrics.keys()
+    assert (metrics["confirmed"], metrics["search_top1"], metrics["dense_top1"]) == (False, 0.9, 0.98)
     provenance = form["provenance"]
     assert (provenance["study"], provenance["seed"], provenance["created"]) == ("digits", 7, MOMENT.isoformat())
     assert {"weights_digest", "data", "data_digest", "sampler", "space", "versions"} <= provenance.keys()
@@ -44,11 +48,49 @@ def test_images_that_are_not_square(make_spec: MakeSpec, make_evaluation: MakeEv
 
 
 def test_the_row_of_the_front_has_the_contracts_keys(make_evaluation: MakeEvaluation) -> None:
-    row = front_row(make_evaluation("3:0.8"))
+    row = front_row(make_evaluation("3:0.8", latency_ratio=0.75))
     assert list(row) == [
         "schedule", "hash", "top1", "loss", "flops", "flops_ratio", "images", "latency_ms", "finetuned_top1",
+        "top1_low", "top1_high", "confirmed", "search_top1", "search_images", "latency_ratio",
     ]  # fmt: skip
     assert (row["schedule"], row["hash"]) == ("3:0.8", PruningSchedule.parse("3:0.8").hash)
+    assert (row["top1"], row["images"], row["latency_ratio"]) == (0.9, 1000, 0.75)
+    assert (row["top1_low"], row["top1_high"]) == wilson_interval(0.9, 1000)
+    assert (row["confirmed"], row["search_top1"], row["search_images"]) == (False, 0.9, 1000)
+
+
+def confirm(evaluation: Evaluation, top1: float) -> Evaluation:
+    return replace(evaluation, confirmed=Confirmation(evaluation.hash, top1, 0.4, 0.92, 5000, 2.5))
+
+
+def test_a_confirmed_score_stands_and_the_searchs_is_kept_beside_it(
+    make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    evaluation = confirm(make_evaluation(), 0.85)
+    row = front_row(evaluation)
+    assert (row["top1"], row["loss"], row["images"], row["confirmed"]) == (0.85, 0.4, 5000, True)
+    assert (row["top1_low"], row["top1_high"]) == wilson_interval(0.85, 5000)
+    assert (row["search_top1"], row["search_images"]) == (0.9, 1000)
+    dense = Confirmation(PruningSchedule().hash, 0.96, 0.1, 1.0, 5000, 1.0)
+    study = Study(1, MOMENT, make_spec())
+    form = export_schedule(evaluation, study, dense)
+    metrics = form["metrics"]
+    assert {name: metrics[name] for name in row if name in metrics} == {
+        name: value for name, value in row.items() if name not in ("schedule", "hash")
+    }
+    assert (metrics["agreement"], metrics["dense_top1"]) == (0.92, 0.96), "both on the confirming images"
+    assert export_schedule(make_evaluation(), study, dense)["metrics"]["dense_top1"] == 0.98, "both on the search's"
+    assert (form["provenance"]["confirm_split"], form["provenance"]["confirm_digest"]) == ("val", "e" * 64)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"state": "stopped", "images": 300, "top1": 0.99}, {"state": "failed", "failure": "OOM", "top1": None}],
+)
+def test_what_is_not_done_has_no_score_in_its_row(make_evaluation: MakeEvaluation, changes: dict[str, Any]) -> None:
+    row = front_row(make_evaluation(**changes))
+    assert [row[name] for name in ("top1", "top1_low", "top1_high", "loss", "search_top1")] == [None] * 5
+    assert row["images"] == changes.get("images", 1000)
 
 
 def test_the_best_within_the_bounds(make_evaluation: MakeEvaluation) -> None:
@@ -63,6 +105,12 @@ def test_the_best_within_the_bounds(make_evaluation: MakeEvaluation) -> None:
     assert best_evaluation(front, max_flops=599) is middle
     assert best_evaluation(front, max_flops=600, min_top1=0.95) is dear
     assert best_evaluation([*front, tie]) is tie, "of equally accurate ones the cheapest"
+    stopped = make_evaluation("6:0.5", flops=300, top1=0.99, state="stopped")
+    lucky = confirm(make_evaluation("7:0.5", flops=300, top1=0.99), 0.94)
+    assert best_evaluation([*front, stopped, lucky]) is dear
+    assert best_evaluation([*front, stopped, lucky], max_flops=599) is lucky
+    with pytest.raises(UsageError, match=r"the best is 7:0.5 .*top-1 0.9400"):
+        best_evaluation([lucky], min_top1=0.95)
 
 
 def test_no_schedule_within_the_bounds_names_the_nearest(make_evaluation: MakeEvaluation) -> None:

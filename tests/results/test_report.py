@@ -5,6 +5,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from results import Evaluation, Study, StudySpec
-from results.charts import tokens_by_block
+from results import Confirmation, Evaluation, Study, StudySpec
+from results.charts import FrontChart, tokens_by_block
+from results.intervals import wilson_interval
 from results.pictures import TILE, TokenPicture, tiles
 from results.plot import plot_front
-from results.report import Cost, Profile, reproducing_commands, write_report
+from results.report import Cost, Profile, Summary, reproducing_commands, write_report
 from spaces import PruningSchedule, Stage, TokenLayout
 from spaces.errors import PrunefrontError, UsageError
 
@@ -39,6 +41,18 @@ def evaluations(make_evaluation: MakeEvaluation) -> list[Evaluation]:
     hopeless = make_evaluation("1:0.1", 450_000, 0.1, number=11)
     failed = make_evaluation("2:0.1", top1=None, state="failed", failure="OOM", error=EVIL, number=12)
     return [*front, *rest, hopeless, failed]
+
+
+DENSE = Confirmation(PruningSchedule().hash, 0.97, 0.1, 1.0, 5000, 1.0)
+
+
+@pytest.fixture
+def confirmed(make_spec: MakeSpec, evaluations: list[Evaluation]) -> tuple[Study, list[Evaluation]]:
+    """A study of which three points of the front are confirmed, and two more were stopped."""
+    scores = {e.hash: Confirmation(e.hash, (e.top1 or 0.0) - 0.01, 0.3, 0.9, 5000, 1.0) for e in evaluations[:3]}
+    stopped = [replace(evaluations[-2], schedule=PruningSchedule.parse(f"{i}:0.2"), state="stopped") for i in (1, 2)]
+    found = [replace(e, confirmed=scores.get(e.hash)) for e in evaluations]
+    return Study(1, NOW, make_spec(), 12, 1, 2, 4), [*found, *stopped]
 
 
 def make_picture(label: str = "seven") -> TokenPicture:
@@ -81,6 +95,32 @@ def test_what_the_page_says(tmp_path: Path, make_spec: MakeSpec, evaluations: li
     assert page.count("d" * 64) >= 1, "the digest of the data"
 
 
+def test_the_page_tells_confirmed_scores_and_stopped_candidates(
+    tmp_path: Path, confirmed: tuple[Study, list[Evaluation]]
+) -> None:
+    write_report(tmp_path / "report.html", *confirmed, dense_confirmed=DENSE)
+    page = " ".join((tmp_path / "report.html").read_text().split('<script type="application/json"')[0].split())
+    assert "Scores of the front were then confirmed on 5,000 images of the val split." in page
+    assert "2 more were stopped early" in page
+    assert page.count("not confirmed</td>") == 2
+    assert '<td role="cell" class="strong" data-value="0.89">89.00</td>' in page, "the score that stands"
+    assert "90.00</td>" in page, "the search's own"
+    low, high = wilson_interval(0.89, 5000)
+    assert f"{100 * low:.1f}–{100 * high:.1f}" in page
+    assert "97.0<small>%</small>" in page, "the dense model's confirmed score"
+    assert "e" * 64 in page
+
+
+def test_the_summary_is_of_standing_scores(confirmed: tuple[Study, list[Evaluation]]) -> None:
+    study, evaluations = confirmed
+    worst = replace(evaluations[4], confirmed=Confirmation(evaluations[4].hash, 0.5, 1.0, 0.5, 5000, 1.0))
+    summary = Summary.of(FrontChart.of(study, [*evaluations[:4], worst], DENSE))
+    assert summary.best == evaluations[3], "the one that looked best was found to be bad"
+    assert summary.images == 5000
+    low, high = wilson_interval(0.97, 5000)
+    assert summary.noise == pytest.approx((high - low) / 2)
+
+
 def test_a_study_without_evaluations_has_a_page(tmp_path: Path, make_spec: MakeSpec) -> None:
     write_report(tmp_path / "report.html", Study(1, NOW, make_spec()), [])
     assert "No schedule has finished yet." in (tmp_path / "report.html").read_text()
@@ -93,6 +133,9 @@ def test_the_commands_reproduce_the_study(make_spec: MakeSpec) -> None:
     assert """--study 'it'"'"'s mine'""" in search
     assert "--checkpoint '/models/a b.safetensors'" in search
     assert report.endswith("--out report.html")
+    assert "--objective" not in search
+    other, _ = reproducing_commands(Study(1, NOW, make_spec(objectives=("loss", "latency"))), 40)
+    assert other.endswith("--objective loss --objective latency")
 
 
 def test_the_cost_adds_up(evaluations: list[Evaluation]) -> None:
@@ -100,6 +143,9 @@ def test_the_cost_adds_up(evaluations: list[Evaluation]) -> None:
     assert (cost.evaluations, cost.seconds, cost.median) == (13, 6.5, 0.5)
     assert cost.failures == [("OOM", 1, EVIL)]
     assert cost.origins == [("nsga2", 13)]
+    assert cost.stopped == 0
+    stopped = replace(evaluations[0], state="stopped", seconds=0.1)
+    assert (Cost.of([*evaluations, stopped]).stopped, Cost.of([stopped]).median) == (1, None)
 
 
 def test_numbers_above_the_bars_have_room(make_evaluation: MakeEvaluation) -> None:
@@ -156,6 +202,21 @@ def test_plots_by_ending(tmp_path: Path, make_spec: MakeSpec, evaluations: list[
     with pytest.raises(PrunefrontError, match="cannot be written"):
         plot_front(tmp_path / "nowhere" / "front.png", study, evaluations)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["front.PNG", "front.html"]
+
+
+@pytest.mark.parametrize(
+    "objectives", [("latency", "top1"), ("loss", "flops"), ("agreement", "flops", "latency"), ("top1",)]
+)
+def test_plots_of_other_objectives(
+    tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation], objectives: tuple[str, ...]
+) -> None:
+    study = Study(1, NOW, make_spec(objectives=objectives), 12, 1)
+    timed = [replace(e, latency_ratio=e.flops_ratio) for e in evaluations]
+    for name in ("front.png", "front.html"):
+        plot_front(tmp_path / name, study, timed)
+        assert (tmp_path / name).stat().st_size > 10_000
+    write_report(tmp_path / "report.html", study, timed)
+    write_report(tmp_path / "report.html", study, evaluations)
 
 
 # --- in a real browser ------------------------------------------------------------------------------------
@@ -266,6 +327,32 @@ def test_hover_switch_click_and_sort(
     assert page.evaluate(first) == f"row-{evaluations[4].hash}"
     page.locator("table.front th button", has_text="Fine-tuned").press("Enter")
     assert page.evaluate(first) == f"row-{evaluations[3].hash}", "the one with a value stands before the gaps"
+
+
+def test_both_scores_and_the_interval_are_read_off_a_point(
+    open_page: Callable[..., Any], tmp_path: Path, confirmed: tuple[Study, list[Evaluation]]
+) -> None:
+    write_report(tmp_path / "report.html", *confirmed, dense_confirmed=DENSE)
+    page = open_page(tmp_path / "report.html", 1280)
+    assert points(page) == [7, 5, 2, 1, 1], "dominated, front, those of it not confirmed, fine-tuned, dense"
+    assert page.locator("#chart .errorbars path.yerror").count() == 5
+    page.evaluate("document.getElementById('front').scrollIntoView({behavior: 'instant'})")
+
+    def hover(trace: int, point: int) -> str:
+        box = page.locator("#chart .scatterlayer .trace").nth(trace).locator(".point").nth(point).bounding_box()
+        page.mouse.move(1, 1)
+        page.wait_for_selector("#chart .hovertext", state="detached")
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_selector("#chart .hovertext")
+        return str(page.text_content("#chart .hovertext"))
+
+    text = hover(1, 0)
+    low, high = (100 * end for end in wilson_interval(0.89, 5000))
+    assert "89.00 %" in text
+    assert f"{low:.2f} % to {high:.2f} % (95 %, 5,000 images)" in text
+    assert "90.00 % in the search (1,000 images)" in text
+    assert "not confirmed" in hover(2, 0)
+    assert "98.00 % in the search" in hover(-1, 0), "the dense model's, too"
 
 
 def test_hostile_names_stay_text(

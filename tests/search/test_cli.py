@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 import ssm_models
+from results import Confirmation, Evaluation
+from results.intervals import wilson_interval
+from results.store import Store
 from search.cli import run
 from search.commands.finding import chosen
 from search.config import SearchConfig
@@ -21,7 +24,8 @@ from tests.search.conftest import fill
 from tests.search.pictures import write_folder
 
 FRONT_KEYS = [
-    "schedule", "hash", "top1", "loss", "flops", "flops_ratio", "images", "latency_ms", "finetuned_top1"
+    "schedule", "hash", "top1", "loss", "flops", "flops_ratio", "images", "latency_ms", "finetuned_top1",
+    "top1_low", "top1_high", "confirmed", "search_top1", "search_images", "latency_ratio",
 ]  # fmt: skip
 
 
@@ -104,6 +108,73 @@ def test_all_has_failed_ones_too(capfd: pytest.CaptureFixture[str]) -> None:
     assert "logits are NaN" in printed(capfd, "front", "--study", "digits", "--all")
 
 
+@pytest.fixture
+def raced(study_url: str) -> Evaluation:
+    """The best of `digits`, which was then confirmed with a lower score, as was the dense model; one was stopped."""
+    with Store.open(study_url) as store:
+        study = store.study("digits")
+        best = store.front(study)[-1]
+        for schedule_hash, top1 in ((best.hash, (best.top1 or 0.0) - 0.003), (PruningSchedule().hash, 0.96)):
+            store.confirm(study, Confirmation(schedule_hash, top1, 0.2, 0.9, 4000, 1.0))
+        stopped = PruningSchedule.parse("1:0.1")
+        store.record(
+            study,
+            Evaluation(stopped, 1000, 0.1, "stopped", top1=1.0, loss=0.1, images=10, estimate=0.3, origin="nsga2"),
+        )
+        return best
+
+
+def test_intervals_stand_in_the_table(capfd: pytest.CaptureFixture[str]) -> None:
+    best = as_json(capfd, "front", "--study", "digits")[-1]
+    assert (best["top1_low"], best["top1_high"]) == wilson_interval(best["top1"], 40)
+    table = printed(capfd, "front", "--study", "digits")
+    assert "95 % interval" in table
+    assert f"{best['top1_low']:.4f}–{best['top1_high']:.4f}" in table
+    assert "confirmed" not in table, "a study that confirms nothing marks nothing"
+
+
+def test_a_confirmed_score_is_told_from_one_that_is_not(capfd: pytest.CaptureFixture[str], raced: Evaluation) -> None:
+    front = as_json(capfd, "front", "--study", "digits")
+    best = next(row for row in front if row["hash"] == raced.hash)
+    assert best["top1"] == pytest.approx((raced.top1 or 0.0) - 0.003)
+    assert (best["confirmed"], best["images"], best["search_images"]) == (True, 4000, 40)
+    assert best["search_top1"] == raced.top1
+    assert [row["confirmed"] for row in front].count(False) == len(front) - 1 >= 1
+    lines = printed(capfd, "front", "--study", "digits").splitlines()
+    assert [" yes " in line for line in lines if raced.hash in line] == [True]
+    assert sum(" no " in line for line in lines) == len(front) - 1
+
+
+def test_stopped_ones_show_how_far_they_got(capfd: pytest.CaptureFixture[str], raced: Evaluation) -> None:
+    assert "1:0.1" not in {row["schedule"] for row in as_json(capfd, "front", "--study", "digits")}
+    (row,) = (r for r in as_json(capfd, "front", "--study", "digits", "--all") if r["state"] == "stopped")
+    assert (row["schedule"], row["images"], row["estimate"]) == ("1:0.1", 10, 0.3)
+    assert [row[name] for name in ("top1", "top1_low", "loss", "search_top1", "agreement")] == [None] * 5
+    (line,) = (x for x in printed(capfd, "front", "--study", "digits", "--all").splitlines() if "stopped" in x)
+    assert "1.0000" not in line
+    assert as_json(capfd, "front", "--study", "digits", "--all", "--min-top1", "0.99") == []
+    (study,) = as_json(capfd, "studies")
+    assert (study["done"], study["failed"], study["stopped"], study["confirmed"]) == (7, 1, 1, 2)
+    assert "stopped" in printed(capfd, "studies").splitlines()[0]
+
+
+def test_export_and_report_of_confirmed_scores(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, raced: Evaluation
+) -> None:
+    path = tmp_path / "schedule.json"
+    bound = f"{raced.flops / 1e6:.6f}M"
+    assert run(["export", "--study", "digits", "--max-flops", bound, "--out", str(path)]) == 0
+    assert ", confirmed, " in capfd.readouterr().err
+    metrics = json.loads(path.read_text())["metrics"]
+    assert (metrics["confirmed"], metrics["search_top1"], metrics["images"]) == (True, raced.top1, 4000)
+    assert metrics["top1_low"] < metrics["top1"] < metrics["top1_high"]
+    assert metrics["dense_top1"] == 0.96
+    page = tmp_path / "report.html"
+    printed(capfd, "report", "--study", "digits", "--out", str(page), "--pictures", "0")
+    assert "96.0<small>%</small>" in page.read_text()
+    assert "1 more was stopped early" in page.read_text()
+
+
 @pytest.mark.parametrize("suffix", ["html", "png"])
 def test_front_plots(capfd: pytest.CaptureFixture[str], tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"front.{suffix}"
@@ -167,7 +238,8 @@ def test_an_image_size_and_a_convention_change_the_count(capfd: pytest.CaptureFi
 
 def test_studies_and_models(capfd: pytest.CaptureFixture[str]) -> None:
     (study,) = as_json(capfd, "studies")
-    assert (study["study"], study["model"], study["done"], study["failed"]) == ("digits", "vim_nano", 7, 1)
+    assert (study["study"], study["model"]) == ("digits", "vim_nano")
+    assert (study["done"], study["failed"], study["stopped"]) == (7, 1, 0)
     models = {row["name"]: row for row in as_json(capfd, "models")}
     assert models["vim_nano"]["weights"] is True
     assert models["vim_small"]["weights"] is False
@@ -186,8 +258,6 @@ def test_report_shows_which_tokens_went(capfd: pytest.CaptureFixture[str], tmp_p
 
 
 def test_the_pictured_schedule_is_the_cheapest_good_one() -> None:
-    from results import Evaluation
-
     front = [
         Evaluation(PruningSchedule(), flops=f, flops_ratio=f / 10, top1=t)
         for f, t in ((1, 0.5), (2, 0.95), (3, 0.96))

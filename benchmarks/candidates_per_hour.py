@@ -45,9 +45,15 @@ def decide(
             flops = table.flops(schedule)
             standing.add(
                 Evaluation(
-                    schedule, flops, flops / table.dense, "stopped" if found.stopped else "done",
-                    top1=found.top1, loss=found.loss, images=found.images, outcomes=pack(found.outcomes),
-                )  # fmt: skip
+                    schedule,
+                    flops,
+                    flops / table.dense,
+                    "stopped" if found.stopped else "done",
+                    top1=found.top1,
+                    loss=found.loss,
+                    images=found.images,
+                    outcomes=pack(found.outcomes),
+                )
             )
     return time.process_time() - began, standing, images
 

@@ -1,11 +1,11 @@
-"""How good are the schedules that a search finds, and how soon? All methods in one run, with one evaluator.
+r"""How good are the schedules that a search finds, and how soon? All methods in one run, with one evaluator.
 
-    python benchmarks/search_quality.py --model vim_nano --checkpoint F --data folder:cifar10 --img-size 32 \\
+    python benchmarks/search_quality.py --model vim_nano --checkpoint F --data folder:cifar10 \
         --images 500 --out quality.json
 
 Methods, each with its own idea of what to try next:
 
-    pattern      the published family: after blocks s, s+g, s+2g with one ratio; its whole grid, solved for the targets
+    pattern      the published family: after blocks s, s+g, s+2g with one ratio; its whole grid, at the targets
     random       points of prunefront's space at random, all within the budget
     nsga2-plain  a loop of Optuna's NSGA-II over raw places and ratios, objectives top-1 and FLOPs
     tpe-plain    the same with Optuna's TPE
@@ -84,9 +84,7 @@ class Bed:
 
     def space(self, mode: str, budget: str = BUDGET) -> SearchSpace:
         """The space of a mode."""
-        return make_space(
-            f"{SHAPE};{CHOICES[mode]}", self.model.layout, self.table.flops, FlopsBudget.parse(budget)
-        )
+        return make_space(f"{SHAPE};{CHOICES[mode]}", self.model.layout, self.table.flops, FlopsBudget.parse(budget))
 
 
 @dataclass
@@ -162,7 +160,9 @@ def plain(name: str) -> Callable[[Bed, str, int], Trace]:
     def run(bed: Bed, mode: str, seed: int) -> Trace:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         trace, spent, depth = Trace(name, mode, seed), 0.0, bed.model.layout.depth
-        sampler = optuna.samplers.NSGAIISampler(seed=seed) if "nsga2" in name else optuna.samplers.TPESampler(seed=seed)
+        sampler = (
+            optuna.samplers.NSGAIISampler(seed=seed) if "nsga2" in name else optuna.samplers.TPESampler(seed=seed)
+        )
         study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
         contexts = bed.space(mode).choices["context"]
         while len(trace.rows) < EVALUATIONS[name]:
@@ -202,7 +202,7 @@ class Memory:
 
 
 def ours(name: str, sampler_name: str, race: bool) -> Callable[[Bed, str, int], Trace]:
-    """prunefront's own searcher, with one worker in this process in place of Ray's."""
+    """The project's own searcher, with one worker in this process in place of Ray's."""
 
     def run(bed: Bed, mode: str, seed: int) -> Trace:
         space, trace, trials = bed.space(mode), Trace(name, mode, seed), EVALUATIONS[name]

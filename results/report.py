@@ -78,6 +78,9 @@ def reproducing_commands(study: Study, trials: int) -> list[str]:
         "--images": spec.images,
         "--seed": spec.seed,
     }
+    for name in ("race_error", "confirm_images", "confirm_split"):
+        if (value := spec.config.get(name)) is not None:
+            search[f"--{name.replace('_', '-')}"] = value
     if spec.checkpoint is not None:
         search["--checkpoint"] = spec.checkpoint
     if set(spec.objectives) != {"top1", "flops"}:

@@ -64,7 +64,7 @@ class SearchOutcome:
         ending: why nothing more was suggested.
         exit_code: 0, or 130 or 143 after a signal.
         evaluated: evaluations that this run recorded.
-        overheads, forwards: seconds of each of them that were not forward passes, and that were; see `ScheduleSearcher`.
+        overheads, forwards: seconds of each of them outside of forward passes, and in them; see `ScheduleSearcher`.
         seconds: what Tune took, starting its workers included.
     """
 

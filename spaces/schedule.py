@@ -93,11 +93,6 @@ class PruningMethod:
                 raise ScheduleError(f"method {name}={value!r}: expected one of {', '.join(known)}")
 
     @property
-    def carries(self) -> bool:
-        """Whether the features of pruned tokens travel on through the blocks."""
-        return self.context in ("conv", "freeze")
-
-    @property
     def changes(self) -> dict[str, str]:
         """The choices that differ from the default, in a fixed order."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}

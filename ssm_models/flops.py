@@ -111,12 +111,15 @@ def _counting(model: PrunableModel, convention: str) -> Iterator[None]:
     if convention not in CONVENTIONS:
         raise UnknownNameError("FLOPs convention", convention, CONVENTIONS)
     training, schedule, directions = model.training, model.schedule, model.directions
+    threads = torch.get_num_threads()
     model.eval()
+    torch.set_num_threads(1)  # an image is little work, and waiting for threads is most of it on a busy machine
     if convention == "published":
         model.use_directions(model.published_directions)
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         model.train(training)
         model.use_directions(directions)
         model.set_schedule(schedule)
@@ -327,7 +330,7 @@ class CostTable:
                 x, after = model.step(part.block, x, view, step)
                 return x if step is None else (x, after.all_positions(), *after.held)
 
-            return sum(_count(_Unit(model, run), (x,)).values())
+            return sum(_count(_Unit(model.blocks[part.block], run), (x,)).values())
 
 
 def cost_table(model: PrunableModel, convention: str = "full") -> CostTable:

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -32,16 +32,19 @@ def kept_tokens(tokens: int, keep: float) -> int:
     return max(1, int(exact.quantize(Decimal(1), rounding=ROUND_HALF_UP)))
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class PruningStep:
     """After `after` blocks (counted from 1) keep the share `keep` in (0, 1] of the patch tokens.
 
+    `context` says what later blocks see of the tokens that this step prunes; None means the method's.
+
     Raises:
-        ScheduleError: a block below 1 or a ratio outside (0, 1].
+        ScheduleError: a block below 1, a ratio outside (0, 1], or a context that is none of `CONTEXT`.
     """
 
     after: int
     keep: float
+    context: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.after, bool) or not isinstance(self.after, int) or self.after < 1:
@@ -51,9 +54,13 @@ class PruningStep:
         object.__setattr__(self, "keep", float(self.keep))
         if not (math.isfinite(self.keep) and 0.0 < self.keep <= 1.0):
             raise ScheduleError(f"step after block {self.after}: keep ratio {self.keep!r} is not in (0, 1]")
+        if self.context is not None and self.context not in CONTEXT:
+            raise ScheduleError(
+                f"step after block {self.after}: context={self.context!r}: expected one of {', '.join(CONTEXT)}"
+            )
 
     def __str__(self) -> str:
-        return f"{self.after}:{self.keep!r}"
+        return f"{self.after}:{self.keep!r}" + ("" if self.context is None else f":{self.context}")
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,9 @@ class PruningMethod:
             the Δ of a token of zero feature), `hold` (the Δ it had when it was pruned), `neighbour`
             (the mean Δ of the kept tokens around the gap), or `off` (no alignment).
         reduction: `prune` drops a token, `merge` averages it into the most similar kept one.
-        context: what later blocks see of a pruned token: `drop` nothing, `zeros` its place in the local
-            convolution, `conv` its input to it, `freeze` its last feature, in convolution and state.
+        context: what later blocks see of a token pruned at a step that names no context of its own: `drop`
+            nothing, `zeros` its place in the local convolution, `conv` its input to it, `freeze` its last
+            feature, in convolution and state.
 
     Raises:
         ScheduleError: a value that is none of the above.
@@ -83,13 +91,6 @@ class PruningMethod:
             value = getattr(self, name)
             if value not in known:
                 raise ScheduleError(f"method {name}={value!r}: expected one of {', '.join(known)}")
-        if self.context == "freeze":  # no position is skipped, so there is nothing to align
-            object.__setattr__(self, "alignment", "on")
-
-    @property
-    def carries(self) -> bool:
-        """Whether the features of pruned tokens travel on through the blocks."""
-        return self.context in ("conv", "freeze")
 
     @property
     def changes(self) -> dict[str, str]:
@@ -116,10 +117,12 @@ class PruningSchedule:
     """An immutable schedule in canonical form.
 
     Steps are sorted by block and steps of ratio 1 vanish, so that schedules that do the same compare
-    equal and have one `hash`. A schedule without steps is dense, and its method is the default.
+    equal and have one `hash`. A schedule without steps is dense, and its method is the default. If all
+    steps have one context, the method names it and no step does; if not, the method's is the default and
+    the steps that have another one name it.
 
     Raises:
-        ScheduleError: two steps after the same block, or too many steps.
+        ScheduleError: two steps after the same block, too many steps, or `zeros` beside another context.
     """
 
     steps: tuple[PruningStep, ...] = ()
@@ -128,23 +131,27 @@ class PruningSchedule:
     def __post_init__(self) -> None:
         if len(self.steps) > MAX_STEPS:
             raise ScheduleError(f"steps: {len(self.steps)} of them, at most {MAX_STEPS} are read")
-        ordered = sorted(self.steps)
+        ordered = sorted(self.steps, key=lambda step: step.after)
         for one, other in pairwise(ordered):
             if one.after == other.after:
                 raise ScheduleError(f"steps: block {one.after} stands twice; one step a block")
-        steps = tuple(step for step in ordered if step.keep < 1.0)
-        object.__setattr__(self, "steps", steps)
-        if not steps:
-            object.__setattr__(self, "method", PruningMethod())
+        steps = [step for step in ordered if step.keep < 1.0]
+        steps, method = _one_form(steps, self.method) if steps else ([], PruningMethod())
+        object.__setattr__(self, "steps", tuple(steps))
+        object.__setattr__(self, "method", method)
 
     @classmethod
-    def of(cls, steps: Iterable[tuple[int, float]], **method: str) -> "PruningSchedule":
-        """Build a schedule from (after, keep) pairs and method choices."""
-        return cls(tuple(PruningStep(after, keep) for after, keep in steps), PruningMethod(**method))
+    def of(
+        cls, steps: Iterable[tuple[int, float] | tuple[int, float, str | None]], **method: str
+    ) -> "PruningSchedule":
+        """Build a schedule from (after, keep) or (after, keep, context) and method choices."""
+        return cls(tuple(PruningStep(*step) for step in steps), PruningMethod(**method))
 
     @classmethod
     def parse(cls, text: str) -> "PruningSchedule":
         """Read the text form, such as `5:0.8,10:0.8;importance=l2;context=freeze`; empty is dense.
+
+        A step may name its own context: `5:0.8:conv,10:0.8`.
 
         Raises:
             ScheduleError: the text is malformed; the message names the part.
@@ -169,6 +176,11 @@ class PruningSchedule:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     @property
+    def contexts(self) -> tuple[str, ...]:
+        """The context of each step, its own or the method's."""
+        return tuple(step.context or self.method.context for step in self.steps)
+
+    @property
     def dense(self) -> bool:
         """Whether no token is ever dropped."""
         return not self.steps
@@ -178,7 +190,7 @@ class PruningSchedule:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "steps": [{"after": step.after, "keep": step.keep} for step in self.steps],
+            "steps": [_step_as_dict(step) for step in self.steps],
             "method": self.method.as_dict(),
         }
 
@@ -240,18 +252,33 @@ def read_schedule_file(path: str | Path) -> dict[str, Any]:
     return data
 
 
-_STEP = re.compile(r"\s*(\d{1,9})\s*:\s*([0-9.eE+\-]+)\s*\Z")
+def _one_form(steps: list[PruningStep], method: PruningMethod) -> tuple[list[PruningStep], PruningMethod]:
+    """Return the steps and the method that stand for the same contexts in the canonical way."""
+    contexts = [step.context or method.context for step in steps]
+    if len(set(contexts)) == 1:
+        method = replace(method, context=contexts[0])
+        if method.context == "freeze":  # no position is skipped, so there is nothing to align
+            method = replace(method, alignment="on")
+        return [replace(step, context=None) for step in steps], method
+    if "zeros" in contexts:  # a convolution sees the places of all pruned tokens, or of none
+        raise ScheduleError("steps: the context zeros does not go together with others; give it to all steps or none")
+    method = replace(method, context=PruningMethod.context)
+    own = [None if context == method.context else context for context in contexts]
+    return [replace(step, context=context) for step, context in zip(steps, own, strict=True)], method
+
+
+_STEP = re.compile(r"\s*(\d{1,9})\s*:\s*([0-9.eE+\-]+)\s*(?::(.*))?\Z", re.DOTALL)
 
 
 def _parse_step(part: str) -> PruningStep:
     match = _STEP.match(part)
     if not match:
-        raise ScheduleError(f"step {part.strip()[:40]!r}: expected BLOCK:RATIO, such as 5:0.8")
+        raise ScheduleError(f"step {part.strip()[:40]!r}: expected BLOCK:RATIO or BLOCK:RATIO:CONTEXT, such as 5:0.8")
     try:
         keep = float(match[2])
     except ValueError:
         raise ScheduleError(f"step {part.strip()[:40]!r}: {match[2]!r} is not a number") from None
-    return PruningStep(int(match[1]), keep)
+    return PruningStep(int(match[1]), keep, None if match[3] is None else match[3].strip()[:40])
 
 
 def _parse_method(options: list[str]) -> PruningMethod:
@@ -277,10 +304,14 @@ def _method_from_pairs(pairs: list[tuple[str, object]]) -> PruningMethod:
     return PruningMethod(**choices)
 
 
+def _step_as_dict(step: PruningStep) -> dict[str, Any]:
+    return {f.name: value for f in fields(step) if (value := getattr(step, f.name)) is not None}
+
+
 def _step_from_dict(index: int, step: object) -> PruningStep:
     if not isinstance(step, dict) or not {"after", "keep"} <= step.keys():
         raise ScheduleError(f"steps[{index}]: expected an object with after and keep")
     try:
-        return PruningStep(step["after"], step["keep"])
+        return PruningStep(step["after"], step["keep"], step.get("context"))
     except ScheduleError as error:
         raise ScheduleError(f"steps[{index}]: {error}") from None

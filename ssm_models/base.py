@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from spaces import PruningSchedule, TokenLayout
+from spaces import PruningSchedule, PruningStep, TokenLayout
 from spaces.errors import ScheduleError
 from ssm_models.importance import Signals, image_seeds
 from ssm_models.pruning import TokenView, prune
@@ -35,7 +35,7 @@ class PrunableModel(nn.Module, ABC):
     """
 
     contexts: ClassVar[tuple[str, ...]] = ("drop", "conv", "freeze")
-    reductions: ClassVar[tuple[str, ...]] = ("prune",)
+    reductions: ClassVar[tuple[str, ...]] = ("prune", "merge")
     importances: ClassVar[tuple[str, ...]] = ("clip", "l1", "l2", "sum", "delta", "random")
     directions: tuple[bool, ...]
     published_directions: tuple[bool, ...]
@@ -70,14 +70,18 @@ class PrunableModel(nn.Module, ABC):
         """Obey `schedule` from the next forward pass on; None is dense.
 
         Raises:
-            ScheduleError: a block that the model lacks, or a method that its family does not offer.
+            ScheduleError: a block that the model lacks, or a method or context that its family does not offer.
                 The schedule set before stays.
         """
         schedule = schedule or PruningSchedule()
         self.layout.check(schedule)
-        offers = {"context": self.contexts, "reduction": self.reductions, "importance": self.importances}
-        for name, offered in offers.items():
-            chosen = getattr(schedule.method, name)
+        method = schedule.method
+        asked = [
+            ("reduction", method.reduction, self.reductions),
+            ("importance", method.importance, self.importances),
+        ]
+        asked += [("context", context, self.contexts) for context in schedule.contexts]
+        for name, chosen, offered in asked:
             if chosen not in offered:
                 raise ScheduleError(f"method {name}={chosen!r}: {self.model_name} offers {', '.join(offered)}")
         self._schedule = schedule
@@ -138,20 +142,20 @@ class PrunableModel(nn.Module, ABC):
     def _length(self) -> int:
         return self.layout.stages[0].tokens + self.layout.protected
 
-    def step(self, index: int, x: Tensor, view: TokenView, keep: float | None) -> tuple[Tensor, TokenView]:
-        """Run block `index` (from 0) and, if `keep` is given, the pruning step after it."""
-        x, signals = self.blocks[index](x, view, keep is not None)
-        if keep is None:
+    def step(self, index: int, x: Tensor, view: TokenView, step: PruningStep | None) -> tuple[Tensor, TokenView]:
+        """Run block `index` (from 0) and, if one is given, the pruning step after it."""
+        x, signals = self.blocks[index](x, view, step is not None)
+        if step is None:
             return x, view
         assert isinstance(signals, Signals)
-        return prune(x, view, signals, keep, self.protected, self.directions)
+        return prune(x, view, signals, step, self.protected, self.directions)
 
     def run_blocks(self, images: Tensor) -> tuple[Tensor, TokenView, list[Tensor]]:
         """Return the features after the last block, the last view, and the kept positions after each step."""
-        keeps = {step.after: step.keep for step in self._schedule.steps}
+        steps = {step.after: step for step in self._schedule.steps}
         x, view, kept = self.embed(images), self.first_view(images), []
         for index in range(len(self.blocks)):
-            x, view = self.step(index, x, view, keeps.get(index + 1))
-            if index + 1 in keeps:
+            x, view = self.step(index, x, view, steps.get(index + 1))
+            if index + 1 in steps:
                 kept.append(view.all_positions())
         return x, view, kept

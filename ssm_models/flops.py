@@ -13,31 +13,33 @@ the figures that are quoted for Vim do; for the other families the two agree.
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from spaces import PruningSchedule
+from spaces import PruningMethod, PruningSchedule, PruningStep
 from spaces.errors import FlopsError, UnknownNameError
 from ssm_models.base import PrunableModel
 from ssm_models.importance import image_seeds
-from ssm_models.pruning import TokenView
+from ssm_models.polynomials import DEGREE, Polynomial, fitted
+from ssm_models.pruning import SETS_LEFT, TokenView
 
 CONVENTIONS = ("full", "published")
 
 _FREE_ATEN = """
-    abs add add_ arange argmax argsort batch_norm bitwise_and __and__ __xor__ __rshift__ bitwise_xor
-    bitwise_right_shift cat clamp clamp_min clone constant_pad_nd pad div div_ embedding eq exp expand expand_as
-    fill_ flip flatten full gather gelu index index_put_ layer_norm lift_fresh masked_fill mean mul mul_ ne neg
-    new_zeros new_full ones ones_like permute pow relu reshape rms_norm round rsub scatter scatter_add select
-    sigmoid silu slice softplus sort split split_with_sizes square squeeze stack sub transpose unflatten unsqueeze
-    view where zeros zeros_like
+    abs add add_ arange argmax argsort batch_norm bitwise_and __and__ bitwise_or __or__ __xor__ __rshift__
+    bitwise_xor bitwise_right_shift cat clamp clamp_min clone constant_pad_nd pad div div_ embedding eq exp expand
+    expand_as fill_ flip flatten full gather gelu index index_put_ layer_norm lift_fresh linalg_vector_norm
+    masked_fill mean mul mul_ ne neg new_zeros new_ones new_full ones ones_like permute pow relu reshape rms_norm
+    round rsub scatter scatter_add select sigmoid silu slice softplus sort split split_with_sizes square squeeze
+    stack sub transpose unflatten unsqueeze view where zeros zeros_like
 """
 FREE = frozenset(f"aten::{name}" for name in _FREE_ATEN.split()) | {"prim::PythonOp.Identity"}
 
@@ -109,12 +111,15 @@ def _counting(model: PrunableModel, convention: str) -> Iterator[None]:
     if convention not in CONVENTIONS:
         raise UnknownNameError("FLOPs convention", convention, CONVENTIONS)
     training, schedule, directions = model.training, model.schedule, model.directions
+    threads = torch.get_num_threads()
     model.eval()
+    torch.set_num_threads(1)  # an image is little work, and waiting for threads is most of it on a busy machine
     if convention == "published":
         model.use_directions(model.published_directions)
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         model.train(training)
         model.use_directions(directions)
         model.set_schedule(schedule)
@@ -139,7 +144,7 @@ def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = N
 
         def run(images: Tensor) -> Any:  # the tracer drops what no output needs, so the choices are outputs too
             x, view, kept = model.run_blocks(images)
-            return model.classify(x, view), *kept, *view.held
+            return model.classify(x, view), x, *kept, *view.held
 
         return sum(_count(_Unit(model, run), (_image(model),)).values())
 
@@ -155,12 +160,87 @@ class _Unit(nn.Module):
         return self.run(*inputs)
 
 
+@dataclass(frozen=True)
+class _Load:
+    """How many tokens of a view there are, protected ones included, as far as a part's cost depends on it.
+
+    Attributes:
+        length: tokens of the whole sequence.
+        sizes: of the kept, the scanned and those that travel.
+        smaller: which of these sets are told from the set around them.
+    """
+
+    length: int
+    sizes: tuple[int, int, int]
+    smaller: tuple[bool, bool, bool] = (False, False, False)
+
+    @classmethod
+    def of(cls, length: int, smaller: tuple[bool, bool, bool], counts: Sequence[int]) -> "_Load":
+        """Return the load in which the sets told apart have `counts`, the innermost first."""
+        sizes, given, around = [], list(counts), length
+        for told in reversed(smaller):
+            around = given.pop() if told else around
+            sizes.append(around)
+        kept, scanned, travelling = reversed(sizes)
+        return cls(length, (kept, scanned, travelling), smaller)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The sizes of the sets that are told apart, the innermost first."""
+        return tuple(size for size, told in zip(self.sizes, self.smaller, strict=True) if told)
+
+    def after(self, kept: int, context: str) -> "_Load":
+        """Return what a step leaves that keeps `kept` tokens; see `TokenView.without`."""
+        sets, gone = SETS_LEFT[context], self.sizes[0] - kept
+        sizes = [size - gone if depth < sets else size for depth, size in enumerate(self.sizes)]
+        told = [flag or depth + 1 == sets for depth, flag in enumerate(self.smaller)]
+        return _Load(self.length, (sizes[0], sizes[1], sizes[2]), (told[0], told[1], told[2]))
+
+    def view(
+        self, method: PruningMethod, protected: Iterable[int], like: Tensor, channels: Iterable[int]
+    ) -> TokenView:
+        """Return a view of one image with these tokens; `channels` of each sequence of Δ."""
+        first = list(protected)
+        order = first + [position for position in range(self.length) if position not in set(first)]
+        around, chain = list(range(self.length)), list[Tensor | None]()
+        for size, told in zip(reversed(self.sizes), reversed(self.smaller), strict=True):
+            inside = sorted(order[:size])
+            places = [[place for place, position in enumerate(around) if position in set(inside)]]
+            chain.append(torch.tensor(places, device=like.device) if told else None)
+            around = inside
+        held: tuple[Tensor, ...] = ()
+        if method.alignment == "hold" and (self.smaller[1] or self.smaller[2]):
+            held = tuple(like.new_zeros(1, self.sizes[1], c) for c in channels)
+        seeds = torch.zeros(1, dtype=torch.int64, device=like.device)
+        travelling, scanned, emit = chain
+        return TokenView(self.length, seeds, method, travelling, scanned, emit, held)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A block, alone or with the step after it, whatever the counts: what has one polynomial.
+
+    Attributes:
+        block: stands for all blocks that cost the same.
+        method: the schedule's.
+        smaller: as of `_Load`.
+        context: of the step after the block; None: there is none.
+    """
+
+    block: int
+    method: PruningMethod
+    smaller: tuple[bool, bool, bool]
+    context: str | None
+
+
 class CostTable:
     """The FLOPs of any schedule on one model, from parts that fvcore has counted.
 
-    A part is a block, alone or with the step after it, at a number of kept tokens. Its cost is a
-    polynomial of that number (of degree 2 where there is attention), so three counts determine it and
-    a fourth must agree. Parts are counted when first asked for; equal blocks are counted once.
+    A part is a block, alone or with the step after it, at certain numbers of tokens: those that travel, those the
+    state scans and those kept, as far as they differ, and with a step those kept after it. Its cost is a
+    polynomial of these numbers, of degree 1, or 2 where tokens are compared with one another: counts at as many
+    points as it has coefficients determine it, and two further ones must agree. Parts are counted when first
+    asked for; equal blocks are counted once.
 
     Attributes:
         dense: FLOPs of the dense model.
@@ -170,9 +250,10 @@ class CostTable:
 
     def __init__(self, model: PrunableModel, convention: str = "full") -> None:
         self._model, self._convention = model, convention
-        self._polynomials: dict[tuple[Any, ...], tuple[Fraction, ...]] = {}
-        self._memo: dict[tuple[Any, ...], int] = {}
-        self._signatures = [_signature(block) for block in model.blocks]
+        self._polynomials: dict[_Part, Polynomial] = {}
+        self._memo: dict[tuple[PruningMethod, _Load], dict[tuple[int, str | None, int], int]] = {}
+        signatures = [_signature(block) for block in model.blocks]
+        self._like = [signatures.index(signature) for signature in signatures]  # the first block that costs the same
         image = _image(model)
         with _counting(model, convention), torch.no_grad():
             model.set_schedule(None)
@@ -194,65 +275,62 @@ class CostTable:
 
     def by_block(self, schedule: PruningSchedule) -> list[int]:
         """Return the FLOPs of each block, with those of the pruning step after it."""
-        after = self._model.layout.tokens(schedule)
-        total = self._model.layout.stages[0].tokens
-        keeps = {step.after for step in schedule.steps}
-        before = [total, *after[:-1]]
-        return [
-            self._part(index, tokens, index + 1 in keeps, tokens < total, schedule)
-            for index, tokens in enumerate(before)
-        ]
-
-    def _part(self, index: int, patches: int, step: bool, pruned: bool, schedule: PruningSchedule) -> int:
-        method = schedule.method if pruned or step else PruningSchedule().method
-        key = (self._signatures[index], step, pruned, method)
-        found = self._memo.get((*key, patches))
-        if found is None:
-            kept = patches + self._model.layout.protected
-            found = self._value(index, kept, step, pruned, schedule, key)
-            self._memo[(*key, patches)] = found
+        layout, method = self._model.layout, schedule.method
+        contexts = dict(zip((step.after for step in schedule.steps), schedule.contexts, strict=True))
+        length = layout.stages[0].tokens + layout.protected
+        load = _Load(length, (length, length, length))
+        memo, found = self._memo.setdefault((method, load), {}), []
+        for index, (patches, like) in enumerate(zip(layout.tokens(schedule), self._like, strict=True)):
+            context, kept = contexts.get(index + 1), patches + layout.protected
+            key = (like, context, kept)
+            if key not in memo:
+                memo[key] = self._cost(_Part(like, method, load.smaller, context), load, kept)
+            found.append(memo[key])
+            if context is not None:
+                load = load.after(kept, context)
+                memo = self._memo.setdefault((method, load), {})
         return found
 
-    def _value(
-        self, index: int, kept: int, step: bool, pruned: bool, schedule: PruningSchedule, key: tuple[Any, ...]
-    ) -> int:
-        if not pruned:
-            return self._measure(index, kept, step, None, schedule)
-        if key not in self._polynomials:
-            length = self._model.layout.stages[0].tokens + self._model.layout.protected
-            nodes = sorted({2, (length + 2) // 2, max(2, length - 1)})
-            counts = {n: self._measure(index, n, step, length, schedule) for n in nodes}
-            self._polynomials[key] = _interpolate(counts)
-            probe = max(2, length // 3)
-            if _evaluate(self._polynomials[key], probe) != self._measure(index, probe, step, length, schedule):
-                raise FlopsError(f"block {index + 1}: its cost is no polynomial of degree 2 of its tokens")
-        value = _evaluate(self._polynomials[key], kept)
-        assert value.denominator == 1
-        return int(value)
+    def _cost(self, part: _Part, load: _Load, kept: int) -> int:
+        """Return what a part costs at a load, if the step after it leaves `kept` tokens."""
+        if (
+            part.context is None
+        ):  # how tokens are chosen and merged matters to steps alone, and the rest to pruned blocks
+            rest = replace(part.method, importance=PruningMethod.importance, reduction=PruningMethod.reduction)
+            part = replace(part, method=rest if any(part.smaller) else PruningMethod())
+        if part not in self._polynomials:
+            self._polynomials[part] = self._fitted(part, load.length)
+        return self._polynomials[part]((kept, *load.counts) if part.context else load.counts)
 
-    def _measure(self, index: int, kept: int, step: bool, length: int | None, schedule: PruningSchedule) -> int:
-        """Count block `index` with `kept` of `length` tokens left; None: all are."""
-        model = self._model
-        full = kept if length is None else length
-        travelling = full if schedule.method.carries else kept
+    def _fitted(self, part: _Part, length: int) -> Polynomial:
+        def count(point: tuple[int, ...]) -> int:
+            kept, counts = (point[0], point[1:]) if part.context else (None, point)
+            return self._measure(part, _Load.of(length, part.smaller, counts), kept)
+
+        found = fitted(
+            count, sum(part.smaller) + (part.context is not None), 1 + self._model.layout.protected, length
+        )
+        if found is None:
+            raise FlopsError(f"block {part.block + 1}: its cost is no polynomial of degree {DEGREE} of its tokens")
+        return found
+
+    def _measure(self, part: _Part, load: _Load, kept: int | None) -> int:
+        """Count a part at a load; `kept`: tokens that the step after it leaves, if there is one."""
+        model, protected = self._model, self._model.layout.protected
         parameter = next(model.parameters())
-        x = torch.zeros(1, travelling, self._features, device=parameter.device, dtype=parameter.dtype)
-        protected = [p for p in model.protected if p < full]
-        others = [p for p in range(full) if p not in protected]
-        kept_list = sorted([*protected, *others[: kept - len(protected)]])
-        positions = torch.tensor([kept_list], device=x.device) if length is not None else None
-        seeds = torch.zeros(1, dtype=torch.int64, device=x.device)
+        x = torch.zeros(1, load.sizes[2], self._features, device=parameter.device, dtype=parameter.dtype)
+        step = None
+        if kept is not None:
+            ratio = (kept - protected) / (load.sizes[0] - protected)
+            step = PruningStep(part.block + 1, ratio, part.context)
         with _counting(model, self._convention), torch.no_grad():
-            held: tuple[Tensor, ...] = ()
-            if positions is not None and schedule.method.alignment == "hold":
-                held = tuple(x.new_zeros(1, kept, c) for c in model.scan_channels(index))
-            view = TokenView(full, seeds, schedule.method, positions, held)
+            view = load.view(part.method, model.protected, x, model.scan_channels(part.block))
 
             def run(x: Tensor) -> Any:  # all that is used later is returned: the tracer drops what is not
-                x, after = model.step(index, x, view, 0.5 if step else None)
-                return (x, after.all_positions(), *after.held) if step else x
+                x, after = model.step(part.block, x, view, step)
+                return x if step is None else (x, after.all_positions(), *after.held)
 
-            return sum(_count(_Unit(model, run), (x,)).values())
+            return sum(_count(_Unit(model.blocks[part.block], run), (x,)).values())
 
 
 def cost_table(model: PrunableModel, convention: str = "full") -> CostTable:
@@ -261,27 +339,7 @@ def cost_table(model: PrunableModel, convention: str = "full") -> CostTable:
 
 
 def _signature(block: nn.Module) -> tuple[Any, ...]:
-    """Return what makes two blocks cost the same."""
-    return (str(block), tuple((name, tuple(p.shape)) for name, p in block.named_parameters()))
-
-
-def _interpolate(counts: dict[int, int]) -> tuple[Fraction, ...]:
-    """Return the coefficients, lowest first, of the polynomial through the points (Lagrange, exact)."""
-    total = [Fraction(0)] * len(counts)
-    for x, y in counts.items():
-        basis = [Fraction(1)]
-        for other in counts:
-            if other != x:  # multiply by (t - other) / (x - other)
-                basis = [
-                    (a - other * b) / (x - other)
-                    for a, b in zip([Fraction(0), *basis], [*basis, Fraction(0)], strict=True)
-                ]
-        total = [a + y * b for a, b in zip(total, basis, strict=True)]
-    return tuple(total)
-
-
-def _evaluate(coefficients: tuple[Fraction, ...], x: int) -> Fraction:
-    value = Fraction(0)
-    for coefficient in reversed(coefficients):
-        value = value * x + coefficient
-    return value
+    """Return what makes two blocks cost the same; what does nothing outside training does not."""
+    idle = (DropPath, nn.Dropout, nn.Identity)
+    modules = [(name, type(m), m.extra_repr()) for name, m in block.named_modules() if not isinstance(m, idle)]
+    return (tuple(modules), tuple((name, tuple(p.shape)) for name, p in block.named_parameters()))

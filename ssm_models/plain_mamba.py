@@ -241,9 +241,8 @@ class PlainMamba(PrunableModel):
         return tokens
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Read the mean of the kept tokens; with context `freeze`, of all as they last were."""
-        x = x if view.method.context == "freeze" else view.kept(x)
-        logits: Tensor = self.head(self.backbone.ln1(x).mean(1))
+        """Read the mean of the tokens that the state sees: the kept ones, and the frozen as they last were."""
+        logits: Tensor = self.head(self.backbone.ln1(view.visible(x)).mean(1))
         return logits
 
     @classmethod

@@ -1,10 +1,11 @@
 """Which tokens are kept, what later blocks see of the others, and the step that decides it.
 
-A schedule's `context` says what becomes of a pruned token. With `drop` and `zeros` the features that travel
-through the blocks are those of the kept tokens alone; with `zeros` a convolution over the sequence still sees
-the places of the others. With `conv` and `freeze` all features travel and only those of kept tokens are
-updated: later blocks see the others as they last were, with `conv` in the local convolution alone, with
-`freeze` in convolution and state.
+Of the whole sequence some tokens travel through the blocks, the state scans some of these, and some of these are
+kept: the kept are updated. A step takes the tokens that it prunes out of these nested sets, its context says how far:
+with `freeze` they are no longer kept, so that later blocks see them, as they last were, in convolution and state;
+with `conv` they are not scanned either and feed the local convolution alone; with `drop` and `zeros` nothing of them
+travels. With `zeros` a convolution over the sequence still sees the places of those gone. Steps may differ
+in their contexts, so that in one view kept, frozen, convolved and gone tokens stand side by side.
 """
 
 from collections.abc import Callable
@@ -15,30 +16,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spaces import PruningStep
 from spaces.schedule import PruningMethod, kept_tokens
 from ssm_models.importance import SCORES, Signals
+from ssm_models.layers import precise
 from ssm_models.scan import alignment
 
 T = TypeVar("T")
 
+# How many of the sets a pruned token leaves: the kept, the scanned, those that travel.
+SETS_LEFT = {"freeze": 1, "conv": 2, "drop": 3, "zeros": 3}
+
 
 @dataclass(frozen=True)
 class TokenView:
-    """The kept tokens of a batch, each image with its own.
+    """The tokens of a batch, each image with its own: which travel, which are scanned, which are kept.
+
+    Each set stands inside the one before it, as the ascending places of its tokens there; None means all of them. So
+    only a set that is smaller than the one around it is ever gathered.
 
     Attributes:
         length: tokens of the whole sequence, protected ones included.
         seeds: (b,) one whole number an image, for the random score.
         method: the schedule's.
-        positions: (b, K) ascending positions of the kept tokens; None while all are.
-        held: with the alignment policy `hold`, the gap sums (b, K, D) of each sequence of Δ.
+        travelling: (b, T) positions, in the whole sequence, of the tokens whose features travel through the blocks.
+        scanned: (b, S) places, among those that travel, of the tokens that the state sees.
+        emit: (b, K) places, among those that are scanned, of the kept tokens: these give an output.
+        held: with the alignment policy `hold`, the gap sums (b, S, D) of each sequence of Δ.
+        sizes: with merging, how many tokens each kept one stands for, (b, K); None: one each.
     """
 
     length: int
     seeds: Tensor
     method: PruningMethod
-    positions: Tensor | None = None
+    travelling: Tensor | None = None
+    scanned: Tensor | None = None
+    emit: Tensor | None = None
     held: tuple[Tensor, ...] = ()
+    sizes: Tensor | None = None
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -60,17 +75,17 @@ class TokenView:
     @property
     def rows(self) -> Tensor | None:
         """Where the kept tokens (b, K) stand among those that travel; None: these are all that travel."""
-        return self.positions if self.method.carries else None
+        return self.remember("rows", lambda: _within(self.scanned, self.emit))
 
     @property
     def seen(self) -> Tensor | None:
-        """Positions (b, K) of the tokens that the state sees, with gaps between them; None: it sees all."""
-        return None if self.method.context == "freeze" else self.positions
+        """Positions (b, S) of the tokens that the state sees, with gaps between them; None: it sees all."""
+        return self.remember("seen", lambda: _within(self.travelling, self.scanned))
 
     @property
-    def emit(self) -> Tensor | None:
-        """Where the tokens that are updated (b, K) stand among those that are scanned; None: these are all."""
-        return self.positions if self.method.context == "freeze" else None
+    def positions(self) -> Tensor | None:
+        """Ascending positions (b, K) of the kept tokens; None: all are kept."""
+        return self.remember("positions", lambda: _within(self.travelling, self.rows))
 
     def all_positions(self) -> Tensor:
         """Return (b, K) positions of the kept tokens, also while all are."""
@@ -80,24 +95,25 @@ class TokenView:
 
     def kept(self, x: Tensor) -> Tensor:
         """Return the kept tokens (b, K, D) of those that travel."""
-        return x if self.rows is None else take(x, self.rows)
+        return _some(x, self.rows)
+
+    def visible(self, x: Tensor) -> Tensor:
+        """Return the tokens that the state sees (b, S, D) of those that travel."""
+        return _some(x, self.scanned)
 
     def spread(self, x: Tensor) -> Tensor:
         """Return those that travel as the whole sequence (b, L, D), with zeros where nothing is left of one."""
-        if self.positions is None or self.rows is not None:
+        if self.travelling is None:
             return x
-        return x.new_zeros(len(x), self.length, x.shape[2]).scatter(1, _across(self.positions, x), x)
+        return x.new_zeros(len(x), self.length, x.shape[2]).scatter(1, _across(self.travelling, x), x)
 
     def in_sequence(self, x: Tensor) -> Tensor:
-        """Return those that travel as a convolution over the sequence sees them: (b, K, D), or (b, L, D)."""
+        """Return those that travel as a convolution over the sequence sees them: (b, T, D), or (b, L, D)."""
         return self.spread(x) if self.method.context == "zeros" else x
 
     def from_sequence(self, x: Tensor) -> Tensor:
         """Return the tokens that the state sees, (b, S, D), of what `in_sequence` gave."""
-        return x if self.method.context == "drop" else self._seen(x)
-
-    def _seen(self, x: Tensor) -> Tensor:
-        return x if self.seen is None else take(x, self.seen)
+        return _some(x, self.seen) if self.method.context == "zeros" else self.visible(x)
 
     def update(self, x: Tensor, change: Tensor) -> Tensor:
         """Add `change` (b, K, D) to the kept tokens of those that travel."""
@@ -114,21 +130,18 @@ class TokenView:
 
     def from_grid(self, grid: Tensor) -> Tensor:
         """Return the tokens that the state sees, (b, S, D), of a grid (b, D, height, width)."""
-        return self._seen(grid.flatten(2).transpose(1, 2))
+        return _some(grid.flatten(2).transpose(1, 2), self.seen)
 
     def overwrite(self, x: Tensor, grid: Tensor) -> Tensor:
         """Give the kept tokens of those that travel the values of a grid (b, D, height, width)."""
-        new = grid.flatten(2).transpose(1, 2)
-        if self.positions is None:
-            return new
-        new = take(new, self.positions)
+        new = _some(grid.flatten(2).transpose(1, 2), self.positions)
         return new if self.rows is None else x.scatter(1, _across(self.rows, x), new)
 
     def gap(self, delta: Tensor, delta_bias: Tensor, idle: Tensor, sequence: int, reverse: bool) -> Tensor | None:
-        """Return the Σ Δ (b, K, D) of the pruned positions before each kept one, or None if none counts.
+        """Return the Σ Δ (b, S, D) of the positions passed over before each seen one, or None if none counts.
 
         Args:
-            delta: (b, K, D) Δ of the kept tokens, before bias and softplus.
+            delta: (b, S, D) Δ of the tokens that the state sees, before bias and softplus.
             delta_bias: (D,).
             idle: (D,) what a token of zero feature has for `delta + delta_bias`.
             sequence: index of the sequence of Δ, for families with several.
@@ -144,10 +157,45 @@ class TokenView:
             return alignment.gap_of_neighbours(counts, F.softplus(delta + delta_bias), reverse)
         return alignment.gap_of_bias(counts, idle)
 
+    def without(self, stays: Tensor, gone: Tensor, sets: int) -> tuple["TokenView", Tensor | None, Tensor | None]:
+        """Take kept tokens out of the innermost `sets` of the kept, the scanned and those that travel.
+
+        Args:
+            stays: (b, k) ascending places among the kept of those that stay.
+            gone: (b, K - k) places among the kept of the others.
+            sets: 1, 2 or 3.
+
+        Returns:
+            The view; the ascending places, among those scanned before, of those that stay scanned; and among those
+            that travelled, of those that travel on. None where all do. `held` and `sizes` are as they were.
+        """
+        around = [_count(self.seen, self.length), _count(self.travelling, self.length), self.length]
+        chain = [self.emit, self.scanned, self.travelling]
+        left: list[Tensor | None] = [None, None]
+        for depth in range(sets):
+            inner = chain[depth]
+            if inner is not None:
+                stays, gone = inner.gather(1, stays), inner.gather(1, gone)  # places in the set around
+            if depth + 1 == sets:
+                chain[depth] = stays
+                break
+            if inner is not None:  # others stay in the set around too, and all that stay there move up
+                flags = stays.new_ones(len(stays), around[depth]).scatter(1, gone, 0)
+                order = flags.argsort(dim=1, descending=True, stable=True)
+                chain[depth] = order.argsort(dim=1).gather(1, stays)
+                stays = order[:, : around[depth] - gone.shape[1]]
+            left[depth] = stays
+        emit, scanned, travelling = chain
+        return replace(self, travelling=travelling, scanned=scanned, emit=emit), left[0], left[1]
+
 
 def take(x: Tensor, index: Tensor) -> Tensor:
     """Gather the tokens `index` (b, K) of x (b, L, D)."""
     return x.gather(1, _across(index, x))
+
+
+def _some(x: Tensor, index: Tensor | None) -> Tensor:
+    return x if index is None else take(x, index)
 
 
 def _across(index: Tensor, x: Tensor) -> Tensor:
@@ -155,16 +203,32 @@ def _across(index: Tensor, x: Tensor) -> Tensor:
     return index[..., None].expand(-1, -1, x.shape[2])
 
 
+def _within(outer: Tensor | None, inner: Tensor | None) -> Tensor | None:
+    """Return the places of the tokens `inner` of those at `outer`; None is all."""
+    if outer is None or inner is None:
+        return inner if outer is None else outer
+    return outer.gather(1, inner)
+
+
+def _count(index: Tensor | None, otherwise: int) -> int:
+    return otherwise if index is None else int(index.shape[1])
+
+
 def prune(
-    x: Tensor, view: TokenView, signals: Signals, keep: float, protected: tuple[int, ...], reverse: tuple[bool, ...]
+    x: Tensor,
+    view: TokenView,
+    signals: Signals,
+    step: PruningStep,
+    protected: tuple[int, ...],
+    reverse: tuple[bool, ...],
 ) -> tuple[Tensor, TokenView]:
     """Keep the most important share of the current patch tokens.
 
     Args:
-        x: (b, L, D) the features that travel, already updated by the block that gave `signals`.
+        x: (b, T, D) the features that travel, already updated by the block that gave `signals`.
         view: the tokens kept so far.
         signals: what the block before the step saw.
-        keep: share in (0, 1] of the patch tokens kept so far.
+        step: the share of the patch tokens kept so far that stays, and the context of the others.
         protected: positions that always stay.
         reverse: for each sequence of Δ, whether it is scanned backwards.
 
@@ -172,15 +236,57 @@ def prune(
         The features that travel on, and the view of what is kept. Ties go to the earlier token.
     """
     positions = signals.positions
-    scores = SCORES[view.method.importance](signals)
+    taboo = torch.zeros_like(positions, dtype=torch.bool)
     for position in protected:
-        scores = scores.masked_fill(positions == position, torch.inf)
-    count = kept_tokens(int(positions.shape[1]) - len(protected), keep) + len(protected)
-    index = scores.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
-    held = view.held
-    if view.method.alignment == "hold":
-        before = held or (None,) * len(reverse)
+        taboo = taboo | (positions == position)
+    scores = SCORES[view.method.importance](signals).masked_fill(taboo, torch.inf)
+    count = kept_tokens(int(positions.shape[1]) - len(protected), step.keep) + len(protected)
+    ranked = scores.argsort(dim=1, descending=True, stable=True)
+    stays, gone = ranked[:, :count].sort(dim=1).values, ranked[:, count:]
+    after, scanned, travelling = view.without(stays, gone, SETS_LEFT[step.context or view.method.context])
+    if view.method.alignment == "hold" and scanned is not None:
+        before = view.held or (None,) * len(reverse)
         deltas = zip(signals.deltas(), before, reverse, strict=True)
-        held = tuple(alignment.hold(delta, index, old, flag) for delta, old, flag in deltas)
-    kept = replace(view, positions=positions.gather(1, index), held=held)
-    return (x if kept.rows is not None else take(x, index)), kept
+        held = (alignment.hold(_among_scanned(view, delta), scanned, old, flag) for delta, old, flag in deltas)
+        after = replace(after, held=tuple(held))
+    onwards = _some(x, travelling)
+    if view.method.reduction == "prune":
+        return onwards, after
+    sizes = precise(x.new_ones(positions.shape)) if view.sizes is None else view.sizes
+    change, sizes = merge(view.kept(x), sizes, stays, gone, taboo)
+    return after.update(onwards, change), replace(after, sizes=sizes)
+
+
+def merge(x: Tensor, sizes: Tensor, stays: Tensor, gone: Tensor, taboo: Tensor) -> tuple[Tensor, Tensor]:
+    """Average each token that goes into the one that stays whose feature is most similar by cosine.
+
+    The matching of ToMe (arXiv:2210.09461), on the features and between the two sets that a score has chosen.
+
+    Args:
+        x: (b, K, D) features.
+        sizes: (b, K) how many tokens each stands for: its weight in the average.
+        stays: (b, k) places of the tokens that stay.
+        gone: (b, K - k) places of the others.
+        taboo: (b, K) whether a token takes nothing in; of those that stay, at least one does.
+
+    Returns:
+        What is to be added to those that stay, (b, k, D), zero where nothing was merged, and how many tokens
+        they then stand for, (b, k).
+    """
+    unit = F.normalize(x, dim=-1)
+    alike = take(unit, gone) @ take(unit, stays).transpose(1, 2)
+    goal = alike.masked_fill(taboo.gather(1, stays)[:, None], -torch.inf).argmax(2)
+    weights = sizes.gather(1, gone)
+    sizes = sizes.gather(1, stays).scatter_add(1, goal, weights)
+    share = weights / sizes.gather(1, goal)
+    here = take(x, stays)
+    pull = (take(x, gone) - take(here, goal)) * share[..., None]
+    return torch.zeros_like(here, dtype=pull.dtype).scatter_add(1, _across(goal, pull), pull).to(x.dtype), sizes
+
+
+def _among_scanned(view: TokenView, delta: Tensor) -> Tensor:
+    """Return Δ of the kept tokens (b, K, D) at their places among those scanned, (b, S, D); elsewhere zeros."""
+    if view.emit is None:
+        return delta
+    scanned = _count(view.seen, view.length)
+    return delta.new_zeros(len(delta), scanned, delta.shape[2]).scatter(1, _across(view.emit, delta), delta)

@@ -195,10 +195,10 @@ class Vim(PrunableModel):
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Read the cls token."""
-        if view.positions is None or view.rows is not None:  # all tokens travel
+        if view.travelling is None:
             cls = x[:, self.cls_index]
         else:
-            at = (view.positions == self.cls_index).long().argmax(1)
+            at = (view.travelling == self.cls_index).long().argmax(1)
             cls = take(x, at[:, None])[:, 0]
         logits: Tensor = self.head(self.norm_f(cls))
         return logits

@@ -124,7 +124,8 @@ def test_wrong_usage(refused: Check, arguments: list[str], words: str) -> None:
         ("0:0.5", "after=0"),
         ("3-0.5", "BLOCK:RATIO"),
         ("3:0.5;context=warm", "context='warm'"),
-        ("3:0.5;reduction=merge", "vim_nano offers prune"),
+        ("3:0.5:warm", "block 3: context='warm'"),
+        ("3:0.5:zeros,5:0.5", "zeros does not go together with others"),
         ("nowhere.json", "nowhere.json: cannot be read"),
     ],
 )

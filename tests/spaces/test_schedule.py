@@ -7,10 +7,13 @@ from hypothesis import strategies as st
 
 from spaces import PruningMethod, PruningSchedule, PruningStep
 from spaces.errors import ScheduleError
-from spaces.schedule import METHOD_CHOICES, kept_tokens
+from spaces.schedule import CONTEXT, METHOD_CHOICES, kept_tokens
 
 ratios = st.floats(min_value=1e-6, max_value=1.0, allow_nan=False)
 steps = st.lists(st.tuples(st.integers(1, 60), ratios), max_size=8, unique_by=lambda pair: pair[0])
+MIXING = tuple(context for context in CONTEXT if context != "zeros")
+mixed_steps = st.lists(st.tuples(st.integers(1, 60), ratios, st.sampled_from(MIXING)), max_size=8,
+                       unique_by=lambda step: step[0])  # fmt: skip
 methods = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choices in METHOD_CHOICES.items()})
 
 
@@ -20,6 +23,47 @@ def test_text_and_json_give_the_schedule_back(pairs, method):
     assert PruningSchedule.parse(schedule.text) == schedule
     assert PruningSchedule.from_dict(json.loads(json.dumps(schedule.as_dict()))) == schedule
     assert PruningSchedule.parse(schedule.text).hash == schedule.hash
+
+
+@given(mixed_steps, methods)
+def test_schedules_of_mixed_contexts_come_back_too(triples, method):
+    schedule = PruningSchedule.of(triples, **method)
+    assert PruningSchedule.parse(schedule.text) == schedule
+    assert PruningSchedule.from_dict(json.loads(json.dumps(schedule.as_dict()))) == schedule
+    assert PruningSchedule(schedule.steps, schedule.method) == schedule
+    assert schedule.contexts == tuple(c for _, keep, c in sorted(triples) if keep < 1.0)
+
+
+@given(mixed_steps, mixed_steps, methods, methods, st.data())
+def test_schedules_are_equal_if_they_do_the_same(one, other, method, another, data):
+    """Whichever contexts stand at the steps and which at the method; and only then."""
+
+    def does(triples, choices):
+        left = sorted(step for step in triples if step[1] < 1.0)
+        rest = {name: choice for name, choice in choices.items() if name != "context"} if left else {}
+        if left and all(context == "freeze" for _, _, context in left):
+            del rest["alignment"]
+        return left, rest
+
+    def written(triples, choices):
+        default = data.draw(st.sampled_from(MIXING))
+        steps = [(a, k, None if c == default and data.draw(st.booleans()) else c) for a, k, c in triples]
+        return PruningSchedule.of(steps, **{**choices, "context": default})
+
+    schedule = written(one, method)
+    for triples, choices in ((one, method), (other, another)):
+        again = written(triples, choices)
+        same = does(one, method) == does(triples, choices)
+        assert (again == schedule) == (again.text == schedule.text) == (again.hash == schedule.hash) == same
+
+
+@given(steps, methods)
+def test_one_context_everywhere_is_the_method_s(pairs, method):
+    """So schedules without contexts at their steps keep the text, and the hash, that they always had."""
+    context = method["context"]
+    schedule = PruningSchedule.of([(after, keep, context) for after, keep in pairs], **{**method, "context": "drop"})
+    assert schedule == PruningSchedule.of(pairs, **method)
+    assert all(step.context is None for step in schedule.steps)
 
 
 @given(steps, st.randoms())
@@ -42,6 +86,15 @@ def test_order_and_steps_of_one_do_not_matter(pairs, rnd):
         ("5:0.8;context=freeze;importance=l2", "5:0.8;importance=l2;context=freeze"),
         ("5:0.8;context=freeze;alignment=off", "5:0.8;context=freeze"),
         ("5:5e-1", "5:0.5"),
+        ("5:0.8: conv ,10:0.8", "5:0.8:conv,10:0.8"),
+        ("5:0.8,10:0.8:drop;context=conv", "5:0.8:conv,10:0.8"),
+        ("5:0.8:conv,10:0.8:conv", "5:0.8,10:0.8;context=conv"),
+        ("5:0.8:conv,10:1", "5:0.8;context=conv"),
+        ("5:0.8:drop,10:0.8:drop;context=freeze", "5:0.8,10:0.8"),
+        ("5:0.8,10:0.8:conv;context=freeze;alignment=off", "5:0.8:freeze,10:0.8:conv;alignment=off"),
+        ("5:0.8:freeze,10:0.8:freeze;alignment=off", "5:0.8,10:0.8;context=freeze"),
+        ("5:0.8:zeros,10:0.8:zeros", "5:0.8,10:0.8;context=zeros"),
+        ("5:1:zeros,10:0.8:conv", "10:0.8;context=conv"),
     ],
 )
 def test_there_is_one_canonical_text(text, canonical):
@@ -73,6 +126,13 @@ def test_kept_tokens_of_a_ratio_that_binary_cannot_hold():
         ("5:1e999", "keep ratio"),
         ("5:0.5,5:0.6", "stands twice"),
         ("5:1,5:0.5", "stands twice"),
+        ("5:0.5,5:0.5:conv", "stands twice"),
+        ("5:0.5:", "block 5: context=''"),
+        ("5:0.5:keep", "block 5: context='keep': expected one of drop"),
+        ("5:0.5:conv:drop", "block 5: context='conv:drop'"),
+        ("5:0.5:a\nb", "block 5: context="),
+        ("5:0.5:zeros,6:0.5", "zeros does not go together"),
+        ("5:0.5:conv;context=none", "context='none'"),
         ("5:0.8;importance=best", "importance"),
         ("5:0.8;colour=red", "colour"),
         ("5:0.8;importance", "NAME=CHOICE"),
@@ -104,6 +164,8 @@ GOOD = PruningSchedule.parse("5:0.8").as_dict()
         ({"steps": [{"after": 5, "keep": "0.8"}]}, r"steps\[0\].*not a number"),
         ({"steps": [{"after": 5.0, "keep": 0.8}]}, r"steps\[0\].*whole number"),
         ({"steps": [{"after": i, "keep": 0.8} for i in range(1, 5000)]}, "steps"),
+        ({"steps": [{"after": 5, "keep": 0.8, "context": "gone"}]}, r"steps\[0\].*context='gone'"),
+        ({"steps": [{"after": 5, "keep": 0.8, "context": ["conv"]}]}, r"steps\[0\].*context="),
         ({"method": []}, "method"),
         ({"method": {"importance": 3}}, "importance"),
         ({"method": {"context": "keep"}}, "context"),

@@ -1,13 +1,20 @@
 """What the tests of the models share: the smallest model of each family, with weights that make every part matter."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
+from torch import Tensor
 
 import ssm_models
+from spaces import PruningMethod
 from ssm_models import PrunableModel
+from ssm_models.pruning import TokenView
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 
@@ -50,6 +57,52 @@ def any_model(request: pytest.FixtureRequest) -> PrunableModel:
 def pictures(model: PrunableModel, count: int = 5) -> torch.Tensor:
     """Return random images of the model's size."""
     return torch.randn(count, 3, *model.img_size, generator=torch.Generator().manual_seed(1))
+
+
+KEPT = "kept"  # what a token is that is not pruned; of a pruned one the word is its context
+NESTED = (
+    (KEPT, "freeze", "conv"),
+    (KEPT, "freeze"),
+    (KEPT,),
+)  # the fates of those that travel, are scanned, are kept
+
+
+def places(fates: Sequence[str], *members: str) -> list[int]:
+    """Return where tokens of these fates stand."""
+    return [place for place, fate in enumerate(fates) if fate in members]
+
+
+def view_of(fates: Sequence[Sequence[str]], **method: Any) -> TokenView:
+    """Return the view in which each token of each image has its fate, straight from what the sets mean."""
+    around, sets = [list(range(len(image))) for image in fates], list[Tensor | None]()
+    for members in NESTED:
+        inside = [[t for t in tokens if image[t] in members] for tokens, image in zip(around, fates, strict=True)]
+        index = [[a.index(t) for t in i] for a, i in zip(around, inside, strict=True)]
+        sets.append(None if inside == around else torch.tensor(index))
+        around = inside
+    if "zeros" in fates[0]:
+        method["context"] = "zeros"
+    view = TokenView(len(fates[0]), torch.zeros(len(fates)).long(), PruningMethod(**method))
+    travelling, scanned, emit = sets
+    return replace(view, travelling=travelling, scanned=scanned, emit=emit)
+
+
+@st.composite
+def fates_of_a_batch(draw: st.DrawFn, batch: int, length: int, *contexts: str) -> list[list[str]]:
+    """Draw fates that occur equally often in every image, at least one token kept."""
+    fates = [KEPT, *draw(st.lists(st.sampled_from([KEPT, *contexts]), min_size=length - 1, max_size=length - 1))]
+    return [draw(st.permutations(fates)) for _ in range(batch)]
+
+
+def gap_sums(past: Tensor, seen: list[int], reverse: bool) -> Tensor:
+    """Add up the Δ of past (L, D) over the positions between each one seen and the one scanned before it."""
+    order, gaps, total = sorted(seen, reverse=reverse), {}, torch.zeros_like(past[0])
+    for t in sorted(range(len(past)), reverse=reverse):
+        if t in order:
+            gaps[t], total = total, torch.zeros_like(total)
+        else:
+            total = total + past[t]
+    return torch.stack([gaps[t] for t in sorted(order)])
 
 
 @pytest.fixture

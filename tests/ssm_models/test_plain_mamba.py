@@ -1,6 +1,9 @@
 """PlainMamba: the authors' logits, and what pruning does to its zigzag scans."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ssm_models
-from spaces.schedule import ALIGNMENT, PruningMethod
+from spaces import PruningSchedule
+from spaces.schedule import ALIGNMENT
 from ssm_models.plain_mamba import PlainMambaConfig, PlainMambaMixer, zigzag
-from ssm_models.pruning import TokenView
-from ssm_models.scan.alignment import hold
-from tests.ssm_models.conftest import pictures, shaken
+from tests.ssm_models.conftest import KEPT, NESTED, fates_of_a_batch, gap_sums, pictures, places, shaken, view_of
 
 SIZES = {  # parameters and keys of the authors' models
     "plain_mamba_l1": (7_551_656, 361),
@@ -76,19 +78,20 @@ def mixer_on(height: int, width: int) -> PlainMambaMixer:
 
 
 def slow(
-    mixer: PlainMambaMixer, x: list[Tensor | None], kept: list[int], policy: str, frozen: bool, past: Tensor
-) -> Tensor:
-    """One image by the definition: x holds what travels of each raster token. Returns the changes of the kept.
+    mixer: PlainMambaMixer, x: Tensor, fates: Sequence[str], policy: str, past: Tensor
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """One image by the definition: x (L, dim) has the features of all raster tokens.
 
-    `past` is the Δ (L, D) that each token had when it was pruned, for the policy `hold`.
+    `past` is the Δ (L, D) that each token had when it was pruned, for the policy `hold`. Returns Δ (L, D), where a
+    token has one, and the changes of the kept.
     """
     height, width = mixer.grid
     length, rank, states, channels = height * width, mixer.rank, mixer.states, mixer.in_proj.out_features // 2
     zero = torch.zeros(channels, dtype=mixer.D.dtype)
-    before = [zero if token is None else mixer.in_proj(token)[:channels] for token in x]
+    travels, seen, kept = (places(fates, *members) for members in NESTED)
+    before = [mixer.in_proj(x[t])[:channels] if t in travels else zero for t in range(length)]
     grid = torch.stack(before).T.reshape(1, channels, height, width)
     u = F.silu(mixer.conv2d(grid)[0].flatten(1).T)
-    seen = list(range(length)) if frozen else kept  # raster tokens that the state sees
     dt_r, B, C = mixer.x_proj(u).split([rank, states, states], -1)
     bias = mixer.dt_proj.bias
     delta = F.softplus(mixer.dt_proj(dt_r) + bias)
@@ -97,7 +100,7 @@ def slow(
     for way, move in zip(tokens.tolist(), moves.tolist(), strict=True):
         visited = [(token, m) for token, m in zip(way, move, strict=True) if token in seen]
         h, j = torch.zeros(channels, states, dtype=mixer.D.dtype), 0
-        for t in range(length):  # over all raster positions, whether something is left there or not
+        for t in range(length):  # over all raster positions, whether the state sees something there or not
             if t not in seen:
                 around = [
                     max((s for s in seen if s < t), default=None),
@@ -112,49 +115,70 @@ def slow(
             drive = (delta[t] * u[token])[:, None] * (B[t] + mixer.direction_Bs[m])
             h = torch.exp(delta[t][:, None] * A) * h + drive
             total[token] += h @ C[t] + mixer.D * u[token]
-    changes = []
-    for token in kept:
-        travelling = x[token]
-        assert travelling is not None
-        changes.append(mixer.out_proj(total[token] * F.silu(mixer.in_proj(travelling)[channels:])))
-    return torch.stack(changes)
+    return delta, {t: mixer.out_proj(total[t] * F.silu(mixer.in_proj(x[t])[channels:])) for t in kept}
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_pruned_mixer_is_the_recurrence_over_the_whole_grid(data: st.DataObject) -> None:
+    """Whatever became of each token, kept, frozen, convolved and gone ones side by side."""
     height, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
-    length = height * width
-    count = data.draw(st.integers(1, length))
-    context = data.draw(st.sampled_from(["drop", "conv", "freeze"]))
     policy = data.draw(st.sampled_from(ALIGNMENT))
+    contexts = data.draw(st.sampled_from([("drop",), ("conv",), ("freeze",), ("drop", "conv", "freeze")]))
+    fates = data.draw(fates_of_a_batch(2, height * width, *contexts))
     mixer = mixer_on(height, width)
     torch.manual_seed(data.draw(st.integers(0, 1000)))
-    positions = torch.stack([torch.randperm(length)[:count].sort().values for _ in range(2)])
-    full = torch.randn(2, length, 8)
-    x = full if context != "drop" else full[torch.arange(2)[:, None], positions]
-    past = torch.rand(2, length, 16)
-    held = (hold(past, positions, None, False),)
-    method = PruningMethod(alignment=policy, context=context)
-    view = TokenView(length, torch.zeros(2).long(), method, positions, held)
+    full, past = torch.randn(2, height * width, 8), torch.rand(2, height * width, 16)
+    view = view_of(fates, alignment=policy)
+    if view.seen is not None:
+        held = torch.stack([gap_sums(past[b], places(fates[b], *NESTED[1]), False) for b in range(2)])
+        view = replace(view, held=(held,))
+    x = torch.stack([full[b, places(image, *NESTED[0])] for b, image in enumerate(fates)])
     with torch.inference_mode():
         found, signals = mixer(x, view, True)
-        for b in range(2):
-            kept = positions[b].tolist()
-            travels = [full[b, t] if context != "drop" or t in kept else None for t in range(length)]
-            expected = slow(mixer, travels, kept, policy, context == "freeze", past[b])
+        for b, image in enumerate(fates):
+            delta, changes = slow(mixer, full[b], image, policy, past[b])
+            expected = torch.stack(list(changes.values()))
             assert torch.allclose(found[b], expected, atol=1e-5 * max(1.0, expected.abs().max().item()))
-    assert signals is not None and signals.y.shape == (2, count, 16)
-    assert [d.shape for d in signals.deltas()] == [(2, count, 16)]
+            assert torch.allclose(signals.deltas()[0][b], delta[list(changes)], atol=1e-5)
+    assert signals.y.shape == (2, len(places(fates[0], KEPT)), 16)
 
 
-@pytest.mark.parametrize("context", ["drop", "conv", "freeze"])
-def test_gradients_through_a_pruned_mixer(context: str) -> None:
+@torch.inference_mode()
+@pytest.mark.parametrize("policy", ALIGNMENT)
+@pytest.mark.parametrize("contexts", ["freeze conv drop", "drop freeze conv", "conv drop freeze"])
+def test_a_model_with_mixed_contexts_written_out(contexts: str, policy: str) -> None:
+    torch.manual_seed(0)
+    model = shaken(ssm_models.create_model("plain_mamba_nano"))
+    text = ",".join(f"{after}:0.7:{c}" for after, c in zip((1, 3, 4), contexts.split(), strict=True))
+    schedule = PruningSchedule.parse(f"{text};alignment={policy}")
+    model.set_schedule(schedule)
+    image = pictures(model, 1)
+    _, _, kept = model.run_blocks(image)
+    x, fates, past = model.embed(image)[0], [KEPT] * 49, torch.zeros(49, 128)
+    pruned = dict(
+        zip((step.after for step in schedule.steps), zip(schedule.contexts, kept, strict=True), strict=True)
+    )
+    for index, block in enumerate(model.blocks):
+        delta, changes = slow(block.mamba, block.norm(x), fates, policy, past)
+        for t, change in changes.items():
+            x[t] += change
+        if index + 1 in pruned:
+            context, positions = pruned[index + 1]
+            for t in set(changes) - set(positions[0].tolist()):
+                fates[t], past[t] = context, delta[t]
+    expected = model.head(model.backbone.ln1(x[places(fates, *NESTED[1])]).mean(0))
+    assert torch.allclose(model(image)[0], expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("pruned", [["drop"] * 3, ["conv"] * 3, ["freeze"] * 3, ["conv", "freeze", "drop"]])
+def test_gradients_through_a_pruned_mixer(pruned: list[str]) -> None:
     torch.manual_seed(0)
     mixer = PlainMambaMixer(PlainMambaConfig(4, 1, states=2, conv=3), (2, 3)).double()
-    positions = torch.tensor([[0, 2, 3], [1, 4, 5]])
-    view = TokenView(6, torch.zeros(2).long(), PruningMethod(context=context), positions)
-    x = torch.randn(2, 3 if context == "drop" else 6, 4, dtype=torch.float64, requires_grad=True)
+    a, b, c = pruned
+    fates = [[KEPT, a, KEPT, KEPT, b, c], [b, KEPT, c, a, KEPT, KEPT]]
+    x = torch.randn(2, len(places(fates[0], *NESTED[0])), 4, dtype=torch.float64, requires_grad=True)
+    view = view_of(fates)
     names = [name for name, _ in mixer.named_parameters()]
 
     def run(x: Tensor, *weights: Tensor) -> Tensor:
@@ -174,26 +198,21 @@ def test_the_convolution_of_l1_s_first_block_replaces_what_comes_out() -> None:
     grid = (x + change).transpose(1, 2).unflatten(2, (4, 4))
     expected = F.gelu(block.dw[1](block.dw[0](grid))).flatten(2).transpose(1, 2)
     assert torch.allclose(block(x, view, False)[0], expected, atol=1e-5)
-    for context in (
-        "drop",
-        "conv",
-        "freeze",
-    ):  # pruned, the kept tokens have it, and with zeros where nothing is left
-        positions = torch.tensor([[1, 6, 15], [0, 3, 9]])
-        rows = torch.arange(2)[:, None]
-        travels = x[rows, positions] if context == "drop" else x
-        pruned = TokenView(16, torch.zeros(2).long(), PruningMethod(context=context), positions)
+    kept = torch.tensor([[1, 6, 15], [0, 3, 9]])
+    rows = torch.arange(2)[:, None]
+    for contexts in (["drop"], ["conv"], ["freeze"], ["freeze", "drop", "conv", "drop"]):
+        # Pruned, the kept tokens have it, with zeros where nothing is left of a token.
+        others = [cycle(contexts) for _ in range(2)]
+        fates = [[KEPT if t in kept[b] else next(others[b]) for t in range(16)] for b in range(2)]
+        at = torch.tensor([places(image, *NESTED[0]) for image in fates])
+        travels, pruned = x[rows, at], view_of(fates)
         change, _ = block.mamba(block.norm(travels), pruned, False)
-        full = torch.zeros_like(x) if context == "drop" else x.clone()
-        full[rows, positions] = x[rows, positions] + change
+        full = torch.zeros_like(x)
+        full[rows, at] = travels
+        full[rows, kept] += change
         after = block.dw(full.transpose(1, 2).unflatten(2, (4, 4))).flatten(2).transpose(1, 2)
-        found = block(travels, pruned, False)[0]
-        assert torch.allclose(
-            found if context == "drop" else found[rows, positions], after[rows, positions], atol=1e-5
-        )
-        if context != "drop":
-            full[rows, positions] = after[rows, positions]
-            assert torch.allclose(found, full, atol=1e-5)
+        full[rows, kept] = after[rows, kept]
+        assert torch.allclose(block(travels, pruned, False)[0], full[rows, at], atol=1e-5)
 
 
 def test_images_that_are_no_multiple_of_a_patch_are_padded() -> None:

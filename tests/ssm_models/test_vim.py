@@ -1,6 +1,8 @@
 """Vim: the authors' logits, and what pruning does to a forward pass."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,11 @@ from torch import Tensor
 
 import ssm_models
 from spaces import PruningSchedule
-from spaces.schedule import ALIGNMENT, PruningMethod
+from spaces.schedule import ALIGNMENT
 from ssm_models import PrunableModel
 from ssm_models.pruning import TokenView
-from ssm_models.scan import alignment as alignment_of
 from ssm_models.vim import VimConfig, VimMixer
-from tests.ssm_models.conftest import shaken
+from tests.ssm_models.conftest import KEPT, NESTED, fates_of_a_batch, gap_sums, places, shaken, view_of
 
 PARAMETERS = {"vim_tiny": 7_148_008, "vim_small": 25_796_584, "vim_base": 97_598_440, "vim_tiny_stride8": 7_250_344}
 
@@ -76,75 +77,117 @@ def test_a_block_written_out(model: PrunableModel, images: Tensor) -> None:
     assert torch.allclose(signals.y, total, atol=1e-5)  # what the scores see: gated, both directions, in raster order
 
 
+def slow(
+    mixer: VimMixer, x: Tensor, fates: Sequence[str], policy: str, past: Tensor
+) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+    """One image by the definition, position by position over the whole sequence.
+
+    x (L, dim) has the features of all tokens, and `past` (2, L, inner) the Δ that those no longer seen had when
+    they were pruned, for the policy `hold`. Returns each direction's gated outputs (2, L, inner) and Δ (2, L, inner),
+    where a token has them, and the changes of the kept.
+    """
+    length = len(x)
+    u, z = mixer.in_proj(x).chunk(2, -1)
+    u = torch.where(torch.tensor([fate == "zeros" for fate in fates])[:, None], 0, u)
+    convolved, seen, kept = (places(fates, *f) for f in ((*NESTED[0], "zeros"), NESTED[1], NESTED[2]))
+    deltas, outputs = (
+        torch.zeros(2, length, u.shape[1], dtype=x.dtype),
+        torch.zeros(2, length, u.shape[1], dtype=x.dtype),
+    )
+    for k, (suffix, log_a) in enumerate((("", mixer.A_log), ("_b", mixer.A_b_log))):
+        conv, x_proj, dt_proj, D = (getattr(mixer, f"{n}{suffix}") for n in ("conv1d", "x_proj", "dt_proj", "D"))
+        order = convolved[:: -1 if suffix else 1]
+        v = torch.zeros_like(u)
+        v[order] = F.silu(conv(F.pad(u[order].T[None], (3, 0)))[0].T)
+        raw, B, C = x_proj(v).split([mixer.rank, mixer.states, mixer.states], -1)
+        dt = F.softplus(dt_proj(raw))
+        h = torch.zeros(u.shape[1], mixer.states, dtype=x.dtype)
+        for t in reversed(range(length)) if suffix else range(length):
+            drive = torch.zeros_like(h)
+            if t in seen:
+                step = dt[t]
+                drive = (dt[t] * v[t])[:, None] * B[t]
+            else:
+                around = [
+                    max((s for s in seen if s < t), default=None),
+                    min((s for s in seen if s > t), default=None),
+                ]
+                step = {
+                    "on": F.softplus(dt_proj.bias),
+                    "off": torch.zeros_like(dt[t]),
+                    "hold": past[k, t],
+                    "neighbour": dt[[s for s in around if s is not None]].mean(0),
+                }[policy]
+            h = torch.exp(step[:, None] * -log_a.exp()) * h + drive
+            if t in kept:
+                outputs[k, t] = (h @ C[t] + D * v[t]) * F.silu(z[t])
+        deltas[k] = dt
+    change = mixer.out_proj(outputs.sum(0) / 2)
+    return outputs, deltas, {t: change[t] for t in kept}
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_pruned_mixer_is_the_full_recurrence_without_input(data: st.DataObject) -> None:
-    """Both directions, position by position over the whole sequence."""
+    """Whatever became of each token, kept, frozen, convolved and gone ones side by side."""
     mixer = MIXER.blocks[0].mixer
-    length = data.draw(st.integers(2, 20))
-    count = data.draw(st.integers(1, length))
-    context, alignment = (
-        data.draw(st.sampled_from(["drop", "zeros", "conv"])),
-        data.draw(st.sampled_from(ALIGNMENT)),
-    )
+    length, policy = data.draw(st.integers(2, 20)), data.draw(st.sampled_from(ALIGNMENT))
+    contexts = data.draw(st.sampled_from([("drop",), ("zeros",), ("conv",), ("freeze",), ("drop", "conv", "freeze")]))
+    fates = data.draw(fates_of_a_batch(2, length, *contexts))
     torch.manual_seed(data.draw(st.integers(0, 1000)))
-    positions = torch.stack([torch.randperm(length)[:count].sort().values for _ in range(3)])
-    rows = torch.arange(3)[:, None]
-    x = torch.randn(3, length if context == "conv" else count, 64)  # what travels
-    past = torch.rand(
-        2, 3, length, 128
-    )  # with `hold`: the Δ that tokens had, in each direction, when they were pruned
-    held = tuple(alignment_of.hold(past[k], positions, None, k == 1) for k in range(2))
-    method = PruningMethod(alignment=alignment, context=context)
-    view = TokenView(length, torch.zeros(3).long(), method, positions, held)
+    full, past = torch.randn(2, length, 64), torch.rand(2, 2, length, 128)
+    view = view_of(fates, alignment=policy)
+    seen = [places(image, *NESTED[1]) for image in fates]
+    if view.seen is not None:
+        held = (torch.stack([gap_sums(past[b, k], seen[b], k == 1) for b in range(2)]) for k in range(2))
+        view = replace(view, held=tuple(held))
+    x = torch.stack([full[b, places(image, *NESTED[0])] for b, image in enumerate(fates)])
     with torch.inference_mode():
-        found, _ = mixer(x, view, False)
-        u, z = mixer.in_proj(x).chunk(2, -1)
-        z = z[rows, positions] if context == "conv" else z
-        total = torch.zeros(3, count, 128)
-        for suffix, log_a in (("", mixer.A_log), ("_b", mixer.A_b_log)):
-            conv, x_proj, dt_proj, D = (getattr(mixer, f"{n}{suffix}") for n in ("conv1d", "x_proj", "dt_proj", "D"))
-            flow = u
-            if context == "zeros":
-                flow = torch.zeros(3, length, 128)
-                flow[rows, positions] = u
-            flow = flow.flip(1) if suffix else flow
-            v = conv(F.pad(flow.transpose(1, 2), (3, 0))).transpose(1, 2)
-            v = F.silu(v.flip(1) if suffix else v)
-            v = v if context == "drop" else v[rows, positions]
-            raw, B, C = x_proj(v).split([4, 16, 16], -1)
-            dt = F.softplus(dt_proj(raw))
-            for b in range(3):
-                where = {p: j for j, p in enumerate(positions[b].tolist())}
-                h = torch.zeros(128, 16)
-                for t in reversed(range(length)) if suffix else range(length):
-                    if t in where:
-                        j = where[t]
-                        h = torch.exp(dt[b, j][:, None] * -log_a.exp()) * h + (dt[b, j] * v[b, j])[:, None] * B[b, j]
-                        total[b, j] += h @ C[b, j] + D * v[b, j]
-                    else:
-                        before = max((p for p in where if p < t), default=None)
-                        after = min((p for p in where if p > t), default=None)
-                        around = [where[p] for p in (before, after) if p is not None]
-                        idle = {
-                            "on": F.softplus(dt_proj.bias),
-                            "off": torch.zeros(128),
-                            "hold": past[int(bool(suffix)), b, t],
-                            "neighbour": dt[b, around].mean(0),
-                        }[alignment]
-                        h = torch.exp(idle[:, None] * -log_a.exp()) * h
-        expected = mixer.out_proj(total * F.silu(z) / 2)
-    assert torch.allclose(found, expected, atol=1e-5 * max(1.0, expected.abs().max().item()))
+        found, signals = mixer(x, view, True)
+        for b, image in enumerate(fates):
+            outputs, deltas, changes = slow(mixer, full[b], image, policy, past[b])
+            expected = torch.stack(list(changes.values()))
+            assert torch.allclose(found[b], expected, atol=1e-5 * max(1.0, expected.abs().max().item()))
+            for k in range(2):
+                assert torch.allclose(signals.deltas()[k][b], deltas[k, list(changes)], atol=1e-5)
+                assert torch.allclose(signals.outputs[k][b], outputs[k, list(changes)], atol=1e-4)
 
 
-@pytest.mark.parametrize("context", ["drop", "zeros", "conv", "freeze"])
-def test_gradients_through_a_pruned_mixer(context: str) -> None:
+@torch.inference_mode()
+@pytest.mark.parametrize("policy", ALIGNMENT)
+@pytest.mark.parametrize("contexts", ["freeze conv drop", "drop freeze conv", "conv drop freeze"])
+def test_a_model_with_mixed_contexts_written_out(model: PrunableModel, contexts: str, policy: str) -> None:
+    text = ",".join(f"{after}:0.7:{c}" for after, c in zip((1, 3, 4), contexts.split(), strict=True))
+    schedule = PruningSchedule.parse(f"{text};alignment={policy}")
+    model.set_schedule(schedule)
+    image = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(2))
+    _, _, kept = model.run_blocks(image)
+    x, fates, past = model.embed(image)[0], [KEPT] * 50, torch.zeros(2, 50, 128)
+    pruned = dict(
+        zip((step.after for step in schedule.steps), zip(schedule.contexts, kept, strict=True), strict=True)
+    )
+    for index, block in enumerate(model.blocks):
+        _, deltas, changes = slow(block.mixer, block.norm(x), fates, policy, past)
+        for t, change in changes.items():
+            x[t] += change
+        if index + 1 in pruned:
+            context, positions = pruned[index + 1]
+            for t in set(changes) - set(positions[0].tolist()):
+                fates[t], past[:, t] = context, deltas[:, t]
+    expected = model.head(model.norm_f(x[model.cls_index]))
+    assert torch.allclose(model(image)[0], expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize(
+    "pruned", [["drop"] * 3, ["zeros"] * 3, ["conv"] * 3, ["freeze"] * 3, ["conv", "freeze", "drop"]]
+)
+def test_gradients_through_a_pruned_mixer(pruned: list[str]) -> None:
     torch.manual_seed(0)
     mixer = VimMixer(VimConfig(8, states=4)).double()
-    positions = torch.tensor([[0, 2, 3], [1, 4, 5]])
-    view = TokenView(6, torch.zeros(2).long(), PruningMethod(context=context), positions)
-    carries = context in ("conv", "freeze")
-    x = torch.randn(2, 6 if carries else 3, 8, dtype=torch.float64, requires_grad=True)
+    a, b, c = pruned
+    fates = [[KEPT, a, KEPT, KEPT, b, c], [b, KEPT, c, a, KEPT, KEPT]]
+    x = torch.randn(2, len(places(fates[0], *NESTED[0])), 8, dtype=torch.float64, requires_grad=True)
+    view = view_of(fates)
     names = [name for name, _ in mixer.named_parameters()]
 
     def run(x: Tensor, *weights: Tensor) -> Tensor:

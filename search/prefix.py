@@ -27,7 +27,7 @@ class Stem:
 
     Attributes:
         steps: (after, tokens left, context) of each step so far. Ratios that leave as many tokens are one.
-        method: the schedule's choices, which these steps obeyed; empty where there are none.
+        method: the schedule's choices but for the context, which these steps obeyed; empty where there are none.
     """
 
     steps: tuple[tuple[int, int, str], ...] = ()
@@ -55,11 +55,12 @@ def branches(schedule: PruningSchedule, layout: TokenLayout) -> list[Branch]:
     found: list[Branch] = []
     steps: list[tuple[int, int, str]] = []
     since = 0
-    for step in schedule.steps:
+    method = tuple((name, choice) for name, choice in schedule.method.as_dict().items() if name != "context")
+    for step, context in zip(schedule.steps, schedule.contexts, strict=True):
         block = step.after - 1
-        stem = Stem(tuple(steps), tuple(schedule.method.as_dict().items())) if steps else Stem()
+        stem = Stem(tuple(steps), method) if steps else Stem()
         found.append(Branch(stem, block, sum(tokens[since:block]) / tokens[0]))
-        steps.append((step.after, tokens[step.after], schedule.method.context))
+        steps.append((step.after, tokens[step.after], context))
         since = block
     return found
 
@@ -189,9 +190,8 @@ class SharedRun:
         points = {branch.block: branch for branch in path}
         for index in range(start, len(model.blocks)):
             if index in points:
-                self._keep(points[index], State(x, view.fresh() if points[index].stem.steps else None))
-            step = steps.get(index)
-            x, view = model.step(index, x, view, None if step is None else step.keep)
+                self._keep(points[index], State(x, view.of(view.method) if points[index].stem.steps else None))
+            x, view = model.step(index, x, view, steps.get(index))
         return model.classify(x, view)
 
     def clear(self) -> None:
@@ -204,7 +204,8 @@ class SharedRun:
         if not known:
             return 0, self._model.embed(self._images), self._model.first_view(self._images)
         block, state = max(known, key=lambda found: found[0])
-        view = self._model.first_view(self._images) if state.view is None else state.view.fresh()
+        method = self._model.schedule.method
+        view = self._model.first_view(self._images) if state.view is None else state.view.of(method)
         return block, state.x, view
 
     def _keep(self, branch: Branch, state: State) -> None:

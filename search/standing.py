@@ -75,7 +75,8 @@ class Standing:
     def computation(self, schedule: PruningSchedule) -> object:
         """Return what two schedules share if and only if they compute the same."""
         left = self._layout.tokens(schedule)
-        steps = tuple((step.after, left[step.after - 1]) for step in schedule.steps)
+        places = [step.after for step in schedule.steps]
+        steps = tuple((after, left[after - 1], context) for after, context in zip(places, schedule.contexts, strict=True))
         return steps, schedule.method
 
     def bar(self, flops: int) -> NDArray[np.bool_] | None:

@@ -59,11 +59,12 @@ class TokenView:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What it holds of memory, remembered things aside."""
-        return (self.seeds, *self.held) if self.positions is None else (self.seeds, self.positions, *self.held)
+        optional = (self.travelling, self.scanned, self.emit, self.sizes)
+        return (self.seeds, *self.held, *(tensor for tensor in optional if tensor is not None))
 
-    def fresh(self) -> "TokenView":
-        """Return the same view with nothing remembered."""
-        return replace(self)
+    def of(self, method: PruningMethod) -> "TokenView":
+        """Return the same view for another schedule's method, with nothing remembered."""
+        return replace(self, method=method)
 
     def remember(self, name: str, compute: Callable[[], T]) -> T:
         """Return what `compute` gives, computed once a view: what depends on positions serves all blocks."""

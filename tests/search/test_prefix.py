@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import ssm_models
 from search.prefix import PrefixCache, SharedRun, State, Stem, branches
-from spaces import PruningSchedule
+from spaces import PruningSchedule, PruningStep
+from spaces.schedule import PruningMethod
 from ssm_models import PrunableModel
 
 NAMES = ("vim_nano", "plain_mamba_nano")
@@ -19,13 +20,15 @@ MODELS = {name: ssm_models.build(name, "random", num_classes=10).eval() for name
 @st.composite
 def schedules(draw: st.DrawFn) -> PruningSchedule:
     places = draw(st.lists(st.integers(1, 12), min_size=0, max_size=3, unique=True))
-    steps = [(after, draw(st.sampled_from([0.3, 0.5, 0.8]))) for after in places]
-    return PruningSchedule.of(
-        steps,
+    context = st.sampled_from([None, "drop", "conv", "freeze"])
+    steps = [PruningStep(after, draw(st.sampled_from([0.3, 0.5, 0.8])), draw(context)) for after in places]
+    method = PruningMethod(
         context=draw(st.sampled_from(["drop", "conv", "freeze"])),
         importance=draw(st.sampled_from(["clip", "random", "delta"])),
         alignment=draw(st.sampled_from(["on", "hold", "neighbour"])),
+        reduction=draw(st.sampled_from(["prune", "merge"])),
     )
+    return PruningSchedule(tuple(steps), method)
 
 
 @pytest.mark.parametrize("name", NAMES)

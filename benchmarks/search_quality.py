@@ -49,7 +49,7 @@ from spaces import FlopsBudget, PruningSchedule
 from spaces.published import starting_schedules
 from spaces.schedule import PruningMethod
 from spaces.space import SearchSpace, make_space
-from spaces.strength import LEAST_KEEP
+from spaces.strength import LEAST_KEEP, Place
 
 SHAPE = "stages:3"
 CHOICES = {"fixed": "importance=clip;alignment=on;context=drop", "open": "importance=clip;alignment=on"}
@@ -134,7 +134,7 @@ def pattern(bed: Bed, mode: str, seed: int) -> Trace:
                         continue
                     for target in TARGETS:
                         schedule = bed.space(mode, str(target)).weakest(
-                            [(after, 1.0) for after in places], target * bed.table.dense, method
+                            [Place(after) for after in places], target * bed.table.dense, method
                         )
                         if tuple(s.after for s in schedule.steps) != tuple(places) or bed.share(schedule) > target:
                             continue  # it does not reach the target from there

@@ -76,7 +76,9 @@ class Standing:
         """Return what two schedules share if and only if they compute the same."""
         left = self._layout.tokens(schedule)
         places = [step.after for step in schedule.steps]
-        steps = tuple((after, left[after - 1], context) for after, context in zip(places, schedule.contexts, strict=True))
+        steps = tuple(
+            (after, left[after - 1], context) for after, context in zip(places, schedule.contexts, strict=True)
+        )
         return steps, schedule.method
 
     def bar(self, flops: int) -> NDArray[np.bool_] | None:

@@ -52,8 +52,23 @@ class Features:
         chosen = schedule.method.as_dict()
         parts = [left]
         for name, options in self._choices.items():
-            parts += [(1.0 - left) * (chosen[name] == option) for option in options]
+            if name == "context":
+                gone = self._gone_by_context(schedule, left)
+                parts += [gone.get(option, np.zeros_like(left)) for option in options]
+            else:
+                parts += [(1.0 - left) * (chosen[name] == option) for option in options]
         return np.concatenate(parts) / np.sqrt(len(left))
+
+    def _gone_by_context(self, schedule: PruningSchedule, left: Array) -> dict[str, Array]:
+        """Return the share that is gone after each block, by the context of the step that took it."""
+        gone: dict[str, Array] = {}
+        taken = np.maximum(-np.diff(left, prepend=1.0), 0.0)  # by the step after each block
+        ends = np.append(np.flatnonzero(np.diff(left) > 0) + 1, len(left))  # of stages: there tokens come back
+        for step, context in zip(schedule.steps, schedule.contexts, strict=True):
+            end = ends[ends >= step.after][0]
+            mine = gone.setdefault(context, np.zeros_like(left))
+            mine[step.after - 1 : end] += taken[step.after - 1]
+        return gone
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from spaces.layout import TokenLayout
 from spaces.ratios import canonical
 from spaces.schedule import PruningMethod, PruningSchedule, PruningStep
 from spaces.space import SearchSpace
+from spaces.strength import Place
 
 # Model → schedules, all from the released code or logs of "Exploring Token Pruning in Vision State
 # Space Models" (arXiv:2409.18962).
@@ -14,7 +15,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "vim_small": ("5:0.8,10:0.8,15:0.8", "5:0.8,15:0.8", "5:0.75,15:0.75", "5:0.7,15:0.7"),
 }
 _DEPTH = 24  # of both models
-# Shares of the way from a space's least FLOPs to its limit, in an order in which they lie far apart from the first on.
+# Shares of the way from a space's least FLOPs to its limit, in an order in which they lie far apart at once.
 _TARGETS = (1.0, 0.1, 0.7, 0.4)
 
 
@@ -53,7 +54,7 @@ def _patterns(space: SearchSpace) -> Iterator[PruningSchedule]:
             least = space.least_of(method)
             target = least + share * (space.limit - least)
             for places in _places(space.layout):
-                found = space.weakest([(after, 1.0) for after in places], target, method)
+                found = space.weakest([Place(after) for after in places], target, method)
                 if space.values(found) is not None:
                     yield found
                     break

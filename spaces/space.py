@@ -17,7 +17,7 @@ from spaces.budget import FlopsBudget
 from spaces.errors import BudgetError, ScheduleError, SpaceError, UnknownNameError
 from spaces.layout import TokenLayout
 from spaces.schedule import METHOD_CHOICES, PruningMethod, PruningSchedule
-from spaces.strength import LEAST_KEEP, STRENGTHS, Prunings, Shape
+from spaces.strength import LEAST_KEEP, STRENGTHS, Place, Prunings, Shape
 
 Value = float | int | str
 
@@ -57,6 +57,7 @@ class SearchSpace(ABC):
     Attributes:
         layout: the model's.
         choices: the method's choices that are open, by name; one where nothing is to be chosen.
+        each: whether each step chooses its own context.
         flops: what a schedule costs.
         dense_flops: what the dense model costs.
         limit: FLOPs that no candidate exceeds.
@@ -72,8 +73,10 @@ class SearchSpace(ABC):
         flops: Callable[[PruningSchedule], int],
         budget: FlopsBudget,
         choices: Mapping[str, tuple[str, ...]],
+        each: bool = False,
     ) -> None:
         self.layout, self.choices, self.flops = layout, dict(choices), flops
+        self.each = each and len(self.choices["context"]) > 1
         self.dense_flops = flops(PruningSchedule())
         self.limit = budget.limit(self.dense_flops)
         self._floors = {method: flops(self._cheapest(method)) for method in self._methods()}
@@ -90,26 +93,48 @@ class SearchSpace(ABC):
         """The canonical text that makes this space again, whatever the default choices become."""
         plain = PruningMethod().as_dict()
         stated = (k for k, v in self.choices.items() if v != (plain[k],) or len(DEFAULT_CHOICES[k]) > 1)
-        return ";".join([self._shape_text, *(f"{k}={','.join(self.choices[k])}" for k in stated)])
+        prefixes = {"context": EACH} if self.each else {}
+        return ";".join(
+            [self._shape_text, *(f"{k}={prefixes.get(k, '')}{','.join(self.choices[k])}" for k in stated)]
+        )
 
     @property
     def parameters(self) -> dict[str, Parameter]:
         """What a searcher has to choose, by name."""
         found: dict[str, Parameter] = dict(self._shape())
         found["target"] = FloatParameter(0.0, 1.0)
-        for name, choices in self.choices.items():
-            if len(choices) > 1:
-                found[name] = ChoiceParameter(choices)
+        for name, choices in self._open.items():
+            found[name] = ChoiceParameter(choices)
+        return found
+
+    @property
+    def _open(self) -> dict[str, tuple[str, ...]]:
+        """What there is to choose beside the shape and the target, by parameter."""
+        found = {name: choices for name, choices in self.choices.items() if len(choices) > 1}
+        if self.each:
+            contexts = found.pop("context")
+            found |= {f"context_{i}": contexts for i in self._step_numbers}
         return found
 
     def schedule(self, values: Mapping[str, Value]) -> PruningSchedule:
         """Return the schedule that the parameters' values stand for; it costs at most `limit`."""
-        method = self._affordable(
-            PruningMethod(**{k: str(values[k]) if len(v) > 1 else v[0] for k, v in self.choices.items()})
-        )
+        chosen = {k: str(values[k]) if k in values else v[0] for k, v in self.choices.items()}
+        method = self._affordable(PruningMethod(**chosen))
         least = self.least_of(method)
         target = least + float(values["target"]) * (self.limit - least)
-        return self.weakest(self._decode(values), target, method)
+        shape = self._decode(values)
+        if self.each:
+            return self._weakest_of_each(shape, target, chosen)
+        return self.weakest(shape, target, method)
+
+    def _weakest_of_each(self, shape: Shape, target: float, chosen: Mapping[str, str]) -> PruningSchedule:
+        """Prune in the shape's contexts; where they cannot reach the budget, in the cheapest one throughout."""
+        methods = [PruningMethod(**{**chosen, "context": context}) for context in self.choices["context"]]
+        cheapest = min(methods, key=self._floors.__getitem__)
+        found = self.weakest(shape, target, cheapest)
+        if self.flops(found) <= self.limit and found.steps != self._cheapest(cheapest).steps:
+            return found
+        return self.weakest([place._replace(context=None) for place in shape], target, cheapest)
 
     def weakest(self, shape: Shape, target: float, method: PruningMethod) -> PruningSchedule:
         """Return the weakest pruning of `shape` that costs at most `target` FLOPs, in canonical ratios.
@@ -117,29 +142,36 @@ class SearchSpace(ABC):
         Where even the strongest costs more, the steps move forward, a block at a time.
 
         Args:
-            shape: (after, weight) of each step; the logarithms of the keep ratios are as the weights.
+            shape: the logarithms of the keep ratios are as its weights.
             target: at least what the space reaches with `method`.
             method: how tokens are pruned.
         """
         found = Prunings(self.layout, self.flops, shape, method).weakest(target)
-        while found.flops > target and any(after > 1 for after, _ in shape):
+        while found.flops > target and any(place.after > 1 for place in shape):
             shape = _earlier(shape)
             found = Prunings(self.layout, self.flops, shape, method).weakest(target)
         return found.schedule if found.flops <= self.limit else self._cheapest(method)
 
     def values(self, schedule: PruningSchedule) -> dict[str, Value] | None:
         """Return values that (nearly) give a schedule back; None if the space cannot express it."""
-        chosen = schedule.method.as_dict()
+        chosen = {**schedule.method.as_dict(), "context": schedule.contexts[0] if schedule.steps else ""}
         if any(chosen[name] not in choices for name, choices in self.choices.items()):
+            return None
+        if any(
+            context not in (self.choices["context"] if self.each else chosen["context"])
+            for context in schedule.contexts
+        ):
             return None
         if any(step.after >= self.layout.depth or step.keep < LEAST_KEEP for step in schedule.steps):
             return None
-        cost, least = self.flops(schedule), self.least_of(schedule.method)
-        shape = self._encode(schedule) if schedule.steps else None
+        shape = self._encode(schedule)
+        cost = self.flops(schedule)
+        least = self.least if self.each else self.least_of(schedule.method)
         if shape is None or not least <= cost <= self.limit:
             return None
         found = {**shape, "target": (cost - least) / max(1, self.limit - least)}
-        return found | {name: chosen[name] for name, choices in self.choices.items() if len(choices) > 1}
+        contexts = self._encode_contexts(schedule) if self.each else {}
+        return found | contexts | {name: chosen[name] for name in self._open if name not in contexts}
 
     def least_of(self, method: PruningMethod) -> int:
         """Return the FLOPs from which targets are spread for a method, which may not reach `least`."""
@@ -158,7 +190,7 @@ class SearchSpace(ABC):
         return min(self._floors, key=self._floors.__getitem__)
 
     def _cheapest(self, method: PruningMethod) -> PruningSchedule:
-        return Prunings(self.layout, self.flops, [(1, 1.0)], method).at(STRENGTHS).schedule
+        return Prunings(self.layout, self.flops, [Place(1)], method).at(STRENGTHS).schedule
 
     @property
     @abstractmethod
@@ -169,13 +201,22 @@ class SearchSpace(ABC):
     def _shape(self) -> dict[str, Parameter]:
         """Parameters for the places of the steps and how they share the pruning."""
 
+    @property
     @abstractmethod
-    def _decode(self, values: Mapping[str, Value]) -> list[tuple[int, float]]:
-        """Return (after, weight) of each step: blocks in 1 … depth - 1, weights in (0, 1], one of them 1."""
+    def _step_numbers(self) -> range:
+        """The numbers in the names of the parameters that each step has."""
+
+    @abstractmethod
+    def _decode(self, values: Mapping[str, Value]) -> list[Place]:
+        """Return the shape: blocks in 1 … depth - 1, weights in (0, 1], one of them 1."""
 
     @abstractmethod
     def _encode(self, schedule: PruningSchedule) -> dict[str, Value] | None:
         """Return the values of `_shape` for a schedule with steps, or None."""
+
+    @abstractmethod
+    def _encode_contexts(self, schedule: PruningSchedule) -> dict[str, Value]:
+        """Return the values of the steps' own contexts."""
 
 
 class StagesSpace(SearchSpace):
@@ -189,12 +230,13 @@ class StagesSpace(SearchSpace):
         flops: Callable[[PruningSchedule], int],
         budget: FlopsBudget,
         choices: Mapping[str, tuple[str, ...]],
+        each: bool = False,
         count: int = 3,
     ) -> None:
         if not 1 <= count < layout.depth:
             raise SpaceError(f"space stages:{count}: {layout.model} has room for 1 to {layout.depth - 1} steps")
         self.count = count
-        super().__init__(layout, flops, budget, choices)
+        super().__init__(layout, flops, budget, choices, each)
 
     @property
     def _shape_text(self) -> str:
@@ -205,9 +247,17 @@ class StagesSpace(SearchSpace):
         weights = {f"weight_{i}": FloatParameter(0.0, 1.0) for i in range(1, self.count + 1)}
         return {**places, **weights}
 
-    def _decode(self, values: Mapping[str, Value]) -> list[tuple[int, float]]:
-        pairs = [(int(values[f"after_{i}"]), float(values[f"weight_{i}"])) for i in range(1, self.count + 1)]
-        return _normalised(pairs)
+    @property
+    def _step_numbers(self) -> range:
+        return range(1, self.count + 1)
+
+    def _decode(self, values: Mapping[str, Value]) -> list[Place]:
+        return _normalised(
+            [
+                Place(int(values[f"after_{i}"]), float(values[f"weight_{i}"]), _text(values.get(f"context_{i}")))
+                for i in self._step_numbers
+            ]
+        )
 
     def _encode(self, schedule: PruningSchedule) -> dict[str, Value] | None:
         if len(schedule.steps) > self.count:
@@ -220,6 +270,10 @@ class StagesSpace(SearchSpace):
             places[f"after_{i}"] = schedule.steps[i - 1].after if used else last
             places[f"weight_{i}"] = weights[i - 1] if used else 0.0
         return places
+
+    def _encode_contexts(self, schedule: PruningSchedule) -> dict[str, Value]:
+        last = len(schedule.steps) - 1
+        return {f"context_{i}": schedule.contexts[min(i - 1, last)] for i in self._step_numbers}
 
 
 class PerBlockSpace(SearchSpace):
@@ -235,15 +289,25 @@ class PerBlockSpace(SearchSpace):
     def _shape(self) -> dict[str, Parameter]:
         return {f"weight_{i}": FloatParameter(0.0, 1.0) for i in range(1, self.layout.depth)}
 
-    def _decode(self, values: Mapping[str, Value]) -> list[tuple[int, float]]:
-        weights = [(i, float(values[f"weight_{i}"])) for i in range(1, self.layout.depth)]
-        return _normalised([(i, max(0.0, w - self._LEAST) / (1 - self._LEAST)) for i, w in weights])
+    @property
+    def _step_numbers(self) -> range:
+        return range(1, self.layout.depth)
+
+    def _decode(self, values: Mapping[str, Value]) -> list[Place]:
+        weights = {i: max(0.0, float(values[f"weight_{i}"]) - self._LEAST) for i in self._step_numbers}
+        return _normalised(
+            [Place(i, w / (1 - self._LEAST), _text(values.get(f"context_{i}"))) for i, w in weights.items()]
+        )
 
     def _encode(self, schedule: PruningSchedule) -> dict[str, Value] | None:
         found: dict[str, Value] = {f"weight_{i}": 0.0 for i in range(1, self.layout.depth)}
         for step, weight in zip(schedule.steps, _weights(schedule), strict=True):
             found[f"weight_{step.after}"] = self._LEAST + weight * (1 - self._LEAST)
         return found
+
+    def _encode_contexts(self, schedule: PruningSchedule) -> dict[str, Value]:
+        own = {step.after: context for step, context in zip(schedule.steps, schedule.contexts, strict=True)}
+        return {f"context_{i}": own.get(i, self.choices["context"][0]) for i in self._step_numbers}
 
 
 # What a search varies of the method unless told otherwise: what becomes of a pruned token matters
@@ -254,6 +318,7 @@ DEFAULT_CHOICES: dict[str, tuple[str, ...]] = {
     "reduction": ("prune",),
     "context": ("drop", "conv", "freeze"),
 }
+EACH = "each:"  # before the contexts that each step chooses from
 SPACES: dict[str, type[SearchSpace]] = {space.name: space for space in (StagesSpace, PerBlockSpace)}
 
 
@@ -262,7 +327,8 @@ def make_space(
 ) -> SearchSpace:
     """Make a space from its text: `stages`, `stages:4`, `per-block`, with choices of the method appended.
 
-    Choices are written as in `stages:3;context=drop,conv;importance=clip,l2`.
+    Choices are written as in `stages:3;context=drop,conv;importance=clip,l2`. With `context=each:drop,conv` each step
+    chooses its own.
 
     Args:
         text: see above.
@@ -279,12 +345,13 @@ def make_space(
     name, _, count = head.partition(":")
     if name not in SPACES:
         raise UnknownNameError("space", name, SPACES)
+    each = any(option.replace(" ", "").startswith(f"context={EACH}") for option in options)
     choices = _parse_choices(text, options)
     if not count:
-        return SPACES[name](layout, flops, budget, choices)
+        return SPACES[name](layout, flops, budget, choices, each)
     if name != StagesSpace.name or not count.isdecimal() or len(count) > 4:
         raise SpaceError(f"space {text!r}: expected stages:K with a whole number K, such as stages:3")
-    return StagesSpace(layout, flops, budget, choices, int(count))
+    return StagesSpace(layout, flops, budget, choices, each, int(count))
 
 
 def _parse_choices(text: str, options: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -292,6 +359,8 @@ def _parse_choices(text: str, options: Sequence[str]) -> dict[str, tuple[str, ..
     seen = set()
     for option in options:
         name, separator, listed = (piece.strip() for piece in option.partition("="))
+        if name == "context":
+            listed = listed.removeprefix(EACH)
         names = tuple(dict.fromkeys(piece.strip() for piece in listed.split(",")))
         if not separator or name not in METHOD_CHOICES:
             raise SpaceError(f"space {text!r}: {option!r} is not one of {', '.join(METHOD_CHOICES)}=CHOICE,…")
@@ -299,25 +368,35 @@ def _parse_choices(text: str, options: Sequence[str]) -> dict[str, tuple[str, ..
             raise SpaceError(f"space {text!r}: {name} stands twice")
         seen.add(name)
         try:
+            if name == "context" and listed != option.partition("=")[2].strip() and "zeros" in names and len(names) > 1:
+                raise ScheduleError("the context zeros cannot be mixed with others from step to step")
             choices[name] = tuple(getattr(PruningMethod(**{name: choice}), name) for choice in names)
         except ScheduleError as error:
             raise SpaceError(f"space {text!r}: {error}") from None
     return choices
 
 
-def _normalised(pairs: Shape) -> list[tuple[int, float]]:
-    """Add up the weights of each block and scale the largest to 1; if all are 0, they share alike."""
-    sums: dict[int, float] = {}
-    for after, weight in sorted(pairs):
-        sums[after] = sums.get(after, 0.0) + weight
-    most = max(sums.values())
+def _normalised(places: Shape) -> list[Place]:
+    """Add up the weights of each block and scale the largest to 1; if all are 0, they share alike.
+
+    Of several contexts of one block, that of the largest weight counts.
+    """
+    found: dict[int, Place] = {}
+    for place in sorted(places, key=lambda place: (place.after, -place.weight)):
+        before = found.get(place.after)
+        found[place.after] = place if before is None else before._replace(weight=before.weight + place.weight)
+    most = max(place.weight for place in found.values())
     if most <= 0:
-        return [(after, 1.0) for after in sums]
-    return [(after, weight / most) for after, weight in sums.items() if weight > 0]
+        return [place._replace(weight=1.0) for place in found.values()]
+    return [place._replace(weight=place.weight / most) for place in found.values() if place.weight > 0]
 
 
-def _earlier(shape: Shape) -> list[tuple[int, float]]:
-    return _normalised([(max(1, after - 1), weight) for after, weight in shape])
+def _earlier(shape: Shape) -> list[Place]:
+    return _normalised([place._replace(after=max(1, place.after - 1)) for place in shape])
+
+
+def _text(value: Value | None) -> str | None:
+    return None if value is None else str(value)
 
 
 def _weights(schedule: PruningSchedule) -> list[float]:

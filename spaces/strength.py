@@ -8,13 +8,23 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import NamedTuple
 
 from spaces.layout import TokenLayout
 from spaces.ratios import keep_ratio
 from spaces.schedule import PruningMethod, PruningSchedule, PruningStep
 
-# (after, weight) of each step: blocks rising from 1 on, weights in (0, 1], one of them 1.
-Shape = Sequence[tuple[int, float]]
+
+class Place(NamedTuple):
+    """Where a shape prunes: after which block, how much beside its other places, and in which context of its own."""
+
+    after: int
+    weight: float = 1.0
+    context: str | None = None
+
+
+# Blocks rise from 1 on, weights lie in (0, 1], one of them is 1.
+Shape = Sequence[Place]
 LEAST_KEEP = 0.05  # below it a step leaves hardly a token
 STRENGTHS = 4096  # finer than the counts of tokens
 _GUESSES = 6  # after which the search only halves, so that it ends soon whatever the costs
@@ -53,8 +63,9 @@ class Prunings:
         first = 1
         for stage in layout.stages:
             last = first + stage.blocks - 1
-            ends = [*(after for after, _ in shape if first <= after <= last), last]
-            weights = [weight for after, weight in shape if first <= after <= last]
+            mine = [place for place in shape if first <= place.after <= last]
+            ends = [*(place.after for place in mine), last]
+            weights = [place.weight for place in mine]
             for i, weight in enumerate(weights):
                 self._steps.append((weight, ends[i + 1] - ends[i], 0 if i else stage.tokens))
             first = last + 1
@@ -77,7 +88,9 @@ class Prunings:
         for other in known:
             if other.kept == tuple(counts):
                 return replace(other, strength=strength)
-        steps = tuple(PruningStep(after, ratio) for (after, _), ratio in zip(self.shape, ratios, strict=True))
+        steps = tuple(
+            PruningStep(place.after, ratio, place.context) for place, ratio in zip(self.shape, ratios, strict=True)
+        )
         schedule = PruningSchedule(steps, self._method)
         return Pruning(strength, tuple(counts), tokens, schedule, self._flops(schedule))
 

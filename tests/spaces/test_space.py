@@ -13,9 +13,12 @@ LAYOUT = TokenLayout("model", (28, 28), (Stage(12, 7, 7),), protected=1)
 
 def flops(schedule: PruningSchedule) -> int:
     """A cost as of a model: an embedding, and blocks linear in their tokens; frozen ones cost half."""
-    before = [49, *LAYOUT.tokens(schedule)[:-1]]
-    pruned = {"drop": 0, "conv": 20, "freeze": 50}[schedule.method.context]
-    return 500 + sum(100 * n + pruned * (49 - n) for n in before)
+    left = [49, *LAYOUT.tokens(schedule)]
+    cost = 500 + sum(100 * n for n in left[:-1])
+    for step, context in zip(schedule.steps, schedule.contexts, strict=True):
+        later = LAYOUT.depth - step.after
+        cost += {"drop": 0, "conv": 20, "freeze": 50}[context] * later * (left[step.after - 1] - left[step.after])
+    return cost
 
 
 DENSE = flops(PruningSchedule())
@@ -39,6 +42,8 @@ texts = st.sampled_from(
         "per-block",
         "stages:3;context=drop;importance=clip,l2,random",
         "stages;context=freeze",
+        "stages:3;context=each:drop,conv,freeze",
+        "per-block;context=each:conv,freeze;importance=l2",
     ]
 )
 
@@ -51,8 +56,9 @@ def test_every_candidate_lies_within_the_budget(text, share, data):
     schedule = space.schedule(values)
     assert flops(schedule) <= space.limit <= share * DENSE
     assert canonical(schedule, LAYOUT) == schedule
-    for name, choices in space.choices.items():
-        assert schedule.dense or getattr(schedule.method, name) in choices
+    assert set(schedule.contexts) <= set(space.choices["context"])
+    for name in ("importance", "alignment", "reduction"):
+        assert schedule.dense or getattr(schedule.method, name) in space.choices[name]
 
 
 @settings(max_examples=100, deadline=None)
@@ -194,3 +200,33 @@ def test_starts_begin_with_the_published_and_spread_over_flops_and_contexts():
     assert max(ratios) > 0.84 and min(ratios) < 0.47
     assert min(abs(a - b) for i, a in enumerate(ratios) for b in ratios[:i]) > 0.08
     assert len(solved) == 12
+
+
+def test_each_step_may_choose_its_own_context():
+    space = make_space("stages:3; context = each: drop, freeze", LAYOUT, flops, FlopsBudget(0.9))
+    assert space.text == "stages:3;context=each:drop,freeze"
+    assert make_space(space.text, LAYOUT, flops, FlopsBudget(0.9)).parameters == space.parameters
+    assert {f"context_{i}" for i in (1, 2, 3)} <= space.parameters.keys()
+    assert "context" not in space.parameters
+    mixed = canonical(PruningSchedule.parse("3:0.8:freeze,5:0.8,8:0.8"), LAYOUT)
+    values = space.values(mixed)
+    assert (values["context_1"], values["context_2"], values["context_3"]) == ("freeze", "drop", "drop")
+    assert space.schedule(values).contexts == mixed.contexts
+    plain = make_space("stages:3;context=drop,freeze", LAYOUT, flops, FlopsBudget(0.9))
+    assert plain.values(mixed) is None
+    assert not plain.each
+
+
+def test_contexts_that_cannot_reach_the_budget_give_way():
+    space = make_space("stages:3;context=each:drop,freeze", LAYOUT, flops, FlopsBudget(0.4))
+    frozen = {f"context_{i}": "freeze" for i in (1, 2, 3)}
+    places = {"after_1": 2, "after_2": 4, "after_3": 6, "weight_1": 0.5, "weight_2": 1.0, "weight_3": 0.5}
+    schedule = space.schedule({**places, **frozen, "target": 1.0})
+    assert flops(schedule) <= space.limit
+    assert set(schedule.contexts) == {"drop"}
+    assert len(schedule.steps) > 1
+
+
+def test_zeros_is_not_chosen_step_by_step():
+    with pytest.raises(SpaceError, match="zeros cannot be mixed"):
+        make_space("stages:3;context=each:drop,zeros", LAYOUT, flops, FlopsBudget(0.9))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from spaces import PruningMethod, PruningSchedule, Stage, TokenLayout
 from spaces.ratios import canonical
-from spaces.strength import STRENGTHS, Prunings
+from spaces.strength import STRENGTHS, Place, Prunings
 
 LAYOUTS = (
     TokenLayout("flat", (28, 28), (Stage(12, 7, 7),), protected=1),
@@ -27,7 +27,7 @@ def prunings(draw):
         return sum(int(1000 * (n / total) ** power) for n, total in zip(layout.tokens(schedule), totals, strict=True))
 
     places = draw(st.sets(st.integers(1, layout.depth), min_size=1, max_size=4))
-    shape = [(after, draw(st.floats(0.05, 1.0))) for after in sorted(places)]
+    shape = [Place(after, draw(st.floats(0.05, 1.0))) for after in sorted(places)]
     return Prunings(layout, flops, shape, PruningMethod()), layout, asked
 
 
@@ -56,6 +56,6 @@ def test_the_weakest_that_costs_no_more(made, share):
 
 
 def test_a_target_out_of_reach_gives_the_strongest():
-    line = Prunings(LAYOUTS[0], lambda s: 100 + sum(LAYOUTS[0].tokens(s)), [(3, 1.0), (5, 0.5)], PruningMethod())
+    line = Prunings(LAYOUTS[0], lambda s: 100 + sum(LAYOUTS[0].tokens(s)), [Place(3), Place(5, 0.5)], PruningMethod())
     assert line.weakest(0.0).strength == STRENGTHS
     assert line.weakest(10_000.0).schedule.dense

@@ -91,7 +91,7 @@ class SearchConfig:
     trials: int
     checkpoint: str | None = None
     space: str = "stages"
-    sampler: str = "nsga2"
+    sampler: str = "gp"
     objective: tuple[str, ...] = ("top1", "flops")
     images: int | None = None
     batch_size: int = 100

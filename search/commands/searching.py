@@ -30,7 +30,7 @@ def search(
         str | None,
         typer.Option(metavar="K", help="stages, stages:4, per-block, with choices: 'stages:3;importance=clip,l2'."),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(metavar="K", help=f"{', '.join(SAMPLERS)}. Default: nsga2.")] = None,
+    sampler: Annotated[str | None, typer.Option(metavar="K", help=f"{', '.join(SAMPLERS)}. Default: gp.")] = None,
     objective: Annotated[
         list[str] | None,
         typer.Option(metavar="K", help=f"Of {', '.join(OBJECTIVES)}; once for each. Default: top1 and flops."),

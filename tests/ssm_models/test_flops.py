@@ -53,6 +53,27 @@ def test_counts_written_out(text: str) -> None:
     assert ssm_models.count_flops(NANO, schedule) == closed_form(schedule)
 
 
+@pytest.mark.parametrize("text", ["5:0.99", "5:0.99,8:0.5:conv", "3:0.99;context=freeze"])
+def test_a_step_that_keeps_all_tokens_costs_what_it_computes(text: str) -> None:
+    schedule = PruningSchedule.parse(text)
+    assert NANO.layout.tokens(schedule)[4] == 49
+    assert ssm_models.cost_table(NANO).flops(schedule) == ssm_models.count_flops(NANO, schedule)
+
+
+def test_merging_costs_the_products_of_those_that_go_with_those_that_stay() -> None:
+    cost = {text: ssm_models.count_flops(NANO, text) for text in ("3:0.5", "3:0.5,12:0.2", "3:0.5;context=freeze")}
+    merged = {text: ssm_models.count_flops(NANO, text + ";reduction=merge") for text in cost}
+    first, last = 24 * 26 * 64, 20 * 6 * 64  # of 50 tokens 26 stay, then 6: 25 and 5 patches and cls
+    assert merged["3:0.5"] - cost["3:0.5"] == merged["3:0.5;context=freeze"] - cost["3:0.5;context=freeze"] == first
+    assert merged["3:0.5,12:0.2"] - cost["3:0.5,12:0.2"] == first + last
+
+
+def test_blocks_that_differ_in_training_alone_are_counted_once() -> None:
+    model = ssm_models.create_model("vim_nano", drop_path_rate=0.3)
+    table = ssm_models.cost_table(model)
+    assert len(set(table._like)) == 1
+
+
 def test_counting_leaves_the_model_as_it_was() -> None:
     model = ssm_models.create_model("vim_nano")
     model.set_schedule(PruningSchedule.parse("2:0.5"))

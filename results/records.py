@@ -127,8 +127,6 @@ class Evaluation:
     agreement: float | None = None
     images: int = 0
     latency_ms: float | None = None
-    latency_ratio: float | None = None
-    estimate: float | None = None
     seconds: float | None = None
     failure: str | None = None
     error: str | None = None
@@ -138,6 +136,8 @@ class Evaluation:
     number: int = -1
     finished_at: datetime | None = None
     finetuned_top1: float | None = None
+    latency_ratio: float | None = None
+    estimate: float | None = None
 
     @property
     def hash(self) -> str:

@@ -225,7 +225,7 @@ class Store:
 
 # --- rows to values and back ------------------------------------------------------------------------------
 
-_COLUMNS = [getattr(EvaluationRow, f.name) for f in fields(Evaluation) if f.name != "finetuned_top1"]
+_COLUMNS = [getattr(EvaluationRow, f.name) for f in fields(Evaluation) if hasattr(EvaluationRow, f.name)]
 
 
 def _query(study: Study) -> Select[Any]:

@@ -14,7 +14,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "vim_small": ("5:0.8,10:0.8,15:0.8", "5:0.8,15:0.8", "5:0.75,15:0.75", "5:0.7,15:0.7"),
 }
 _DEPTH = 24  # of both models
-# Shares of the way from a space's least FLOPs to its limit, in an order in which they lie far apart from the first on.
+# Shares of the way from a space's least FLOPs to its limit, in an order in which the first ones lie far apart.
 _TARGETS = (1.0, 0.1, 0.7, 0.4)
 
 

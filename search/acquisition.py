@@ -22,9 +22,9 @@ def expected_hypervolume_gain(
 ) -> Array:
     """Return what candidates of known cost and uncertain score add to the front's hypervolume, on average.
 
-    A score y at cost c adds its height above the front's staircase, all along the costs from c to the reference. So the
-    expectation is a sum over the steps of the staircase: the step's width right of c, by the expected improvement on
-    its height.
+    A score y at cost c adds its height above the front's staircase, all along the costs from c to the reference. So
+    the expectation is a sum over the steps of the staircase: the step's width right of c, by the expected improvement
+    on its height.
 
     Args:
         cost: (m,), less is better.

@@ -175,9 +175,9 @@ class GpSampler:
             return points[0]
         order = [candidates[i] for i in np.argsort(-self._gains(candidates), kind="stable")]
         self._pool = {candidate.schedule: candidate for candidate in order[:POOL]}
-        values = order[0].values
-        assert values is not None
-        return values
+        best: Point | None = order[0].values
+        assert best is not None  # whatever is in the pool came from a point
+        return best
 
     def _parents(self) -> list[Point]:
         """Return the points of the front, and the most promising of the pool."""
@@ -223,7 +223,7 @@ def _inputs(candidates: Sequence[Candidate]) -> tuple[Array, Array]:
 
 
 def _spread(results: Sequence[Result]) -> Sequence[Result]:
-    """Return at most `MOST` results: the latest, near which proposals are made, and some from all of the time before."""
+    """Return at most `MOST` results: the latest, near which proposals are made, and some of all the earlier ones."""
     if len(results) <= MOST:
         return results
     older, latest = results[: -MOST // 2], results[-MOST // 2 :]

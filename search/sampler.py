@@ -1,7 +1,7 @@
 """What a sampler is: it proposes points of the search space and learns from what became of them.
 
-The SQL store is the truth. What a sampler must remember of a point beside it (NSGA-II: its generation) goes there with
-the evaluation and comes back by `restore`.
+The SQL store is the truth. What a sampler must remember of a point beside it (NSGA-II: its generation) goes there
+with the evaluation and comes back by `restore`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,8 +28,8 @@ class Draw:
 class Sampler(Protocol):
     """Proposes points and learns from evaluations; for the driver's one thread.
 
-    The same seed, evaluations and answers give the same proposals. A point that was asked for and not told of is under
-    way, and what is proposed meanwhile takes that into account.
+    The same seed, evaluations and answers give the same proposals. A point that was asked for and not told of is
+    under way, and what is proposed meanwhile takes that into account.
 
     Attributes:
         name: from `search.config.SAMPLERS`.
@@ -53,8 +53,8 @@ class Sampler(Protocol):
 def scores(evaluation: Evaluation, objectives: Sequence[str]) -> list[float] | None:
     """Return the objectives' values; None if the evaluation failed or lacks one.
 
-    One that was stopped counts with the estimate of what it was stopped for: its top-1, or its agreement where top-1 is
-    no objective.
+    One that was stopped counts with the estimate of what it was stopped for: its top-1, or its agreement where top-1
+    is no objective.
     """
     measured = {
         "top1": evaluation.top1,

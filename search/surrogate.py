@@ -9,13 +9,14 @@ a Matérn-5/2 kernel, a mean that is linear in some basis (section 2.7), hyperpa
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spaces import PruningSchedule, TokenLayout
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 
 _NUGGET = 2e-3  # of the kernel's scale: what no smooth function of the features explains
 _STEP = 0.5  # by which the logarithm of a hyperparameter is tried larger and smaller
@@ -25,8 +26,8 @@ class Features:
     """Schedules as points: what the kernel takes to be near, in one place.
 
     The first group holds the share of tokens that is left after each block. Then comes a group for each choice of the
-    method that is open, which holds the share that is gone, in the slots of the option that was chosen. So two methods
-    lie as far apart as they prune, and where nothing is pruned they are one.
+    method that is open, which holds the share that is gone, in the slots of the option that was chosen. So two
+    methods lie as far apart as they prune, and where nothing is pruned they are one.
 
     Args:
         layout: the model's.
@@ -57,7 +58,8 @@ class Features:
                 parts += [gone.get(option, np.zeros_like(left)) for option in options]
             else:
                 parts += [(1.0 - left) * (chosen[name] == option) for option in options]
-        return np.concatenate(parts) / np.sqrt(len(left))
+        point: Array = np.concatenate(parts) / np.sqrt(len(left))
+        return point
 
     def _gone_by_context(self, schedule: PruningSchedule, left: Array) -> dict[str, Array]:
         """Return the share that is gone after each block, by the context of the step that took it."""
@@ -123,7 +125,7 @@ class GaussianProcess:
         self.theta = self._middle()
 
     def fit(self, observed: Observed, tries: int) -> None:
-        """Take in all that is observed, and try `tries` changes of the hyperparameters, one after another in turns."""
+        """Take in all that is observed, and try `tries` changes of the hyperparameters, one after another."""
         best = self._condition(observed, self.theta)
         for _ in range(tries):
             index, sign = divmod(self._turn, 2)
@@ -163,7 +165,8 @@ class GaussianProcess:
         lengths = np.empty_like(self.features.depths)
         for group, length in zip(self.features.groups, theta, strict=False):
             lengths[group] = length
-        return np.exp(lengths + theta[-2] * self.features.depths)
+        slope: Array = theta[-2] * self.features.depths
+        return np.exp(lengths + slope)
 
     def _condition(self, observed: Observed, theta: Array) -> _Posterior:
         count = len(observed)

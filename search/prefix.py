@@ -52,7 +52,9 @@ class Branch:
 def branches(schedule: PruningSchedule, layout: TokenLayout) -> list[Branch]:
     """Return the branching points on a schedule's way, first to last."""
     tokens = [layout.stages[0].tokens, *layout.tokens(schedule)]
-    found, steps, since = [], [], 0
+    found: list[Branch] = []
+    steps: list[tuple[int, int, str]] = []
+    since = 0
     for step in schedule.steps:
         block = step.after - 1
         stem = Stem(tuple(steps), tuple(schedule.method.as_dict().items())) if steps else Stem()

@@ -75,7 +75,8 @@ class Standing:
     def computation(self, schedule: PruningSchedule) -> object:
         """Return what two schedules share if and only if they compute the same."""
         left = self._layout.tokens(schedule)
-        steps = tuple((step.after, left[step.after - 1]) for step in schedule.steps)
+        # Of a step all counts but its ratio, in whose place is what it leaves.
+        steps = tuple((replace(step, keep=1.0), left[step.after - 1]) for step in schedule.steps)
         return steps, schedule.method
 
     def bar(self, flops: int) -> NDArray[np.bool_] | None:
@@ -147,6 +148,6 @@ class Confirmer:
 
     def _waiting(self) -> list[PruningSchedule]:
         front = self._standing.front()
-        schedules = [PruningSchedule(), *(evaluation.schedule for evaluation in front)] if front else []
+        schedules = dict.fromkeys([PruningSchedule(), *(e.schedule for e in front)] if front else [])
         known = self._standing.confirmed.keys() | self._tried
         return [schedule for schedule in schedules if schedule.hash not in known]

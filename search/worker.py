@@ -147,7 +147,10 @@ class Bench:
             return failure(metrics, 0.0)
         result = as_result(metrics)
         if self._setup.latency and not metrics.stopped:
-            latency = self._evaluator.latency(schedule)
+            try:
+                latency = self._evaluator.latency(schedule)
+            except Exception as error:  # of this candidate alone
+                return failure(error, metrics.seconds)
             result |= {"latency_ms": latency.ms, "latency_ratio": latency.ratio}
         return result
 

@@ -180,14 +180,14 @@ class TestTestSplit:
             data.size("test")
 
     def test_the_embedded_images_have_none(self, digits: ImageData) -> None:
-        with pytest.raises(errors.DataError, match="embedded: it has no test split; .* the split rest") as caught:
+        with pytest.raises(errors.DataError, match=r"embedded: it has no test split; .* the split rest") as caught:
             digits.size("test")
         assert "\n" not in str(caught.value)
 
     def test_that_of_torchvision_is_val_already(self, tmp_path: Path) -> None:
         TestTorchvision.write_mnist(tmp_path)
         with pytest.raises(
-            errors.DataError, match="torchvision:MNIST: its test set is val; .* the split rest"
+            errors.DataError, match=r"torchvision:MNIST: its test set is val; .* the split rest"
         ) as caught:
             open_data(f"torchvision:MNIST:{tmp_path}").digest("test")
         assert "\n" not in str(caught.value)

@@ -175,7 +175,8 @@ class Bench:
         data = open_data(setup.data)
         model = open_model(setup.model, setup.checkpoint, data)
         if ssm_models.weights_digest(model) != setup.weights_digest:
-            raise CheckpointError(f"checkpoint {setup.checkpoint}: has changed since the search began")
+            name = setup.checkpoint or f"shipped with {setup.model}"
+            raise CheckpointError(f"checkpoint {name}: has changed since the search began")
         device = "cuda" if setup.gpu and torch.cuda.is_available() else "cpu"
 
         def evaluator(chosen: ImageSet, dense: "DenseAnswers | None", cache: int) -> "Evaluator":

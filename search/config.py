@@ -21,7 +21,7 @@ REST = "rest"  # of val, beyond what a search runs over
 CONFIRM_SPLITS = ("val", REST, "test")
 MOST_RACE_ERROR = 0.5
 
-_BYTES = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*([KMGTkmgt]?)[bB]?\Z")
+_BYTES = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([KMGTkmgt]?)[bB]?\Z")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")
 
 

@@ -125,12 +125,14 @@ class ImageData:
         them in nearly their shares of the whole split.
 
         Raises:
-            UsageError: `images` or `batch_size` is below 1.
+            UsageError: `images` or `batch_size` is below 1, or `skip` is negative or leaves no images.
             DataError: the split is missing.
         """
         if batch_size < 1 or (images is not None and images < 1):
             raise UsageError(f"images={images}, batch_size={batch_size}: both must be at least 1")
         chosen = self._split(split)
+        if not 0 <= skip < len(chosen.labels):
+            raise UsageError(f"skip={skip}: {split} has {len(chosen.labels)} images; fewer can be left out")
         order = mixed_order(chosen.labels)[skip:][:images]
         return Batches(chosen, order, Preprocessing(model_cfg, img_size), batch_size)
 

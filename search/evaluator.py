@@ -169,9 +169,22 @@ class Evaluator:
         """Time forward passes of the first batch: warmed up, dense and pruned in turn, with whatever else runs here.
 
         Raises:
-            OutOfMemoryError: the batch does not fit.
+            ScheduleError: the schedule does not fit the model.
+            OutOfMemoryError: a single image does not fit. A batch that does not is halved.
         """
-        images = self._first_images().to(self.device)
+        images = self._first_images()
+        while True:
+            try:
+                return self._latency(schedule, images.to(self.device))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            self._make_room(self.cache)
+            if len(images) == 1:
+                raise self._too_large(schedule)
+            images = images[: -(-len(images) // 2)]
+
+    def _latency(self, schedule: PruningSchedule, images: Tensor) -> Latency:
         pairs: list[tuple[float, float]] = []
         began = time.perf_counter()
         least, most = LATENCY_PAIRS
@@ -184,12 +197,7 @@ class Evaluator:
     def _time(self, schedule: PruningSchedule, images: Tensor) -> float:
         self.model.set_schedule(schedule)
         started = time.perf_counter()
-        try:
-            self.model(images).cpu()  # waits for the device, so the clock covers the computation
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise OutOfMemoryError(f"a batch of {len(images)} images does not fit on {self.device}") from None
+        self.model(images).cpu()  # waits for the device, so the clock covers the computation
         return time.perf_counter() - started
 
     def _first_images(self) -> Tensor:
@@ -241,7 +249,7 @@ class Evaluator:
             first = run.images + int((~finite).nonzero()[0])
             raise NonFiniteError(
                 f"schedule {run.entry.schedule.text or 'dense'!r}: {int((~finite).sum())} of {len(labels)} images in "
-                f"a batch have logits that are NaN or infinite; the first is image {first} of the val split"
+                f"a batch have logits that are NaN or infinite; the first is image {first}"
             )
         answers = logits.argmax(1)
         run.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
@@ -280,10 +288,10 @@ class Evaluator:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-        while size > 1:  # outside the handler, whose traceback would keep the activations alive
-            shared.clear()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+        while True:  # outside the handler, whose traceback would keep the activations alive
+            self._make_room(shared)
+            if size == 1:
+                raise self._too_large(schedule)
             size = -(-size // 2)
             try:
                 self.model.set_schedule(schedule)
@@ -292,7 +300,14 @@ class Evaluator:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-        raise OutOfMemoryError(f"schedule {schedule.text or 'dense'!r}: one image does not fit on {self.device}")
+
+    def _make_room(self, kept: PrefixCache | SharedRun) -> None:
+        kept.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _too_large(self, schedule: PruningSchedule) -> OutOfMemoryError:
+        return OutOfMemoryError(f"schedule {schedule.text or 'dense'!r}: one image does not fit on {self.device}")
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -147,8 +147,8 @@ def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> Sear
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     outcome.exit_code = interruption.exit_code
-    if not outcome.study.done and not outcome.exit_code:
-        failed = outcome.study.failed
+    failed = outcome.study.failed
+    if failed and not outcome.study.done and not outcome.exit_code:
         raise SearchError(f"study {config.study!r}: all {failed} evaluations failed; see `prunefront front --all`")
     return outcome
 

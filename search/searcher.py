@@ -215,10 +215,9 @@ class ScheduleSearcher(Searcher):
             while len(self._hatching) < self._brood and self._under_way() + len(self._standing) < self._trials:
                 candidate = self._proposer.next()
                 if candidate is None:
+                    self._end("the space is exhausted: nothing new was found in it")
                     break
                 self._hatching.append(candidate)
-            if not self._hatching and not self._under_way() and len(self._standing) < self._trials:
-                self._end("the space is exhausted: nothing new was found in it")
             return Flight(self._hatching, None, 0.0) if self._hatching else None
         finally:
             self._hatching = []

@@ -200,28 +200,20 @@ class FolderSource:
         if not path.is_dir():
             raise DataError(f"{path}: no such folder; expected {path}/val/CLASS/*.jpg and {path}/train/CLASS/*.jpg")
         self.path = path
-        found = {name: _class_folders(path / name) for name in ("train", "val", "test") if (path / name).is_dir()}
-        if not found.keys() & {"train", "val"}:
+        found = [name for name in ("train", "val") if (path / name).is_dir()]
+        if not found:
             raise DataError(f"{path}: neither train/ nor val/ in it; expected {path}/val/CLASS/*.jpg")
-        for name, classes in found.items():
-            if not classes:
-                raise DataError(f"{path / name}: no images, for there is no folder of a class in it")
-        first, *others = found
-        for other in others:
-            if found[first] != found[other]:
-                odd = sorted(set(found[first]) ^ set(found[other]))
-                place = first if odd[0] in found[first] else other
-                raise DataError(
-                    f"{path}: {first} and {other} have different classes: {odd[0]!r} is only in {place}"
-                    + (f", and {len(odd) - 1} more differ" if len(odd) > 1 else "")
-                )
-        self.classes: list[str] = next(iter(found.values()))
+        self._first = found[0]
+        self.classes: list[str] = self._classes(self._first)
+        for name in found:
+            self._check_classes(name)
         self.augmentation = DIGITS if all(name.isdigit() for name in self.classes) else OBJECTS
 
     def split(self, name: str) -> Split:
         """List the files of a split, by class and name."""
         if not (self.path / name).is_dir():
             raise DataError(f"{self.path}: no {name}/ in it; expected {self.path}/{name}/CLASS/*.jpg")
+        self._check_classes(name)
         labels: list[int] = []
         paths: list[Path] = []
         for label, class_name in enumerate(self.classes):
@@ -231,6 +223,21 @@ class FolderSource:
             labels += [label] * len(mine)
             paths += mine
         return FileSplit(np.array(labels, dtype=np.int64), paths, self.path / name)
+
+    def _classes(self, name: str) -> list[str]:
+        classes = _class_folders(self.path / name)
+        if not classes:
+            raise DataError(f"{self.path / name}: no images, for there is no folder of a class in it")
+        return classes
+
+    def _check_classes(self, name: str) -> None:
+        classes = self._classes(name)
+        if odd := sorted(set(self.classes) ^ set(classes)):
+            raise DataError(
+                f"{self.path}: {self._first} and {name} have different classes: {odd[0]!r} is only in "
+                f"{name if odd[0] in classes else self._first}"
+                + (f", and {len(odd) - 1} more differ" if len(odd) > 1 else "")
+            )
 
 
 @dataclass(frozen=True)
@@ -336,8 +343,11 @@ class HubSource:
 
     def split(self, name: str) -> Split:
         """Open a split; the first of `VAL` that there is stands for `val`."""
+        val = next((key for key in self.VAL if key in self._splits), None)
+        if name == "test" == val:
+            raise DataError(f"{self.name}: its test split is val; hold some of it back: the split rest")
         known = self.VAL if name == "val" else (name,)
-        chosen = next((key for key in known if key in self._splits), None)
+        chosen = val if name == "val" else name if name in self._splits else None
         if chosen is None:
             raise DataError(f"{self.name}: no split {' or '.join(known)}; it has {', '.join(self._splits)}")
         table = self._splits[chosen].cast_column(self._image, self._undecoded)

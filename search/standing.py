@@ -75,10 +75,8 @@ class Standing:
     def computation(self, schedule: PruningSchedule) -> object:
         """Return what two schedules share if and only if they compute the same."""
         left = self._layout.tokens(schedule)
-        places = [step.after for step in schedule.steps]
-        steps = tuple(
-            (after, left[after - 1], context) for after, context in zip(places, schedule.contexts, strict=True)
-        )
+        # Of a step all counts but its ratio, in whose place is what it leaves.
+        steps = tuple((replace(step, keep=1.0), left[step.after - 1]) for step in schedule.steps)
         return steps, schedule.method
 
     def bar(self, flops: int) -> NDArray[np.bool_] | None:
@@ -150,6 +148,6 @@ class Confirmer:
 
     def _waiting(self) -> list[PruningSchedule]:
         front = self._standing.front()
-        schedules = [PruningSchedule(), *(evaluation.schedule for evaluation in front)] if front else []
+        schedules = dict.fromkeys([PruningSchedule(), *(e.schedule for e in front)] if front else [])
         known = self._standing.confirmed.keys() | self._tried
         return [schedule for schedule in schedules if schedule.hash not in known]

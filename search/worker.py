@@ -147,7 +147,10 @@ class Bench:
             return failure(metrics, 0.0)
         result = as_result(metrics)
         if self._setup.latency and not metrics.stopped:
-            latency = self._evaluator.latency(schedule)
+            try:
+                latency = self._evaluator.latency(schedule)
+            except Exception as error:  # of this candidate alone
+                return failure(error, metrics.seconds)
             result |= {"latency_ms": latency.ms, "latency_ratio": latency.ratio}
         return result
 
@@ -172,7 +175,8 @@ class Bench:
         data = open_data(setup.data)
         model = open_model(setup.model, setup.checkpoint, data)
         if ssm_models.weights_digest(model) != setup.weights_digest:
-            raise CheckpointError(f"checkpoint {setup.checkpoint}: has changed since the search began")
+            name = setup.checkpoint or f"shipped with {setup.model}"
+            raise CheckpointError(f"checkpoint {name}: has changed since the search began")
         device = "cuda" if setup.gpu and torch.cuda.is_available() else "cpu"
 
         def evaluator(chosen: ImageSet, dense: "DenseAnswers | None", cache: int) -> "Evaluator":

@@ -1,16 +1,33 @@
-"""A model's cost and accuracy as plain functions, and a store in memory: searches without torch and Ray."""
+"""A model's cost and accuracy as plain functions, a store and workers in memory: searches without torch and Ray."""
 
-from collections.abc import Callable
+import itertools
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from results import Evaluation
+from results.records import Confirmation
+from search.race import Race
+from search.sampler import Sampler
 from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
+from search.standing import Standing
+from search.worker import CONFIRM, pack, unpack
 from spaces import FlopsBudget, PruningSchedule, Stage, TokenLayout
-from spaces.published import published_schedules
+from spaces.published import starting_schedules
 from spaces.space import SearchSpace, make_space
 
 LAYOUT = TokenLayout("fake", (28, 28), (Stage(12, 7, 7),), protected=1)
+IMAGES, BATCH = 200, 20  # of a search
+CONFIRM_IMAGES = 400
+OBJECTIVES = ("top1", "flops")
+
+Task = dict[str, Any]
+Work = Callable[[Task], dict[str, Any] | None]
 
 
 def flops(schedule: PruningSchedule) -> int:
@@ -25,16 +42,40 @@ def top1(schedule: PruningSchedule) -> float:
     return max(0.0, 0.97 - 0.6 * lost - (0.05 if schedule.method.context == "drop" else 0.0))
 
 
+def outcomes(schedule: PruningSchedule, images: int = IMAGES, problem: int = 0) -> NDArray[np.bool_]:
+    """On which images a schedule is right: hard ones are hard for all, and each schedule has its own luck."""
+    difficulty = np.random.default_rng([problem, images]).random(images)
+    luck = np.random.default_rng([problem, images, int(schedule.hash, 16)]).random(images)
+    right: NDArray[np.bool_] = difficulty + 0.3 * (luck - 0.5) < top1(schedule)
+    return right
+
+
 def space(text: str = "stages", budget: str = "0.8") -> SearchSpace:
     """A space over the fake model."""
     return make_space(text, LAYOUT, flops, FlopsBudget.parse(budget))
 
 
-class MemoryRecords:
-    """A study's evaluations in a list; `fail_at` numbers are refused by a full disk."""
+class _Small(SearchSpace):
+    def schedule(self, values: Any) -> PruningSchedule:
+        return PruningSchedule.of([(1 + int(11.999 * values["target"]), 0.5)])
 
-    def __init__(self, evaluations: list[Evaluation] | None = None) -> None:
-        self.evaluations = list(evaluations or [])
+    def values(self, schedule: PruningSchedule) -> None:
+        return None
+
+
+def small_space() -> SearchSpace:
+    """Twelve schedules, whatever the values: a step of 0.5 after one of the blocks 1 … 12."""
+    over = space(budget="1")
+    over.__class__ = type("Small", (_Small, type(over)), {})
+    return over
+
+
+class MemoryRecords:
+    """A study's evaluations in a list, and its confirmed scores by hash."""
+
+    def __init__(self, evaluations: Sequence[Evaluation] = ()) -> None:
+        self.evaluations = list(evaluations)
+        self.confirmations: dict[str, Confirmation] = {}
 
     def record(self, evaluation: Evaluation) -> bool:
         """Append it unless its schedule is there."""
@@ -45,7 +86,29 @@ class MemoryRecords:
 
     def evaluation(self, schedule_hash: str) -> Evaluation | None:
         """Look it up."""
-        return next((e for e in self.evaluations if e.hash == schedule_hash), None)
+        return next((e for e in self.read() if e.hash == schedule_hash), None)
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Keep the score."""
+        self.confirmations[confirmation.schedule_hash] = confirmation
+
+    def read(self) -> list[Evaluation]:
+        """Return the evaluations as a store does."""
+        return [replace(e, confirmed=self.confirmations.get(e.hash)) for e in self.evaluations]
+
+    def standing(self) -> Standing:
+        """Return what a driver makes of them."""
+        return Standing(OBJECTIVES, LAYOUT, self.read(), self.confirmations.get(PruningSchedule().hash))
+
+    @property
+    def states(self) -> list[str]:
+        """The states in the order of recording."""
+        return [evaluation.state for evaluation in self.evaluations]
+
+
+def sampler(name: str, over: SearchSpace, *, seed: int = 0, trials: int = 40, recorded: int = 0) -> Sampler:
+    """A sampler over a space."""
+    return make_sampler(name, over, OBJECTIVES, seed=seed, trials=trials, recorded=recorded)
 
 
 def searcher(
@@ -55,71 +118,121 @@ def searcher(
     name: str = "nsga2",
     seed: int = 0,
     over: SearchSpace | None = None,
-    published: bool = True,
+    starts: bool = True,
     **options: Any,
 ) -> ScheduleSearcher:
-    """A searcher over what `records` holds, as the runner makes it."""
+    """A searcher over what `records` holds, as the runner makes it; it does not confirm unless asked to."""
     chosen = over or space()
-    sampler = make_sampler(
-        name, chosen, ("top1", "flops"), seed=seed, trials=trials, recorded=len(records.evaluations)
-    )
-    sampler.restore(records.evaluations)
+    proposing = sampler(name, chosen, seed=seed, trials=trials, recorded=len(records.evaluations))
+    proposing.restore(records.read())
     return ScheduleSearcher(
         chosen,
-        sampler,
+        proposing,
         flops=flops,
         dense_flops=flops(PruningSchedule()),
         trials=trials,
-        recorded=list(records.evaluations),
+        standing=records.standing(),
         records=records,
-        published=published_schedules(LAYOUT) if published else (),
+        starts=starting_schedules(chosen) if starts else (),
         seed=seed,
-        **options,
+        **({"confirm": False} | options),
     )
 
 
-def measured(text: str) -> dict[str, Any]:
-    """What a worker reports of a schedule."""
-    accuracy = top1(PruningSchedule.parse(text))
+def worker(problem: int = 0, error: float = 0.05, batch: int = BATCH) -> Work:
+    """A worker that never dies; it races as the evaluator does."""
+
+    def work(task: Task) -> dict[str, Any]:
+        schedules = [PruningSchedule.parse(text) for text in task["schedules"]]
+        if task["task"] == CONFIRM:
+            return {"results": [result(outcomes(schedule, CONFIRM_IMAGES, problem)) for schedule in schedules]}
+        found = []
+        for schedule, bits in zip(schedules, task["bars"], strict=True):
+            whole = outcomes(schedule, problem=problem)
+            race = None if bits is None else Race(unpack(bits, IMAGES), error)
+            run = next((i for i in range(batch, IMAGES, batch) if race and race.lost(whole[i - batch : i])), IMAGES)
+            found.append(result(whole[:run], stopped=run < IMAGES))
+        return {"results": found}
+
+    return work
+
+
+measured = worker()
+
+
+def dies(when: set[int]) -> Work:
+    """A worker that dies at the tasks of these numbers, from 0."""
+    counter = itertools.count()
+    return lambda task: None if next(counter) in when else measured(task)
+
+
+def instead(results: Mapping[int, dict[str, Any]]) -> Work:
+    """A worker that reports something else of the candidates of these numbers, from 0."""
+    counter = itertools.count()
+
+    def work(task: Task) -> dict[str, Any]:
+        found = measured(task)
+        assert found is not None
+        return {"results": [results.get(next(counter), one) for one in found["results"]]}
+
+    return work
+
+
+def result(right: NDArray[np.bool_], stopped: bool = False) -> dict[str, Any]:
+    """What a worker reports of one candidate."""
+    accuracy = float(right.mean())
     return {
         "top1": accuracy,
         "loss": 1 - accuracy,
         "agreement": accuracy,
-        "images": 100,
+        "images": len(right),
+        "outcomes": pack(right),
+        "stopped": stopped,
+        "estimate": accuracy if stopped else None,
         "latency_ms": 1.0,
+        "latency_ratio": 0.5,
         "seconds": 0.1,
         "forward_seconds": 0.0,
-        "done": True,
     }
 
 
-def drive(
-    subject: ScheduleSearcher,
-    *,
-    workers: int = 1,
-    result: Callable[[str], dict[str, Any] | None] = measured,
-    at_most: int = 10_000,
-) -> list[str]:
-    """Play Tune: keep `workers` candidates under way, finish the oldest first; return the schedules in order.
+def failed(message: str = "NonFiniteError: logits are NaN", failure: str = "NONFINITE") -> dict[str, Any]:
+    """What a worker reports of a candidate that went wrong."""
+    return {"failure": failure, "error": message, "seconds": 0.1}
 
-    A result of None is a worker that died for good.
+
+def drive(
+    subject: ScheduleSearcher, *, workers: int = 1, work: Work = measured, shuffle: int | None = None
+) -> list[Task]:
+    """Play Tune: keep `workers` tasks under way; return all tasks in the order in which they were suggested.
+
+    Args:
+        subject: asked and told.
+        workers: tasks at a time.
+        work: what a task comes to; None is a worker that died.
+        shuffle: seed of the order in which tasks come back; None: as they were suggested.
     """
-    flying: list[tuple[str, str]] = []
-    suggested: list[str] = []
-    for step in range(at_most):
-        over = False
-        while len(flying) < workers:
-            config = subject.suggest(f"trial-{step}-{len(flying)}-{len(suggested)}")
-            if not isinstance(config, dict):
-                over = config == "FINISHED"
-                break
-            suggested.append(config["schedule"])
-            flying.append((f"trial-{step}-{len(flying)}-{len(suggested) - 1}", config["schedule"]))
+    chance = None if shuffle is None else random.Random(shuffle)
+    flying: list[tuple[str, Task]] = []
+    suggested: list[Task] = []
+    while True:
+        answer: Any = None
+        while len(flying) < workers and isinstance(answer := subject.suggest(f"trial-{len(suggested)}"), dict):
+            flying.append((f"trial-{len(suggested)}", answer))
+            suggested.append(answer)
         if not flying:
-            if over:
-                break
-            continue
-        trial, text = flying.pop(0)
-        outcome = result(text)
-        subject.on_trial_complete(trial, result=outcome, error=outcome is None)
-    return suggested
+            assert answer == "FINISHED", "it waits for nothing"
+            return suggested
+        trial, task = flying.pop(chance.randrange(len(flying)) if chance else 0)
+        came = work(task)
+        subject.on_trial_complete(trial, result=came, error=came is None)
+
+
+def searched(tasks: Sequence[Task]) -> list[str]:
+    """The schedules that were searched, brood after brood."""
+    return [text for task in tasks if task["task"] != CONFIRM for text in task["schedules"]]
+
+
+def confirmed(tasks: Sequence[Task]) -> list[str]:
+    """The schedules that were confirmed."""
+    return [text for task in tasks if task["task"] == CONFIRM for text in task["schedules"]]

@@ -11,8 +11,13 @@ def noise(seed: int, height: int = 12, width: int = 12) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def write_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 6) -> Path:
-    for s, split in enumerate(("train", "val")):
+def write_folder(
+    root: Path,
+    classes: tuple[str, ...] = ("cat", "dog"),
+    each: int = 6,
+    split_names: tuple[str, ...] = ("train", "val"),
+) -> Path:
+    for s, split in enumerate(split_names):
         for label, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)
             for i in range(each):

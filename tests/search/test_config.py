@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from search.config import SearchConfig, parse_duration, resolve
+from search.config import SearchConfig, parse_bytes, parse_duration, resolve
 from spaces.errors import BudgetError, UnknownNameError, UsageError
 
 GIVEN: dict[str, Any] = {"model": "vim_nano", "study": "s", "data": "embedded", "flops_budget": "0.6", "trials": 40}
@@ -16,6 +18,7 @@ def test_flags_lie_on_top_of_the_file(tmp_path: Path) -> None:
     file.write_text(
         'model = "vim_tiny"\nstudy = "a"\ndata = "embedded"\nflops-budget = 0.5\ntrials = 7\n'
         'cpus_per_trial = 2\ngpus-per-trial = 1\nobjective = ["loss", "flops"]\ntime-budget = "30m"\n'
+        'brood = 8\nprefix-cache = 0\nrace-error = 0\nconfirm-images = 500\nconfirm_split = "test"\n'
     )
     config = resolve({"model": "vim_nano", "trials": None, "seed": 3, "objective": None}, file)
     assert config == SearchConfig(
@@ -29,6 +32,11 @@ def test_flags_lie_on_top_of_the_file(tmp_path: Path) -> None:
         objective=("loss", "flops"),
         time_budget="30m",
         seed=3,
+        brood=8,
+        prefix_cache="0",
+        race_error=0.0,
+        confirm_images=500,
+        confirm_split="test",
     )
     assert config.as_dict()["objective"] == ["loss", "flops"]
     assert config.seconds == 1800
@@ -43,6 +51,11 @@ def test_flags_lie_on_top_of_the_file(tmp_path: Path) -> None:
         ("model = 3", "model=3: expected a text"),
         ("objective = [1]", "objective=\\[1\\]: expected a list of names"),
         ("gpus-per-trial = 'x'", "gpus-per-trial='x': expected a number"),
+        ("brood = 2.5", "brood=2.5: expected a whole number"),
+        ("prefix-cache = true", "prefix-cache=True: expected a text"),
+        ("race-error = 'low'", "race-error='low': expected a number"),
+        ("confirm-images = 'all'", "confirm-images='all': expected a whole number"),
+        ("confirm-split = 3", "confirm-split=3: expected a text"),
         ("trials = ", "not valid TOML"),
     ],
 )
@@ -70,6 +83,7 @@ def test_what_has_no_default_must_be_given(name: str) -> None:
         ({"flops_budget": "0"}, BudgetError, "above 0"),
         ({"flops_budget": "1.7"}, BudgetError, "at most 1"),
         ({"flops_budget": "abc"}, BudgetError, "'abc'"),
+        ({"flops_budget": "0.7:0.5"}, BudgetError, "begins above its end"),
         ({"sampler": "cma"}, UnknownNameError, "unknown sampler 'cma'"),
         ({"objective": ("top1", "speed")}, UnknownNameError, "unknown objective 'speed'"),
         ({"objective": ("top1", "top1")}, UsageError, "once"),
@@ -81,6 +95,14 @@ def test_what_has_no_default_must_be_given(name: str) -> None:
         ({"seed": -1}, UsageError, "seed=-1"),
         ({"study": " "}, UsageError, "study: must not be empty"),
         ({"time_budget": "soon"}, UsageError, "'soon'"),
+        ({"brood": 0}, UsageError, "brood=0: must be at least 1"),
+        ({"prefix_cache": "much"}, UsageError, "prefix_cache='much': expected memory such as 500M"),
+        ({"race_error": -0.1}, UsageError, "race_error=-0.1: must be from 0"),
+        ({"race_error": 0.6}, UsageError, r"race_error=0.6: must be from 0 \(no race\) to 0.5"),
+        ({"race_error": float("nan")}, UsageError, "race_error=nan"),
+        ({"confirm_images": -1}, UsageError, "confirm_images=-1: must be 0"),
+        ({"confirm_split": "tset"}, UnknownNameError, "unknown split 'tset': did you mean 'test'"),
+        ({"confirm_split": "rest"}, UsageError, "confirm_split=rest: there is no rest.*give --images"),
     ],
 )
 def test_senseless_settings_are_refused(change: dict[str, Any], error: type[UsageError], message: str) -> None:
@@ -99,3 +121,36 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(UsageError, match="expected a time such as"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("500M", 500 * 2**20),
+        ("2g", 2 * 2**30),
+        ("1.5 GB", 3 * 2**29),
+        ("64K", 2**16),
+        ("8000000000", 8 * 10**9),
+    ],
+)
+def test_memory(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@given(st.integers(0, 10**15 - 1))
+def test_a_number_of_bytes_is_itself(size: int) -> None:
+    assert parse_bytes(str(size)) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1e9", "G", "5X", "1 2G", "inf", "5G\n6"])
+def test_what_is_no_memory(text: str) -> None:
+    with pytest.raises(UsageError, match="expected memory such as"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "change", [{"confirm_split": "rest", "images": 40}, {"confirm_images": 0}, {"race_error": 0.5}]
+)
+def test_settings_at_the_edge_are_taken(change: dict[str, Any]) -> None:
+    assert SearchConfig(**(GIVEN | change)).as_dict().items() >= change.items()

@@ -113,6 +113,20 @@ class TestBatches:
         noise(2).convert("P").save(folder / "val" / "cat" / "1.png")
         assert next(iter(open_data(f"folder:{folder}").batches(CFG, (12, 12))))[0].shape == (12, 3, 12, 12)
 
+    def test_what_is_skipped_and_what_is_not_are_all_there_is(self, digits: ImageData) -> None:
+        order = digits.batches(CFG, (28, 28)).pixels(1000)
+        searched, rest = digits.batches(CFG, (28, 28), images=300), digits.batches(CFG, (28, 28), skip=300)
+        assert torch.equal(torch.cat([searched.pixels(300), rest.pixels(700)]), order)
+        part = digits.batches(CFG, (28, 28), images=50, skip=300, batch_size=20)
+        assert [len(labels) for _, labels in part] == [20, 20, 10]
+        assert torch.equal(part.pixels(50), order[300:350])
+        assert torch.bincount(rest.labels).tolist() == [70] * 10
+
+    @pytest.mark.parametrize("skip", [-1, 1000, 2000])
+    def test_skipping_all_is_refused(self, digits: ImageData, skip: int) -> None:
+        with pytest.raises(errors.UsageError, match=f"skip={skip}: val has 1000 images"):
+            digits.batches(CFG, (28, 28), skip=skip)
+
     @pytest.mark.parametrize(("images", "batch_size"), [(0, 10), (-3, 10), (None, 0)])
     def test_nothing_to_give_is_refused(self, digits: ImageData, images: int | None, batch_size: int) -> None:
         with pytest.raises(errors.UsageError, match="at least 1"):
@@ -134,6 +148,64 @@ class TestDigest:
 
     def test_splits_differ(self, digits: ImageData) -> None:
         assert digits.digest("train") != digits.digest("val")
+
+
+class TestTestSplit:
+    """The split `test`, on which a front may be confirmed."""
+
+    def test_a_folder_may_have_one(self, folder: Path) -> None:
+        data = open_data(f"folder:{folder}")
+        with pytest.raises(errors.DataError, match="no test/ in it"):
+            data.size("test")
+        (folder / "val").rename(folder / "test")
+        data = open_data(f"folder:{folder}")
+        assert data.size("test") == 12
+        assert data.digest("test") != data.digest("train")
+        with pytest.raises(errors.DataError, match="no val/ in it"):
+            data.size("val")
+
+    @pytest.mark.parametrize("classes", [(), ("cat",), ("cat", "wolf")])
+    def test_one_that_does_not_fit_harms_only_who_asks_for_it(self, folder: Path, classes: tuple[str, ...]) -> None:
+        """A folder `test` of unlabelled images is common."""
+        write_folder(folder / "more", ("cat", "wolf"))
+        (folder / "test").mkdir()
+        noise(3).save(folder / "test" / "unlabelled.png")
+        for name in classes:
+            (folder / "more" / "val" / name).rename(folder / "test" / name)
+        data = open_data(f"folder:{folder}")
+        assert (data.size("train"), data.size("val")) == (12, 12)
+        with pytest.raises(
+            errors.DataError, match="different classes: 'dog' is only in train" if classes else "no images"
+        ):
+            data.size("test")
+
+    def test_the_embedded_images_have_none(self, digits: ImageData) -> None:
+        with pytest.raises(errors.DataError, match=r"embedded: it has no test split; .* the split rest") as caught:
+            digits.size("test")
+        assert "\n" not in str(caught.value)
+
+    def test_that_of_torchvision_is_val_already(self, tmp_path: Path) -> None:
+        TestTorchvision.write_mnist(tmp_path)
+        with pytest.raises(
+            errors.DataError, match=r"torchvision:MNIST: its test set is val; .* the split rest"
+        ) as caught:
+            open_data(f"torchvision:MNIST:{tmp_path}").digest("test")
+        assert "\n" not in str(caught.value)
+
+    def test_that_of_the_hub_is_no_second_val(self, folder: Path) -> None:
+        pytest.importorskip("datasets")
+        (folder / "val").rename(folder / "test")
+        data = open_data(f"hf:{folder}")
+        assert data.size("val") == 12
+        with pytest.raises(errors.DataError, match="its test split is val"):
+            data.size("test")
+        write_folder(folder, split_names=("val",))
+        data = open_data(f"hf:{folder}")
+        assert (data.size("val"), data.size("test")) == (12, 12)
+
+    def test_there_is_no_other(self, digits: ImageData) -> None:
+        with pytest.raises(errors.UnknownNameError, match="unknown split 'tset'"):
+            digits.size("tset")
 
 
 class TestTorchvision:

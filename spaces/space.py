@@ -360,7 +360,7 @@ def _parse_choices(text: str, options: Sequence[str]) -> dict[str, tuple[str, ..
     for option in options:
         name, separator, listed = (piece.strip() for piece in option.partition("="))
         if name == "context":
-            listed = listed.removeprefix(EACH)
+            listed = listed.removeprefix(EACH).strip()
         names = tuple(dict.fromkeys(piece.strip() for piece in listed.split(",")))
         if not separator or name not in METHOD_CHOICES:
             raise SpaceError(f"space {text!r}: {option!r} is not one of {', '.join(METHOD_CHOICES)}=CHOICE,…")
@@ -368,7 +368,7 @@ def _parse_choices(text: str, options: Sequence[str]) -> dict[str, tuple[str, ..
             raise SpaceError(f"space {text!r}: {name} stands twice")
         seen.add(name)
         try:
-            if name == "context" and listed != option.partition("=")[2].strip() and "zeros" in names and len(names) > 1:
+            if EACH in option and "zeros" in names and len(names) > 1:
                 raise ScheduleError("the context zeros cannot be mixed with others from step to step")
             choices[name] = tuple(getattr(PruningMethod(**{name: choice}), name) for choice in names)
         except ScheduleError as error:

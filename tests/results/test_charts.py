@@ -42,8 +42,8 @@ def test_confirmed_scores_are_drawn_and_the_searchs_kept_for_reading(
     make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     lucky, plain = make_evaluation("1:0.5", flops=500_000, top1=0.96), make_evaluation("2:0.5", 600_000, 0.94)
-    lucky = replace(lucky, confirmed=Confirmation(lucky.hash, 0.92, 0.3, 0.93, 5000, 1.0))
-    dense = Confirmation(PruningSchedule().hash, 0.97, 0.1, 1.0, 5000, 1.0)
+    lucky = replace(lucky, confirmed=Confirmation(lucky.hash, 0.92, 0.3, 0.93, 5000, 1.0, 1.0, 0.8))
+    dense = Confirmation(PruningSchedule().hash, 0.97, 0.1, 1.0, 5000, 1.0, 1.0, 0.8)
     chart = FrontChart.of(Study(1, NOW, make_spec(), done=2, confirmed=2), [lucky, plain], dense)
     assert chart.front == [lucky, plain], "by the search's scores the second would be dominated"
     assert (chart.dense_top1, chart.dense_height) == (0.97, 97.0)

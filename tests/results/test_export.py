@@ -60,7 +60,7 @@ def test_the_row_of_the_front_has_the_contracts_keys(make_evaluation: MakeEvalua
 
 
 def confirm(evaluation: Evaluation, top1: float) -> Evaluation:
-    return replace(evaluation, confirmed=Confirmation(evaluation.hash, top1, 0.4, 0.92, 5000, 2.5))
+    return replace(evaluation, confirmed=Confirmation(evaluation.hash, top1, 0.4, 0.92, 5000, 2.5, 1.0, 0.8))
 
 
 def test_a_confirmed_score_stands_and_the_searchs_is_kept_beside_it(
@@ -71,7 +71,7 @@ def test_a_confirmed_score_stands_and_the_searchs_is_kept_beside_it(
     assert (row["top1"], row["loss"], row["images"], row["confirmed"]) == (0.85, 0.4, 5000, True)
     assert (row["top1_low"], row["top1_high"]) == wilson_interval(0.85, 5000)
     assert (row["search_top1"], row["search_images"]) == (0.9, 1000)
-    dense = Confirmation(PruningSchedule().hash, 0.96, 0.1, 1.0, 5000, 1.0)
+    dense = Confirmation(PruningSchedule().hash, 0.96, 0.1, 1.0, 5000, 1.0, 1.0, 0.8)
     study = Study(1, MOMENT, make_spec())
     form = export_schedule(evaluation, study, dense)
     metrics = form["metrics"]

@@ -132,7 +132,7 @@ def test_an_upgraded_data_base_takes_what_is_new(first_schema: str, make_evaluat
     with Store.open(first_schema) as store:
         study = store.studies()[0]
         best = store.front(study)[-1]
-        store.confirm(study, Confirmation(best.hash, 0.2, 1.0, 0.5, 5000, 1.0))
+        store.confirm(study, Confirmation(best.hash, 0.2, 1.0, 0.5, 5000, 1.0, 1.0, 0.8))
         assert best.hash not in {e.hash for e in store.front(study)}
         assert store.record(
             study, make_evaluation("1:0.9", state="stopped", images=8, outcomes=b"\xff", estimate=0.5)

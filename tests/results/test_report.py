@@ -43,13 +43,15 @@ def evaluations(make_evaluation: MakeEvaluation) -> list[Evaluation]:
     return [*front, *rest, hopeless, failed]
 
 
-DENSE = Confirmation(PruningSchedule().hash, 0.97, 0.1, 1.0, 5000, 1.0)
+DENSE = Confirmation(PruningSchedule().hash, 0.97, 0.1, 1.0, 5000, 1.0, 1.0, 0.8)
 
 
 @pytest.fixture
 def confirmed(make_spec: MakeSpec, evaluations: list[Evaluation]) -> tuple[Study, list[Evaluation]]:
     """A study of which three points of the front are confirmed, and two more were stopped."""
-    scores = {e.hash: Confirmation(e.hash, (e.top1 or 0.0) - 0.01, 0.3, 0.9, 5000, 1.0) for e in evaluations[:3]}
+    scores = {
+        e.hash: Confirmation(e.hash, (e.top1 or 0.0) - 0.01, 0.3, 0.9, 5000, 1.0, 1.0, 0.8) for e in evaluations[:3]
+    }
     stopped = [replace(evaluations[-2], schedule=PruningSchedule.parse(f"{i}:0.2"), state="stopped") for i in (1, 2)]
     found = [replace(e, confirmed=scores.get(e.hash)) for e in evaluations]
     return Study(1, NOW, make_spec(), 12, 1, 2, 4), [*found, *stopped]
@@ -113,7 +115,7 @@ def test_the_page_tells_confirmed_scores_and_stopped_candidates(
 
 def test_the_summary_is_of_standing_scores(confirmed: tuple[Study, list[Evaluation]]) -> None:
     study, evaluations = confirmed
-    worst = replace(evaluations[4], confirmed=Confirmation(evaluations[4].hash, 0.5, 1.0, 0.5, 5000, 1.0))
+    worst = replace(evaluations[4], confirmed=Confirmation(evaluations[4].hash, 0.5, 1.0, 0.5, 5000, 1.0, 1.0, 0.8))
     summary = Summary.of(FrontChart.of(study, [*evaluations[:4], worst], DENSE))
     assert summary.best == evaluations[3], "the one that looked best was found to be bad"
     assert summary.images == 5000

@@ -30,7 +30,7 @@ def make_finetune(schedule_hash: str, **changes: object) -> FineTune:
 
 
 def make_confirmation(schedule_hash: str, top1: float = 0.85, **changes: object) -> Confirmation:
-    confirmation = Confirmation(schedule_hash, top1, 0.4, 0.92, 5000, 2.5)
+    confirmation = Confirmation(schedule_hash, top1, 0.4, 0.92, 5000, 2.5, 1.0, 0.8)
     return replace(confirmation, **changes)  # type: ignore[arg-type]
 
 

@@ -115,7 +115,7 @@ def raced(study_url: str) -> Evaluation:
         study = store.study("digits")
         best = store.front(study)[-1]
         for schedule_hash, top1 in ((best.hash, (best.top1 or 0.0) - 0.003), (PruningSchedule().hash, 0.96)):
-            store.confirm(study, Confirmation(schedule_hash, top1, 0.2, 0.9, 4000, 1.0))
+            store.confirm(study, Confirmation(schedule_hash, top1, 0.2, 0.9, 4000, 1.0, 1.0, 0.8))
         stopped = PruningSchedule.parse("1:0.1")
         store.record(
             study,

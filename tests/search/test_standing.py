@@ -29,7 +29,16 @@ def schedule(number: int) -> PruningSchedule:
 
 
 def confirmation(schedule_hash: str, top1: float) -> Confirmation:
-    return Confirmation(schedule_hash, top1=top1, loss=1 - top1, agreement=top1, images=500, seconds=1.0)
+    return Confirmation(
+        schedule_hash,
+        top1=top1,
+        loss=1 - top1,
+        agreement=top1,
+        images=500,
+        seconds=1.0,
+        latency_ms=1.0,
+        latency_ratio=0.8,
+    )
 
 
 def evaluation(number: int, flops: int = 100, top1: float = 0.5, state: str = "done", images: int = 20) -> Evaluation:

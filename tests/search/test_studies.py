@@ -25,7 +25,7 @@ def test_the_same_settings_are_the_same_study(subject: Subject, study_url: str) 
         ("images", 50, "--images was 40, now 50"),
         ("limit", 7, r"--flops-budget, in FLOPs was \d+, now 7"),
         ("space", "per-block", "--space was stages:3;context=drop,conv,freeze, now per-block;"),
-        ("sampler", "tpe", "--sampler was nsga2, now tpe"),
+        ("sampler", "tpe", "--sampler was gp, now tpe"),
         ("objectives", ("loss", "flops"), "--objective was top1, flops, now loss, flops"),
         ("seed", 1, "--seed was 0, now 1"),
         ("img_size", (32, 32), "image size was 28×28, now 32×32"),

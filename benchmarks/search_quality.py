@@ -16,6 +16,9 @@ Two modes: `fixed` (context drop, importance clip, aligned: only places and rati
 is searched, too; `pattern` is then given the best context for each of its schedules). The first plays by the paper's
 rules, the second shows what the rules cost.
 
+What a method found looks better on its own images than it is, so its best schedule at -41.6 % is evaluated again on
+the rest of val, which no method saw.
+
 Time is the CPU seconds of one thread. What a plain loop would spend on an evaluation is its FLOPs at the measured
 speed of whole forward passes; prunefront is timed as it runs, sampler, shared beginnings and races included.
 Evaluations are remembered over methods and seeds, so that the figures of all are of the same numbers.
@@ -52,11 +55,12 @@ from spaces.space import SearchSpace, make_space
 from spaces.strength import LEAST_KEEP, Place
 
 SHAPE = "stages:3"
+HELD_OUT = 0.584  # the target at which the best schedules are tried on images that are held out
 CHOICES = {"fixed": "importance=clip;alignment=on;context=drop", "open": "importance=clip;alignment=on"}
 TARGETS = (0.8, 0.7, 0.584, 0.5)  # shares of the dense FLOPs: -20, -30, -41.6 and -50 %
 BUDGET = "0.4:0.85"
-EVALUATIONS = {"random": 600, "nsga2-plain": 200, "tpe-plain": 200, "nsga2": 200, "tpe": 200, "prunefront": 120}
-COUNTS = (20, 40, 60, 120, 200, 600)
+EVALUATIONS = {"random": 600, "nsga2-plain": 120, "tpe-plain": 120, "nsga2": 120, "tpe": 120, "prunefront": 120}
+COUNTS = (20, 60, 120, 600)
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Bed:
     model: ssm_models.PrunableModel
     images: int
     speed: float  # CPU seconds of whole forward passes over all images, for a FLOP of one image
+    rest: Evaluator  # on the images that are held out
     seen: dict[Any, Metrics] = field(default_factory=dict)
 
     def share(self, schedule: PruningSchedule) -> float:
@@ -95,6 +100,7 @@ class Trace:
     mode: str
     seed: int
     rows: list[tuple[float, float | None, float, str]] = field(default_factory=list)
+    held_out: float | None = None  # top-1 of the best schedule at the third target, on images that no method saw
 
 
 def open_bed(a: argparse.Namespace, cache: int = 2**30) -> Bed:
@@ -114,7 +120,10 @@ def open_bed(a: argparse.Namespace, cache: int = 2**30) -> Bed:
             for pixels, _ in batches:
                 model(pixels)
     speed = (time.process_time() - began) / sum(table.flops(s) for s in sample)
-    return Bed(evaluator, table, model, images, speed)
+    rest = Evaluator(
+        model, data.batches(model.pretrained_cfg, model.img_size, images=a.held_out, skip=images, batch_size=100)
+    )
+    return Bed(evaluator, table, model, images, speed, rest)
 
 
 # --- the methods -----------------------------------------------------------------------------------------
@@ -261,7 +270,11 @@ def work(job: tuple[argparse.Namespace, str, str, int]) -> Trace:
     global _BED
     a, method, mode, seed = job
     _BED = _BED or open_bed(a)
-    return METHODS[method](_BED, mode, seed)
+    trace = METHODS[method](_BED, mode, seed)
+    within = [(top1, text) for share, top1, _, text in trace.rows if top1 is not None and share <= HELD_OUT]
+    if within:
+        trace.held_out = _BED.rest.evaluate(PruningSchedule.parse(max(within)[1])).top1
+    return trace
 
 
 def traces(a: argparse.Namespace) -> Iterator[Trace]:
@@ -312,8 +325,12 @@ def report(a: argparse.Namespace, found: list[Trace]) -> None:
         by_method = {m: [t for t in found if t.mode == mode and t.method == m] for m in a.methods}
         by_method = {m: ts for m, ts in by_method.items() if ts}
         print(f"\n## {mode}: best top-1 in % at a share of the dense FLOPs; hypervolume\n")
-        print("| method | evaluations | CPU s | " + " | ".join(f"{t - 1:+.1%}" for t in TARGETS) + " | hypervolume |")
-        print("| --- | --- | --- | " + " | ".join("---" for _ in TARGETS) + " | --- |")
+        print(
+            "| method | evaluations | CPU s | "
+            + " | ".join(f"{t - 1:+.1%}" for t in TARGETS)
+            + " | hypervolume | -41.6% held out |"
+        )
+        print("| --- | --- | --- | " + " | ".join("---" for _ in TARGETS) + " | --- | --- |")
         for method, ts in by_method.items():
             counts = [len(ts[0].rows)] if method == "pattern" else [c for c in COUNTS if c <= len(ts[0].rows)]
             for count in counts:
@@ -321,7 +338,10 @@ def report(a: argparse.Namespace, found: list[Trace]) -> None:
                 cells = [spread([best(rows, target) for rows in cut]) for target in TARGETS]
                 seconds = median(rows[-1][2] for rows in cut)
                 hyper = spread([volume(rows) for rows in cut], 4)
-                print(f"| {method} | {count} | {seconds:.0f} | " + " | ".join(cells) + f" | {hyper} |")
+                held = [100 * t.held_out for t in ts if t.held_out is not None] if count == counts[-1] else []
+                print(
+                    f"| {method} | {count} | {seconds:.0f} | " + " | ".join(cells) + f" | {hyper} | {spread(held)} |"
+                )
         if mine := by_method.get("prunefront"):
             print(f"\nAt equal time, {mode}:\n")
             for seconds in (30, 60, 120):
@@ -345,6 +365,7 @@ def main() -> None:
     parser.add_argument("--checkpoint")
     parser.add_argument("--data", default="embedded")
     parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--held-out", type=int, default=2000, help="images after those")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))

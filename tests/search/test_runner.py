@@ -13,14 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from results import Evaluation
+from results import Evaluation, Study
+from results.records import Confirmation
 from results.store import Store
 from search import runner
 from search.cli import run
 from search.config import SearchConfig
+from search.worker import unpack
+from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, SearchError, UsageError
 
 SEARCH = ["search", "--model", "vim_nano", "--data", "embedded", "--images", "40"]
+CONFIRM = ["--confirm-images", "80"]
 
 
 @pytest.fixture
@@ -28,9 +32,9 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 's.db'}"
 
 
-def command(url: str, trials: int) -> list[str]:
+def command(url: str, trials: int, *more: str) -> list[str]:
     rest = ["--flops-budget", "0.8", "--workers", "2", "--trials", str(trials), "--study", "s", "--db", url]
-    return [sys.executable, "-m", "search", *SEARCH, *rest, "--format", "json"]
+    return [sys.executable, "-m", "search", *SEARCH, "--batch-size", "10", *rest, "--format", "json", *more]
 
 
 def evaluations(url: str) -> list[Evaluation]:
@@ -51,9 +55,9 @@ def memory(process: subprocess.Popen[str]) -> int:
     return total
 
 
-def finish(url: str, trials: int) -> tuple[list[dict[str, object]], str, int]:
+def finish(url: str, trials: int, *more: str) -> tuple[list[dict[str, object]], str, int]:
     """Run a search to its end; return the printed front, stderr, and the peak of its memory."""
-    process = subprocess.Popen(command(url, trials), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(url, trials, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak = 0
     while process.poll() is None:
         peak = max(peak, memory(process))
@@ -66,7 +70,8 @@ def finish(url: str, trials: int) -> tuple[list[dict[str, object]], str, int]:
 @contextmanager
 def running(url: str) -> Iterator[subprocess.Popen[str]]:
     """A long search, yielded when three evaluations are recorded; none of its processes may outlive the block."""
-    process = subprocess.Popen(command(url, 500), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = command(url, 500, "--confirm-images", "0")
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     family: list[psutil.Process] = []
     try:
         wait_for(url, 3, process)
@@ -89,9 +94,18 @@ def wait_for(url: str, count: int, process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
+def front_of(url: str) -> tuple[Study, list[Evaluation], Confirmation | None]:
+    """Study `s`, its front, and the dense model's confirmed score."""
+    with Store.open(url) as store:
+        study = store.study("s")
+        return study, store.front(study), store.confirmation(study, PruningSchedule().hash)
+
+
 @pytest.mark.slow
-def test_a_search_resumes_to_the_total_and_prints_its_front(url: str) -> None:
-    front, err, peak = finish(url, 9)
+def test_a_search_resumes_to_the_total_and_confirms_its_front(url: str) -> None:
+    """Broods of three, which race; in the end each point of the front has a score on more images beside its own."""
+    more = [*CONFIRM, "--brood", "3"]
+    front, err, peak = finish(url, 9, *more)
     recorded = evaluations(url)
     assert len(recorded) == 9
     assert {row["hash"] for row in front} <= {e.hash for e in recorded}
@@ -99,15 +113,41 @@ def test_a_search_resumes_to_the_total_and_prints_its_front(url: str) -> None:
     assert "Warning" not in err
     assert 0 < peak < 5 * 2**30
 
-    _, err, _ = finish(url, 14)
-    assert "14 evaluations are recorded: 14 done, 0 failed, 5 of them now" in err
+    front, err, _ = finish(url, 14, *more)
+    study, best, dense = front_of(url)
+    counts = f"{study.done} done, {study.stopped} stopped early, 0 failed"
+    assert f"14 evaluations are recorded: {counts}, 5 of them now" in err
     after = evaluations(url)
     assert [e.hash for e in after][:9] == [e.hash for e in recorded]
     assert [e.number for e in after] == list(range(14))
-    assert len({e.hash for e in after}) == 14
+    assert len({e.hash for e in after}) == study.done + study.stopped == 14
     assert all(e.flops_ratio <= 0.8 for e in after)
-    assert all(e.images == 40 and e.latency_ms and e.seconds for e in after)
+    assert all(e.images == 40 if e.state == "done" else e.images < 40 and e.estimate is not None for e in after)
+    assert all(e.outcomes is not None and e.seconds for e in after)
+    assert all(unpack(e.outcomes or b"", e.images).mean() == pytest.approx(e.top1) for e in after)
     assert all(e.sampler_state for e in after if e.origin == "nsga2")
+
+    assert [row["hash"] for row in front] == [e.hash for e in best]
+    for e in best:
+        assert e.confirmed is not None
+        assert (e.images, e.confirmed.images, e.standing) == (40, 80, e.confirmed)
+        assert e.confirmed.latency_ms and e.confirmed.latency_ratio
+    assert dense is not None
+    assert (dense.images, dense.agreement) == (80, 1.0)
+    assert study.confirmed >= len(best) + 1
+
+
+@pytest.mark.slow
+def test_running_time_as_an_objective_and_images_that_the_search_does_not_see(url: str) -> None:
+    more = ["--objective", "top1", "--objective", "latency", "--confirm-split", "rest", "--confirm-images", "30"]
+    finish(url, 5, *more)
+    study, best, dense = front_of(url)
+    assert (study.done, study.stopped) == (5, 0)  # running times cannot be raced
+    assert (study.spec.confirm_split, study.spec.confirm_images) == ("rest", 30)
+    assert all(e.latency_ms and e.latency_ratio for e in evaluations(url))
+    assert best
+    assert all(e.confirmed is not None and e.confirmed.images == 30 for e in best)
+    assert dense is not None
 
 
 @pytest.mark.slow
@@ -125,7 +165,7 @@ def test_a_killed_worker_costs_nothing_and_a_signal_records_what_is_under_way(ur
     assert "what is under way will be recorded" in err
     assert "Traceback" not in err
     recorded = evaluations(url)
-    assert all(e.state == "done" for e in recorded)
+    assert all(e.state in ("done", "stopped") for e in recorded)
     assert len({e.hash for e in recorded}) == len(recorded)
 
 
@@ -138,8 +178,9 @@ def test_two_signals_end_it_at_once_and_nothing_recorded_is_lost(url: str) -> No
         assert process.wait(5) == 130
     before = evaluations(url)
     with Store.open(url) as store:
-        assert store.study("s").done == len(before) >= 3
-    finish(url, len(before) + 2)
+        study = store.study("s")
+        assert study.done + study.stopped == len(before) >= 3
+    finish(url, len(before) + 2, "--confirm-images", "0")
     after = evaluations(url)
     assert [e.hash for e in after][: len(before)] == [e.hash for e in before]
     assert len({e.hash for e in after}) == len(after) == len(before) + 2
@@ -169,11 +210,30 @@ def test_a_complete_study_starts_nothing(
     study_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner.ray, "init", lambda **options: pytest.fail("Ray was started"))
+    with Store.open(study_url) as store:
+        study = store.study("digits")
+        for schedule in (PruningSchedule(), *(e.schedule for e in store.front(study))):
+            store.confirm(study, Confirmation(schedule.hash, 0.9, 0.1, 1.0, images=1000, seconds=1.0))
     options = ["--flops-budget", "0.9", "--trials", "8", "--study", "digits", "--db", study_url, "--format", "json"]
     assert run([*SEARCH, *options]) == 0
     out, err = capfd.readouterr()
-    assert len(json.loads(out)) >= 2
-    assert "8 evaluations are recorded: 7 done, 1 failed, 0 of them now" in err
+    assert len(json.loads(out)) >= 1
+    assert "8 evaluations are recorded: 7 done, 0 stopped early, 1 failed, 0 of them now" in err
+
+
+def test_a_complete_study_whose_front_is_not_confirmed_goes_on(
+    study_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StartedError(Exception):
+        pass
+
+    def start(**options: object) -> None:
+        raise StartedError
+
+    monkeypatch.setattr(runner, "ray_session", start)
+    options = ["--flops-budget", "0.9", "--trials", "8", "--study", "digits", "--db", study_url]
+    with pytest.raises(StartedError):
+        run([*SEARCH, *options])
 
 
 @pytest.mark.parametrize(

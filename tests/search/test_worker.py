@@ -201,7 +201,7 @@ class TestTrainable:
         [
             (
                 {"weights_digest": "0" * 64},
-                "CheckpointError: checkpoint shipped with vim_nano: has changed since the search",
+                "CheckpointError: checkpoint shipped with vim_nano: has changed since the search began",
             ),
             ({"data": "folder:nowhere"}, "DataError: nowhere: no such folder"),
             ({"checkpoint": "gone.safetensors"}, "CheckpointError: checkpoint gone.safetensors: no such file"),

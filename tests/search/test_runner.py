@@ -213,7 +213,7 @@ def test_a_complete_study_starts_nothing(
     with Store.open(study_url) as store:
         study = store.study("digits")
         for schedule in (PruningSchedule(), *(e.schedule for e in store.front(study))):
-            store.confirm(study, Confirmation(schedule.hash, 0.9, 0.1, 1.0, images=1000, seconds=1.0))
+            store.confirm(study, Confirmation(schedule.hash, 0.9, 0.1, 1.0, 1000, 1.0, latency_ms=1.0, latency_ratio=1.0))
     options = ["--flops-budget", "0.9", "--trials", "8", "--study", "digits", "--db", study_url, "--format", "json"]
     assert run([*SEARCH, *options]) == 0
     out, err = capfd.readouterr()
@@ -227,7 +227,7 @@ def test_a_complete_study_whose_front_is_not_confirmed_goes_on(
     class StartedError(Exception):
         pass
 
-    def start(**options: object) -> None:
+    def start(*settings: object, **options: object) -> None:
         raise StartedError
 
     monkeypatch.setattr(runner, "ray_session", start)

@@ -30,7 +30,7 @@ from tests.search.fakes import (
 class TestRacing:
     def test_stopped_ones_are_recorded_as_far_as_they_got(self) -> None:
         records, snapshots = MemoryRecords(), list[Snapshot]()
-        subject = searcher(records, trials=60, observe=snapshots.append)
+        subject = searcher(records, trials=60, name="random", observe=snapshots.append)
         drive(subject, workers=2)
         stopped = [e for e in records.evaluations if e.state == "stopped"]
         assert len(stopped) > 10

@@ -30,12 +30,12 @@ from tests.search.fakes import (
 class TestRacing:
     def test_stopped_ones_are_recorded_as_far_as_they_got(self) -> None:
         records, snapshots = MemoryRecords(), list[Snapshot]()
-        subject = searcher(records, trials=60, name="random", observe=snapshots.append)
+        subject = searcher(records, trials=80, name="random", observe=snapshots.append)
         drive(subject, workers=2)
         stopped = [e for e in records.evaluations if e.state == "stopped"]
         assert len(stopped) > 10
         assert snapshots[-1].stopped == len(stopped)
-        assert snapshots[-1].done == 60 - len(stopped)
+        assert snapshots[-1].done == 80 - len(stopped)
         for e in stopped:
             assert 0 < e.images < fakes.IMAGES
             assert e.outcomes == pack(fakes.outcomes(e.schedule)[: e.images])

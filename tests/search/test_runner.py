@@ -227,7 +227,7 @@ def test_a_complete_study_whose_front_is_not_confirmed_goes_on(
     class StartedError(Exception):
         pass
 
-    def start(**options: object) -> None:
+    def start(*settings: object, **options: object) -> None:
         raise StartedError
 
     monkeypatch.setattr(runner, "ray_session", start)

@@ -20,7 +20,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Running it again resumes a search that was interrupted, and else only prints and writes the results.
 quickstart: install
 	@mkdir -p quickstart
-	$(BIN)/prunefront search --model vim_nano --data embedded --flops-budget 0.9 --trials 80 --study quickstart --db $(DB)
+	$(BIN)/prunefront search --model vim_nano --data embedded --flops-budget 0.35:0.9 --trials 80 --images 500 \
+	  --confirm-split rest --study quickstart --db $(DB)
 	$(BIN)/prunefront report --study quickstart --db $(DB) --out quickstart/report.html
 	$(BIN)/prunefront export --study quickstart --db $(DB) --max-flops 0.7 --out quickstart/schedule.json
 	@echo

@@ -202,7 +202,9 @@ def schedule_lines(schedule: PruningSchedule, steps_a_line: int = 4) -> list[str
     """Return the text form in lines short enough for a label."""
     if schedule.dense:
         return ["dense"]
-    steps = [f"{step.after}:{step.keep:.4g}" + (f" {step.context}" if step.context else "") for step in schedule.steps]
+    steps = [
+        f"{step.after}:{step.keep:.4g}" + (f" {step.context}" if step.context else "") for step in schedule.steps
+    ]
     lines = [", ".join(steps[i : i + steps_a_line]) for i in range(0, len(steps), steps_a_line)]
     return lines + [f"{name} {value}" for name, value in schedule.method.changes.items()]
 

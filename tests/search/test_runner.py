@@ -213,7 +213,9 @@ def test_a_complete_study_starts_nothing(
     with Store.open(study_url) as store:
         study = store.study("digits")
         for schedule in (PruningSchedule(), *(e.schedule for e in store.front(study))):
-            store.confirm(study, Confirmation(schedule.hash, 0.9, 0.1, 1.0, 1000, 1.0, latency_ms=1.0, latency_ratio=1.0))
+            store.confirm(
+                study, Confirmation(schedule.hash, 0.9, 0.1, 1.0, 1000, 1.0, latency_ms=1.0, latency_ratio=1.0)
+            )
     options = ["--flops-budget", "0.9", "--trials", "8", "--study", "digits", "--db", study_url, "--format", "json"]
     assert run([*SEARCH, *options]) == 0
     out, err = capfd.readouterr()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from results import Evaluation
 from search.optuna_sampler import population_size
-from tests.search.test_samplers import evaluate, make
+from tests.search.test_samplers import SPACE, evaluate, make
 
 
 def test_generations_go_on_after_a_resume() -> None:
@@ -48,3 +48,11 @@ def test_nsga2_beats_chance() -> None:
         return score(evaluate(make(name, seed=seed, trials=80), 80))
 
     assert sum(run("nsga2", seed) > run("random", seed) for seed in range(5)) >= 4
+
+
+def test_tpe_tries_the_whole_range_of_the_budget() -> None:
+    for seed in range(3):
+        costs = [e.flops for e in evaluate(make("tpe", seed=seed, trials=60), 60)][20:]
+        span = SPACE.limit - SPACE.least
+        assert sum(cost < SPACE.least + 0.3 * span for cost in costs) >= 4
+        assert sum(cost > SPACE.limit - 0.3 * span for cost in costs) >= 4

@@ -119,22 +119,20 @@ class SearchSpace(ABC):
     def schedule(self, values: Mapping[str, Value]) -> PruningSchedule:
         """Return the schedule that the parameters' values stand for; it costs at most `limit`."""
         chosen = {k: str(values[k]) if k in values else v[0] for k, v in self.choices.items()}
-        method = self._affordable(PruningMethod(**chosen))
+        method = self._affordable(self._method(chosen))
         least = self.least_of(method)
         target = least + float(values["target"]) * (self.limit - least)
         shape = self._decode(values)
-        if self.each:
-            return self._weakest_of_each(shape, target, chosen)
-        return self.weakest(shape, target, method)
+        found = self.weakest(shape, target, method)
+        if self.each and found == self._cheapest(method):  # in the steps' own contexts the budget is out of reach
+            return self.weakest([place._replace(context=None) for place in shape], target, method)
+        return found
 
-    def _weakest_of_each(self, shape: Shape, target: float, chosen: Mapping[str, str]) -> PruningSchedule:
-        """Prune in the shape's contexts; where they cannot reach the budget, in the cheapest one throughout."""
-        methods = [PruningMethod(**{**chosen, "context": context}) for context in self.choices["context"]]
-        cheapest = min(methods, key=self._floors.__getitem__)
-        found = self.weakest(shape, target, cheapest)
-        if self.flops(found) <= self.limit and found.steps != self._cheapest(cheapest).steps:
-            return found
-        return self.weakest([place._replace(context=None) for place in shape], target, cheapest)
+    def _method(self, chosen: Mapping[str, str]) -> PruningMethod:
+        """Return the method by which targets are spread: in the cheapest context if each step chooses its own."""
+        contexts = self.choices["context"] if self.each else (chosen["context"],)
+        methods = [PruningMethod(**{**chosen, "context": context}) for context in contexts]
+        return min(methods, key=self._floors.__getitem__)
 
     def weakest(self, shape: Shape, target: float, method: PruningMethod) -> PruningSchedule:
         """Return the weakest pruning of `shape` that costs at most `target` FLOPs, in canonical ratios.
@@ -154,19 +152,18 @@ class SearchSpace(ABC):
 
     def values(self, schedule: PruningSchedule) -> dict[str, Value] | None:
         """Return values that (nearly) give a schedule back; None if the space cannot express it."""
-        chosen = {**schedule.method.as_dict(), "context": schedule.contexts[0] if schedule.steps else ""}
+        if schedule.dense:
+            return None
+        chosen = {**schedule.method.as_dict(), "context": schedule.contexts[0]}
         if any(chosen[name] not in choices for name, choices in self.choices.items()):
             return None
-        if any(
-            context not in (self.choices["context"] if self.each else chosen["context"])
-            for context in schedule.contexts
-        ):
+        if not set(schedule.contexts) <= set(self.choices["context"] if self.each else [chosen["context"]]):
             return None
         if any(step.after >= self.layout.depth or step.keep < LEAST_KEEP for step in schedule.steps):
             return None
         shape = self._encode(schedule)
         cost = self.flops(schedule)
-        least = self.least if self.each else self.least_of(schedule.method)
+        least = self.least_of(self._method(chosen))
         if shape is None or not least <= cost <= self.limit:
             return None
         found = {**shape, "target": (cost - least) / max(1, self.limit - least)}

@@ -230,3 +230,12 @@ def test_contexts_that_cannot_reach_the_budget_give_way():
 def test_zeros_is_not_chosen_step_by_step():
     with pytest.raises(SpaceError, match="zeros cannot be mixed"):
         make_space("stages:3;context=each:drop,zeros", LAYOUT, flops, FlopsBudget(0.9))
+
+
+def test_targets_do_not_depend_on_which_context_stands_first():
+    spaces = [
+        make_space(f"stages:1;context=each:{order}", LAYOUT, flops, FlopsBudget(0.9))
+        for order in ("drop,freeze", "freeze,drop")
+    ]
+    values = {"after_1": 2, "weight_1": 1.0, "context_1": "drop", "target": 0.0}
+    assert spaces[0].schedule(values) == spaces[1].schedule(values)

@@ -231,7 +231,8 @@ def ours(name: str, sampler_name: str, race: bool) -> Callable[[Bed, str, int], 
             assert task["task"] == SEARCH
             bars = [None if bar is None else unpack(bar, bed.images) for bar in task["bars"]]
             brood = [
-                Entry(PruningSchedule.parse(text), bar) for text, bar in zip(task["schedules"], bars, strict=True)
+                Entry(PruningSchedule.parse(text), bar, flops)
+                for text, flops, bar in zip(task["schedules"], task["flops"], bars, strict=True)
             ]
             found = evaluator.evaluate_brood(brood)
             results = [as_result(metrics) for metrics in found if isinstance(metrics, Metrics)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from search.prefix import Branch, PrefixCache, SharedRun, branches, cache_bytes
-from search.race import Race
+from search.race import BroodRace
 from spaces import PruningSchedule
 from spaces.errors import EvaluationError, NonFiniteError, OutOfMemoryError
 from ssm_models import PrunableModel
@@ -67,19 +67,25 @@ class DenseAnswers:
 
 @dataclass(frozen=True)
 class Entry:
-    """A candidate to evaluate; `bar` (N,) bool is what it races against, see `Race`; None runs it to the end."""
+    """A candidate to evaluate.
+
+    Attributes:
+        schedule: of the candidate.
+        bar: (N,) bool, the outcomes of the best point that costs no more, to race against; see `Race`.
+        flops: what it costs, to race against the cheaper ones of its brood; None leaves it out of that.
+    """
 
     schedule: PruningSchedule
     bar: NDArray[np.bool_] | None = None
+    flops: int | None = None
 
 
 @dataclass
 class _Run:
-    """How far one candidate is."""
+    """How far one candidate is; `lost_to` is the cheaper one of its brood that stopped it, if one did."""
 
     entry: Entry
     path: list[Branch]
-    race: Race | None
     loss: float = 0.0
     right: int = 0
     images: int = 0
@@ -88,6 +94,7 @@ class _Run:
     answers: list[Tensor] = field(default_factory=list)
     outcomes: list[NDArray[np.bool_]] = field(default_factory=list)
     stopped: bool = False
+    lost_to: "_Run | None" = None
     error: Exception | None = None
 
 
@@ -102,7 +109,7 @@ class Evaluator:
             are computed when they are first needed.
         prefix_cache: bytes of features that are kept for candidates which begin alike.
         agreement: whether an image counts as an outcome if it is answered as by the dense model, not if right.
-        error: of a race; see `Race`.
+        error: of a candidate's races together; see `Race`. 0 runs every candidate to its end.
     """
 
     def __init__(
@@ -153,7 +160,7 @@ class Evaluator:
         return found
 
     def evaluate_brood(self, brood: Sequence[Entry]) -> list[Metrics | Exception]:
-        """Evaluate candidates together, batch by batch, so that they share what they have in common.
+        """Evaluate candidates together, batch by batch: they share what they have in common, and race.
 
         Returns:
             For each candidate its metrics, or what `evaluate` would raise of it. Only the images can fail as a whole:
@@ -210,6 +217,8 @@ class Evaluator:
         runs = [self._begin(entry) for entry in brood]
         for run in runs:
             self.cache.expect(run.path)
+        total = 0 if dense is None else dense.metrics.images
+        race = BroodRace(total, self._error, [e.bar for e in brood], [e.flops for e in brood])
         live, images_run = [run for run in runs if run.error is None], 0
         for index, (images, labels) in enumerate(self._batches):
             if not live:
@@ -226,18 +235,24 @@ class Evaluator:
                     run.error = error
                 run.seconds += time.perf_counter() - started
             images_run += len(labels)
+            outcomes = [None if run.error else np.concatenate(run.outcomes) for run in runs]
+            for beaten, winner in race.lost(outcomes).items():
+                runs[beaten].stopped = True
+                runs[beaten].lost_to = None if winner is None else runs[winner]
             live = [run for run in live if run.error is None and not run.stopped]
         if brood and not images_run and live:
             raise EvaluationError("there are no images to evaluate on")
+        for i, run in enumerate(runs):
+            if run.lost_to is not None and run.lost_to.error is not None:  # whose outcomes count for nothing
+                runs[i] = self._run([run.entry], dense)[0]
         return runs
 
     def _begin(self, entry: Entry) -> _Run:
-        race = None if entry.bar is None else Race(entry.bar, self._error)
         try:
             self.model.set_schedule(entry.schedule)
         except Exception as error:
-            return _Run(entry, [], race, error=error)
-        return _Run(entry, branches(entry.schedule, self.model.layout), race)
+            return _Run(entry, [], error=error)
+        return _Run(entry, branches(entry.schedule, self.model.layout))
 
     def _advance(self, run: _Run, shared: SharedRun, images: Tensor, labels: Tensor, dense: Tensor | None) -> None:
         """Run one batch of a candidate: (B, 3, H, W) images, (B,) labels, (B,) answers of the dense model."""
@@ -258,7 +273,6 @@ class Evaluator:
         run.answers.append(answers)
         expected = labels if not self._agreement else answers if dense is None else dense
         run.outcomes.append((answers == expected).numpy())
-        run.stopped = run.race is not None and run.race.lost(run.outcomes[-1])
 
     def _metrics(self, run: _Run, dense: Tensor) -> Metrics:
         outcomes, answers = np.concatenate(run.outcomes), torch.cat(run.answers)

@@ -250,8 +250,9 @@ class ScheduleSearcher(Searcher):
     def _task(self, flight: Flight) -> dict[str, Any]:
         if flight.confirming is not None:
             return confirm_task(flight.confirming)
-        bars = [self._standing.bar(candidate.flops) if self._race else None for candidate in flight.brood]
-        return search_task([(c.schedule, bar) for c, bar in zip(flight.brood, bars, strict=True)])
+        if not self._race:
+            return search_task([(candidate.schedule, None, None) for candidate in flight.brood])
+        return search_task([(c.schedule, c.flops, self._standing.bar(c.flops)) for c in flight.brood])
 
     # --- what came of it --------------------------------------------------------------------------------
 

@@ -78,11 +78,18 @@ class DenseResult:
     answers: NDArray[np.int64]
 
 
-def search_task(candidates: Sequence[tuple[PruningSchedule, NDArray[np.bool_] | None]]) -> dict[str, Any]:
-    """Return the config of a trial that evaluates a brood: schedules, and the outcomes that each races against."""
-    schedules = [schedule.text for schedule, _ in candidates]
-    bars = [None if bar is None else pack(bar) for _, bar in candidates]
-    return {"task": SEARCH, "schedules": schedules, "bars": bars}
+def search_task(
+    candidates: Sequence[tuple[PruningSchedule, int | None, NDArray[np.bool_] | None]],
+) -> dict[str, Any]:
+    """Return the config of a trial that evaluates a brood.
+
+    Args:
+        candidates: schedules, their FLOPs (None: not to race in the brood), and the outcomes that each races against.
+    """
+    schedules = [schedule.text for schedule, _, _ in candidates]
+    flops = [cost for _, cost, _ in candidates]
+    bars = [None if bar is None else pack(bar) for _, _, bar in candidates]
+    return {"task": SEARCH, "schedules": schedules, "flops": flops, "bars": bars}
 
 
 def confirm_task(schedule: PruningSchedule) -> dict[str, Any]:
@@ -129,8 +136,8 @@ class Bench:
 
         images = self._setup.images.images
         entries = [
-            Entry(PruningSchedule.parse(text), None if bar is None else unpack(bar, images))
-            for text, bar in zip(task["schedules"], task["bars"], strict=True)
+            Entry(PruningSchedule.parse(text), None if bar is None else unpack(bar, images), flops)
+            for text, flops, bar in zip(task["schedules"], task["flops"], task["bars"], strict=True)
         ]
         found = self._evaluator.evaluate_brood(entries)
         return [self._result(entry.schedule, metrics) for entry, metrics in zip(entries, found, strict=True)]

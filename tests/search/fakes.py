@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from results import Evaluation
 from results.records import Confirmation
-from search.race import Race
+from search.race import BroodRace
 from search.sampler import Sampler
 from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
@@ -146,13 +146,15 @@ def worker(problem: int = 0, error: float = 0.05, batch: int = BATCH) -> Work:
         schedules = [PruningSchedule.parse(text) for text in task["schedules"]]
         if task["task"] == CONFIRM:
             return {"results": [result(outcomes(schedule, CONFIRM_IMAGES, problem)) for schedule in schedules]}
-        found = []
-        for schedule, bits in zip(schedules, task["bars"], strict=True):
-            whole = outcomes(schedule, problem=problem)
-            race = None if bits is None else Race(unpack(bits, IMAGES), error)
-            run = next((i for i in range(batch, IMAGES, batch) if race and race.lost(whole[i - batch : i])), IMAGES)
-            found.append(result(whole[:run], stopped=run < IMAGES))
-        return {"results": found}
+        bars = [None if bits is None else unpack(bits, IMAGES) for bits in task["bars"]]
+        race = BroodRace(IMAGES, error, bars, task["flops"])
+        found = [outcomes(schedule, problem=problem) for schedule in schedules]
+        live = set(range(len(found)))
+        for end in range(batch, IMAGES, batch):
+            for beaten in race.lost([whole[:end] if i in live else whole for i, whole in enumerate(found)]):
+                found[beaten] = found[beaten][:end]
+                live.discard(beaten)
+        return {"results": [result(whole, stopped=len(whole) < IMAGES) for whole in found]}
 
     return work
 

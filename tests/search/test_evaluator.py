@@ -275,8 +275,8 @@ class TestRaces:
         found = subject.evaluate_brood([Entry(schedule, bar) for schedule in named.values()])
         for schedule, metrics in zip(named.values(), found, strict=True):
             assert isinstance(metrics, Metrics)
-            race, mine = Race(bar, 0.2), stub.answers[schedule]
-            ends = [start + 40 for start in range(0, self.IMAGES, 40) if race.lost(mine[start : start + 40])]
+            race, mine = Race(self.IMAGES, 0.2), stub.answers[schedule]
+            ends = [end for end in range(40, self.IMAGES + 40, 40) if race.lost(mine[:end], bar)]
             assert metrics.images == (ends[0] if ends else self.IMAGES)
             assert metrics.stopped is bool(ends)
 
@@ -286,6 +286,56 @@ class TestRaces:
         subject = evaluator(stub, numbered(self.IMAGES, 40))
         subject.evaluate_brood([Entry(named["loser"], bar), Entry(named["other"], bar)])
         assert [schedule for schedule, _ in stub.ran if not schedule.dense] == [named["loser"], named["other"]]
+
+    def test_a_brood_races_among_itself(self) -> None:
+        stub, named = self.stub(cheap=0.8, loser=0.4, worst=0.1, dear=0.9, outside=0.1)
+        subject = evaluator(stub, numbered(self.IMAGES, 40))
+        costs = {"cheap": 5, "loser": 6, "worst": 4, "dear": 6, "outside": None}
+        found = dict(
+            zip(
+                costs, subject.evaluate_brood([Entry(named[n], None, cost) for n, cost in costs.items()]), strict=True
+            )
+        )
+        assert all(isinstance(metrics, Metrics) for metrics in found.values())
+        # The worst is the cheapest, so nothing beats it; what has no cost races against nobody.
+        assert [n for n, metrics in found.items() if isinstance(metrics, Metrics) and metrics.stopped] == ["loser"]
+
+    def test_only_one_of_two_that_cost_the_same_can_lose_to_the_other(self) -> None:
+        stub, named = self.stub(one=0.8, other=0.8)
+        subject = evaluator(stub, numbered(self.IMAGES, 40))
+        stub.answers[named["other"]] = stub.answers[named["one"]].copy()
+        found = subject.evaluate_brood([Entry(named["one"], None, 5), Entry(named["other"], None, 5)])
+        assert [isinstance(m, Metrics) and m.stopped for m in found] == [False, False]
+
+    def test_losing_to_one_that_fails_later_counts_for_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stub, named = self.stub(cheap=0.9, loser=0.3)
+        subject, classify = evaluator(stub, numbered(self.IMAGES, 40)), stub.classify
+        assert subject.dense.images == self.IMAGES
+
+        def breaks_late(x: Tensor, view: TokenView) -> Tensor:
+            logits = classify(x, view)
+            late = stub.schedule == named["cheap"] and float(x[-1, 0, 0]) > 300
+            return logits * torch.nan if late else logits
+
+        monkeypatch.setattr(stub, "classify", breaks_late)
+        cheap, loser = subject.evaluate_brood([Entry(named["cheap"], None, 1), Entry(named["loser"], None, 2)])
+        assert isinstance(cheap, NonFiniteError)
+        assert isinstance(loser, Metrics)
+        assert (loser.stopped, loser.images) == (False, self.IMAGES)
+
+    def test_among_equals_of_a_brood_hardly_any_that_would_join_is_stopped(self) -> None:
+        """The error of all of a candidate's races together is the stated one: each beats the cheaper by an image."""
+        random, false, joiners = np.random.default_rng(3), 0, 0
+        for _ in range(40):
+            stub, named = self.stub(**{f"c{i}": 0.0 for i in range(6)})
+            for i, name in enumerate(named):
+                right = np.arange(self.IMAGES) < 200 + i
+                stub.answers[named[name]] = random.permutation(right)
+            subject = evaluator(stub, numbered(self.IMAGES, 40), error=0.2)
+            found = subject.evaluate_brood([Entry(s, None, i) for i, s in enumerate(named.values())])
+            false += sum(isinstance(metrics, Metrics) and metrics.stopped for metrics in found)
+            joiners += len(found)
+        assert false / joiners <= 0.2
 
     def test_an_estimate_is_a_share(self) -> None:
         stub, named = self.stub(bar=1.0, loser=0.0)

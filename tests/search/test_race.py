@@ -39,10 +39,10 @@ def test_the_tail_bounds_that_of_every_candidate_that_would_join(better: int, wo
 
 def run(bar: np.ndarray, mine: np.ndarray, error: float, batch: int) -> int:
     """Return after how many images the race stops."""
-    race = Race(bar, error)
-    for start in range(0, len(bar), batch):
-        if race.lost(mine[start : start + batch]):
-            return min(start + batch, len(bar))
+    race = Race(len(bar), error)
+    for end in range(batch, len(bar) + batch, batch):
+        if race.lost(mine[:end], bar):
+            return min(end, len(bar))
     return len(bar)
 
 
@@ -76,4 +76,10 @@ def test_what_cannot_win_any_more_stops_for_certain() -> None:
 def test_no_race_stops_after_its_last_image() -> None:
     bar = np.ones(100, np.bool_)
     assert run(bar, ~bar, 1e-12, 100) == 100
-    assert not Race(bar, 0.05).lost(~bar)
+    assert not Race(100, 0.05).lost(~bar, bar)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 99))
+def test_an_opponent_s_images_to_come_count_for_nothing(seed: int, seen: int) -> None:
+    mine, theirs = np.random.default_rng(seed).random((2, 100)) < [[0.5], [0.9]]
+    assert Race(100, 0.05).lost(mine[:seen], theirs) == Race(100, 0.05).lost(mine[:seen], theirs[:seen])

@@ -92,14 +92,19 @@ def test_outcomes_are_packed_and_unpacked(outcomes: list[bool]) -> None:
 
 def test_a_task_is_plain_values() -> None:
     bar = np.arange(9) % 2 == 0
-    task = search_task([(SCHEDULES[0], bar), (SCHEDULES[1], None)])
-    assert task == {"task": SEARCH, "schedules": [s.text for s in SCHEDULES[:2]], "bars": [pack(bar), None]}
+    task = search_task([(SCHEDULES[0], 7, bar), (SCHEDULES[1], None, None)])
+    assert task == {
+        "task": SEARCH,
+        "schedules": [s.text for s in SCHEDULES[:2]],
+        "flops": [7, None],
+        "bars": [pack(bar), None],
+    }
     assert confirm_task(PruningSchedule()) == {"task": CONFIRM, "schedules": [""]}
 
 
 class TestSearching:
     def test_a_brood_is_what_the_evaluator_finds(self, bench: Bench, evaluator: Evaluator) -> None:
-        found = bench.search(search_task([(schedule, None) for schedule in SCHEDULES]))
+        found = bench.search(search_task([(schedule, None, None) for schedule in SCHEDULES]))
         for schedule, result in zip(SCHEDULES, found, strict=True):
             metrics = evaluator.evaluate(schedule)
             names = ("top1", "loss", "agreement", "images", "stopped", "estimate")
@@ -112,7 +117,7 @@ class TestSearching:
     def test_candidates_race(self, bench: Bench, evaluator: Evaluator) -> None:
         entries = [Entry(SCHEDULES[2], np.ones(IMAGES, np.bool_)), Entry(SCHEDULES[0])]
         expected, _ = evaluator.evaluate_brood(entries)
-        stopped, whole = bench.search(search_task([(entry.schedule, entry.bar) for entry in entries]))
+        stopped, whole = bench.search(search_task([(entry.schedule, None, entry.bar) for entry in entries]))
         assert not isinstance(expected, Exception)
         assert (stopped["stopped"], stopped["images"]) == (True, 20)
         assert (stopped["top1"], stopped["estimate"]) == (expected.top1, expected.estimate)
@@ -120,7 +125,7 @@ class TestSearching:
         assert (whole["stopped"], whole["images"]) == (False, IMAGES)
 
     def test_a_schedule_that_does_not_fit_fails_alone(self, bench: Bench) -> None:
-        found = bench.search(search_task([(PruningSchedule.parse("99:0.5"), None), (SCHEDULES[0], None)]))
+        found = bench.search(search_task([(PruningSchedule.parse("99:0.5"), None, None), (SCHEDULES[0], None, None)]))
         assert found[0] == {
             "failure": "ERROR",
             "error": "ScheduleError: step after block 99: vim_nano has 12 blocks, numbered from 1",
@@ -132,7 +137,9 @@ class TestSearching:
 class TestLatency:
     def test_it_is_measured_where_it_is_an_objective(self, setup: WorkerSetup) -> None:
         bar = np.ones(IMAGES, np.bool_)
-        found = Bench(replace(setup, latency=True)).search(search_task([(SCHEDULES[2], bar), (SCHEDULES[0], None)]))
+        found = Bench(replace(setup, latency=True)).search(
+            search_task([(SCHEDULES[2], None, bar), (SCHEDULES[0], None, None)])
+        )
         assert found[0]["stopped"]
         assert found[0]["latency_ms"] is None  # a loser's time is not worth measuring
         assert found[1]["latency_ms"] > 0
@@ -148,7 +155,7 @@ class TestLatency:
             return latency(schedule)
 
         monkeypatch.setattr(subject._evaluator, "latency", short)
-        found = subject.search(search_task([(schedule, None) for schedule in SCHEDULES[:2]]))
+        found = subject.search(search_task([(schedule, None, None) for schedule in SCHEDULES[:2]]))
         assert (found[0]["failure"], found[0]["error"]) == ("OOM", "OutOfMemoryError: one image does not fit")
         assert found[1]["latency_ratio"] > 0
 
@@ -170,7 +177,7 @@ class TestConfirming:
 
     def test_the_search_goes_on_as_before(self, setup: WorkerSetup) -> None:
         """One model serves both lists of images."""
-        bench, task = Bench(setup), search_task([(SCHEDULES[0], None)])
+        bench, task = Bench(setup), search_task([(SCHEDULES[0], None, None)])
         before = bench.search(task)[0]
         bench.confirm(confirm_task(SCHEDULES[1]))
         after = bench.search(task)[0]
@@ -189,7 +196,7 @@ class TestTrainable:
         return found
 
     def test_it_takes_one_task_after_the_other(self, setup: WorkerSetup) -> None:
-        brood = search_task([(schedule, None) for schedule in SCHEDULES[:2]])
+        brood = search_task([(schedule, None, None) for schedule in SCHEDULES[:2]])
         first, second, third = self.step(setup, brood, confirm_task(SCHEDULES[0]), brood)
         assert [len(found["results"]) for found in (first, second, third)] == [2, 1, 2]
         assert all(found["done"] is True for found in (first, second, third))
@@ -208,7 +215,7 @@ class TestTrainable:
         ],
     )
     def test_what_concerns_all_fails_each(self, setup: WorkerSetup, change: dict[str, Any], words: str) -> None:
-        brood = search_task([(schedule, None) for schedule in SCHEDULES[:2]])
+        brood = search_task([(schedule, None, None) for schedule in SCHEDULES[:2]])
         found = self.step(replace(setup, **change), brood, confirm_task(SCHEDULES[0]))
         assert [len(one["results"]) for one in found] == [2, 1]
         for result in (result for one in found for result in one["results"]):

@@ -10,7 +10,8 @@ Methods, each with its own idea of what to try next:
     nsga2-plain  a loop of Optuna's NSGA-II over raw places and ratios, objectives top-1 and FLOPs
     tpe-plain    the same with Optuna's TPE
     nsga2, tpe   prunefront with these samplers
-    prunefront   prunefront as it comes
+    prunefront   prunefront as it comes, each candidate knowing all before it
+    broods-4     the same with broods of 4 candidates (the default of `search`), which are decided together; or 16
 
 Two modes: `fixed` (context drop, importance clip, aligned: only places and ratios compete) and `open` (the context
 is searched, too; `pattern` is then given the best context for each of its schedules). The first plays by the paper's
@@ -28,6 +29,7 @@ import argparse
 import json
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -59,7 +61,7 @@ HELD_OUT = 0.584  # the target at which the best schedules are tried on images t
 CHOICES = {"fixed": "importance=clip;alignment=on;context=drop", "open": "importance=clip;alignment=on"}
 TARGETS = (0.8, 0.7, 0.584, 0.5)  # shares of the dense FLOPs: -20, -30, -41.6 and -50 %
 BUDGET = "0.4:0.85"
-EVALUATIONS = {"random": 600, "nsga2-plain": 120, "tpe-plain": 120, "nsga2": 120, "tpe": 120, "prunefront": 120}
+EVALUATIONS = defaultdict(lambda: 120, random=600)
 COUNTS = (20, 60, 120, 600)
 
 
@@ -210,7 +212,7 @@ class Memory:
         """Nothing is confirmed here."""
 
 
-def ours(name: str, sampler_name: str, race: bool) -> Callable[[Bed, str, int], Trace]:
+def ours(name: str, sampler_name: str, brood: int = 1, race: bool = True) -> Callable[[Bed, str, int], Trace]:
     """The project's own searcher, with one worker in this process in place of Ray's."""
 
     def run(bed: Bed, mode: str, seed: int) -> Trace:
@@ -218,28 +220,28 @@ def ours(name: str, sampler_name: str, race: bool) -> Callable[[Bed, str, int], 
         began = time.process_time()
         sampler = make_sampler(sampler_name, space, ("top1", "flops"), seed=seed, trials=trials)
         evaluator = Evaluator(
-            bed.model, bed.evaluator._batches, dense=bed.evaluator.dense_answers, prefix_cache=2**30
+            bed.model, bed.evaluator._batches, dense=bed.evaluator.dense_answers, prefix_cache=2**30, error=0.05
         )
         records = Memory()
         searcher = ScheduleSearcher(
             space, sampler, flops=bed.table.flops, dense_flops=bed.table.dense, trials=trials,
             standing=Standing(("top1", "flops"), bed.model.layout, ()), records=records,
-            starts=starting_schedules(space), seed=seed, brood=1, race=race, confirm=False,
+            starts=starting_schedules(space), seed=seed, brood=brood, race=race, confirm=False,
         )  # fmt: skip
         number = 0
         while isinstance(task := searcher.suggest(f"t{number}"), dict):
             assert task["task"] == SEARCH
             bars = [None if bar is None else unpack(bar, bed.images) for bar in task["bars"]]
-            brood = [
+            entries = [
                 Entry(PruningSchedule.parse(text), bar, flops)
                 for text, flops, bar in zip(task["schedules"], task["flops"], bars, strict=True)
             ]
-            found = evaluator.evaluate_brood(brood)
+            found = evaluator.evaluate_brood(entries)
             results = [as_result(metrics) for metrics in found if isinstance(metrics, Metrics)]
             searcher.on_trial_complete(f"t{number}", {"results": results})
             number += 1
             spent = time.process_time() - began
-            for entry, metrics in zip(brood, found, strict=True):
+            for entry, metrics in zip(entries, found, strict=True):
                 assert isinstance(metrics, Metrics)
                 top1 = None if metrics.stopped else metrics.top1
                 trace.rows.append((bed.share(entry.schedule), top1, spent, entry.schedule.text))
@@ -255,9 +257,11 @@ METHODS: dict[str, Callable[[Bed, str, int], Trace]] = {
     "random": at_random,
     "nsga2-plain": plain("nsga2-plain"),
     "tpe-plain": plain("tpe-plain"),
-    "nsga2": ours("nsga2", "nsga2", race=True),
-    "tpe": ours("tpe", "tpe", race=True),
-    "prunefront": ours("prunefront", "gp", race=True),
+    "nsga2": ours("nsga2", "nsga2"),
+    "tpe": ours("tpe", "tpe"),
+    "prunefront": ours("prunefront", "gp"),
+    "broods-4": ours("broods-4", "gp", brood=4),
+    "broods-16": ours("broods-16", "gp", brood=16),
 }
 
 

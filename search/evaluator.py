@@ -17,7 +17,6 @@ from spaces import PruningSchedule
 from spaces.errors import EvaluationError, NonFiniteError, OutOfMemoryError
 from ssm_models import PrunableModel
 
-ERROR_RATE = 0.05  # of a race, unless told otherwise
 LATENCY_PAIRS = (5, 25)  # of timed runs, dense and pruned in turn: at least, and at most
 LATENCY_SECONDS = 2.0  # after which the least number of pairs is enough
 
@@ -109,7 +108,7 @@ class Evaluator:
             are computed when they are first needed.
         prefix_cache: bytes of features that are kept for candidates which begin alike.
         agreement: whether an image counts as an outcome if it is answered as by the dense model, not if right.
-        error: of a candidate's races together; see `Race`. 0 runs every candidate to its end.
+        error: of a candidate's races together; see `Race`. With 0 a race is lost when it cannot be won any more.
     """
 
     def __init__(
@@ -121,7 +120,7 @@ class Evaluator:
         *,
         prefix_cache: int = 0,
         agreement: bool = False,
-        error: float = ERROR_RATE,
+        error: float = 0.0,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()

@@ -24,7 +24,6 @@ from spaces.space import SearchSpace
 
 FAILURES_IN_A_ROW = 5  # end the search
 MOST_DEATHS = 2  # of worker processes on one schedule, before it counts as KILLED
-BROOD = 4  # candidates in a trial, unless told otherwise
 
 
 class Records(Protocol):
@@ -67,9 +66,9 @@ class ScheduleSearcher(Searcher):
         trials: evaluations that the study shall have in all.
         standing: what it has already.
         records: where new ones go.
+        brood: candidates in a trial.
         starts: schedules to try first; those above the budget are passed over.
         seed: of the random draws that come after many known candidates.
-        brood: candidates in a trial.
         race: whether candidates race against the front.
         confirm: whether the front is confirmed in the end.
         deadline: asked before each suggestion whether the time is up.
@@ -95,9 +94,9 @@ class ScheduleSearcher(Searcher):
         trials: int,
         standing: Standing,
         records: Records,
+        brood: int,
         starts: Sequence[PruningSchedule] = (),
         seed: int = 0,
-        brood: int = BROOD,
         race: bool = True,
         confirm: bool = True,
         deadline: Callable[[], bool] = lambda: False,

@@ -135,7 +135,7 @@ def searcher(
         records=records,
         starts=starting_schedules(chosen) if starts else (),
         seed=seed,
-        **({"confirm": False} | options),
+        **({"confirm": False, "brood": 4} | options),
     )
 
 

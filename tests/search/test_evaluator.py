@@ -45,6 +45,7 @@ def model() -> ssm_models.PrunableModel:
 
 
 def evaluator(stub: Stub, batches: Batches | None = None, **options: Any) -> Evaluator:
+    options = {"error": 0.05} | options
     return Evaluator(stub, BATCHES if batches is None else batches, **options)  # type: ignore[arg-type]
 
 

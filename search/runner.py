@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ os.environ.update(
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
 
@@ -40,12 +41,14 @@ from results.records import Confirmation
 from results.store import Store
 from search.config import SearchConfig, parse_bytes
 from search.evaluator import DenseAnswers
+from search.fingerprint import check_nodes, software
 from search.interruption import Interruption
 from search.progress import SearchProgress
 from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
 from search.standing import Standing
 from search.studies import Subject, check_dense, open_study, open_subject
+from search.subject import fingerprint
 from search.worker import DenseResult, EvaluationTrainable, WorkerSetup
 from spaces import PruningSchedule
 from spaces.errors import SearchError, UsageError
@@ -209,7 +212,7 @@ def _search(
         images=subject.images,
         confirm=subject.confirm,
         batch_size=config.batch_size,
-        weights_digest=subject.weights_digest,
+        fingerprint=fingerprint(subject.model, subject.data, subject.confirm),
         threads=config.cpus_per_trial,
         gpu=config.gpus_per_trial > 0,
         folder=str(Path.cwd()),
@@ -222,6 +225,8 @@ def _search(
     cpus = (config.workers or max(1, available_cpus() // config.cpus_per_trial)) * config.cpus_per_trial
     with ray_session(scratch, cpus=cpus, address=config.ray_address):
         interruption.install()  # ray took SIGTERM
+        if config.ray_address is not None:
+            check_nodes(software())
         workers = _workers(config)
         resources = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
         trainable = tune.with_resources(tune.with_parameters(EvaluationTrainable, setup=setup), resources)
@@ -280,15 +285,33 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
     # Ray tells of workers that died, in colour and on stdout, which is for data.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
-            ray.init(**options)
+            with nullcontext() if address is not None else loopback():
+                ray.init(**options)
         except Exception as error:
             where = "on this machine" if address is None else f"at {address}"
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}") from error
+            token = address is not None and "RAY_AUTH_MODE" not in os.environ
+            advice = "; if the cluster asks for a token, set RAY_AUTH_MODE=token here, too" if token else ""
+            raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}{advice}") from error
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def loopback() -> Iterator[None]:
+    """Let a Ray that starts in here listen on the loopback interface alone.
+
+    On Linux it listens on all interfaces, even if it is told 127.0.0.1, for other nodes could join. The switch
+    that it has for systems without clusters is what its environment variable would set when ray is imported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def check_address(address: str) -> None:

@@ -1,0 +1,132 @@
+"""A search on a cluster of several nodes, one of which dies; and what a search without a cluster listens on."""
+
+import ipaddress
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from results import Evaluation
+from results.store import Store
+from tests.search.clusters import Cluster, cluster, kill
+
+TRIALS = 24
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Cluster]:
+    with cluster(2) as started:
+        yield started
+
+
+def search(url: str, *more: str) -> list[str]:
+    settings = ["--model", "vim_nano", "--data", "embedded", "--images", "40", "--batch-size", "10", "--brood", "1"]
+    rest = ["--flops-budget", "0.8", "--trials", str(TRIALS), "--study", "s", "--confirm-images", "0", "--db", url]
+    return ["search", *settings, *rest, "--format", "csv", *more]
+
+
+def evaluations(url: str) -> list[Evaluation]:
+    if not Path(url.removeprefix("sqlite:///")).exists():
+        return []
+    with Store.open(url) as store:
+        return [e for study in store.studies() for e in store.evaluations(study, done_only=False)]
+
+
+# The first to run: it needs both nodes, and the next one does not.
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "words"), [("prunefront", "prunefront is "), ("weights", "weights is ")])
+def test_a_node_that_differs_is_refused_and_costs_no_candidate(
+    two_nodes: Cluster, tmp_path: Path, name: str, words: str
+) -> None:
+    """The driver claims another version, which each node is asked for, or other weights, which a worker finds."""
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    program = (
+        "import sys, search.runner as runner, search.cli\n"
+        "software, fingerprint = runner.software, runner.fingerprint\n"
+        "other = lambda own: lambda *on: {k: '0.0' if k == sys.argv[1] else v for k, v in own(*on).items()}\n"
+        "runner.software, runner.fingerprint = other(software), other(fingerprint)\n"
+        "sys.exit(search.cli.run(sys.argv[2:]))"
+    )
+    command = [sys.executable, "-c", program, name, *search(url, "--ray-address", two_nodes.address)]
+    done = subprocess.run(command, env=two_nodes.environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: node ")
+    assert words in last
+    assert "and 0.0 at the driver" in last
+    assert "Traceback" not in done.stderr
+    assert evaluations(url) == []
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_costs_nothing(two_nodes: Cluster, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search", *search(url, "--ray-address", two_nodes.address)],
+        env=two_nodes.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while len(evaluations(url)) < 4:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "the evaluations did not come within four minutes"
+            time.sleep(0.05)
+        workers = [p for p in psutil.Process(two_nodes.nodes[0].pid).children(recursive=True) if "ray::" in p.name()]
+        assert workers, "the node that is to die works"
+        kill(two_nodes.nodes[0])
+        before = len(evaluations(url))
+        assert before < TRIALS, "it died while there was work"
+        out, err = process.communicate(timeout=240)
+    finally:
+        kill(process)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert out.startswith("schedule,hash,")
+    recorded = evaluations(url)
+    assert len({e.hash for e in recorded}) == len(recorded) == TRIALS
+    assert {e.state for e in recorded} <= {"done", "stopped"}
+
+
+@pytest.mark.slow
+def test_a_search_without_a_cluster_listens_on_loopback_alone() -> None:
+    program = (
+        "import sys, tempfile, pathlib, ray\n"
+        "from search.runner import ray_session\n"
+        "with tempfile.TemporaryDirectory() as folder, ray_session(pathlib.Path(folder), cpus=1):\n"
+        "    class Actor:\n"
+        "        def ready(self): return True\n"
+        "    actor = ray.remote(Actor).remote()\n"
+        "    ray.get(actor.ready.remote())\n"
+        "    print('ready', file=sys.stderr, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        assert any(line == "ready\n" for line in process.stderr)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        listening = {
+            (one.name(), connection.laddr.ip)
+            for one in family
+            for connection in one.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    finally:
+        process.communicate()
+    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
+    assert {(name, ip) for name, ip in listening if not _loopback(ip)} == set()
+
+
+def _loopback(ip: str) -> bool:
+    address = ipaddress.ip_address(ip)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

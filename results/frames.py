@@ -11,7 +11,7 @@ from spaces import PruningSchedule
 from spaces.errors import PrunefrontError
 
 if TYPE_CHECKING:
-    import pandas
+    from pandas import DataFrame
 
 # The type of each column, so that one of missing values has the type of a full one.
 TYPES: Mapping[str, str] = {
@@ -39,7 +39,7 @@ def full_row(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def to_frame(evaluations: Sequence[Evaluation]) -> "pandas.DataFrame":
+def to_frame(evaluations: Sequence[Evaluation]) -> "DataFrame":
     """Return a row for each evaluation, in their order, with the columns of `full_row`.
 
     What is missing is NA, and a column has one type whichever rows are there: whole numbers stay whole.
@@ -51,7 +51,7 @@ def to_frame(evaluations: Sequence[Evaluation]) -> "pandas.DataFrame":
     columns = list(full_row(Evaluation(PruningSchedule(), 0, 0.0, "failed")))
     frame = pandas.DataFrame([full_row(evaluation) for evaluation in evaluations], columns=columns, dtype=object)
     frame["finished_at"] = pandas.to_datetime(frame["finished_at"], utc=True)
-    typed: pandas.DataFrame = frame.astype(dict(TYPES))
+    typed: DataFrame = frame.astype(dict(TYPES))
     return typed
 
 

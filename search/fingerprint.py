@@ -66,7 +66,8 @@ def check_nodes(expected: Mapping[str, str]) -> None:
 
     # A function of a module would be sent by its name, and looked for on the node; this one goes by value.
     probe = ray.remote(num_cpus=0, max_retries=0)(_by_value(software))
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node for node in every if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     asked = {
         probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
         for node in nodes

@@ -10,9 +10,10 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,13 @@ from search.config import SearchConfig, parse_bytes
 from search.evaluator import DenseAnswers
 from search.fingerprint import check_nodes, software
 from search.interruption import Interruption
-from search.progress import SearchProgress
+from search.progress import SearchProgress, Snapshot
 from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
 from search.standing import Standing
 from search.studies import Subject, check_dense, open_study, open_subject
 from search.subject import fingerprint
+from search.tracking import Tracker, Tracking
 from search.worker import DenseResult, EvaluationTrainable, WorkerSetup
 from spaces import PruningSchedule
 from spaces.errors import SearchError, UsageError
@@ -94,12 +96,15 @@ class PatientScheduler(FIFOScheduler):
 class StudyRecords:
     """The searcher's way into the store."""
 
-    def __init__(self, store: Store, study: Study) -> None:
-        self._store, self._study = store, study
+    def __init__(self, store: Store, study: Study, recorded: Callable[[str], None]) -> None:
+        self._store, self._study, self._recorded = store, study, recorded
 
     def record(self, evaluation: Evaluation) -> bool:
         """Write an evaluation; False if its schedule is recorded already."""
-        return self._store.record(self._study, evaluation)
+        new = self._store.record(self._study, evaluation)
+        if new:
+            self._recorded(evaluation.hash)
+        return new
 
     def evaluation(self, schedule_hash: str) -> Evaluation | None:
         """Return what is recorded of a schedule."""
@@ -110,13 +115,16 @@ class StudyRecords:
         self._store.confirm(self._study, confirmation)
 
 
-def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> SearchOutcome:
+def run_search(
+    config: SearchConfig, url: str, progress: SearchProgress, trackers: Sequence[Tracker] = ()
+) -> SearchOutcome:
     """Run or resume a study until it has `config.trials` evaluations, the time is up, or a signal comes.
 
     Args:
         config: the settings.
         url: the data base.
         progress: told after each evaluation.
+        trackers: told of the start, each evaluation, and the end.
 
     Raises:
         UsageError, CheckpointError, DataError, StoreError: something the settings name is wrong; nothing
@@ -139,17 +147,18 @@ def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> Sear
             with store:
                 if warning := check_dense(dense, subject):
                     progress.note(warning)
-                searcher = _searcher(subject, study, store, began, progress)
-                outcome = SearchOutcome(
-                    study, f"{study.done + study.stopped + study.failed} evaluations are recorded"
-                )
-                if not searcher.complete and interruption.signal is None:
-                    stopping.append(searcher)
-                    outcome = _search(subject, searcher, dense, Path(scratch), interruption, outcome)
-                outcome.study = store.study(config.study)
+                with Tracking(trackers, study, partial(store.evaluation, study), progress.note) as tracking:
+                    searcher = _searcher(subject, study, store, began, progress, tracking)
+                    recorded = study.done + study.stopped + study.failed
+                    outcome = SearchOutcome(study, f"{recorded} evaluations are recorded")
+                    if not searcher.complete and interruption.signal is None:
+                        stopping.append(searcher)
+                        outcome = _search(subject, searcher, dense, Path(scratch), interruption, outcome)
+                    outcome.study = store.study(config.study)
+                    outcome.exit_code = interruption.exit_code
+                    tracking.outcome = outcome
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    outcome.exit_code = interruption.exit_code
     failed = outcome.study.failed
     if failed and not outcome.study.done and not outcome.exit_code:
         raise SearchError(f"study {config.study!r}: all {failed} evaluations failed; see `prunefront front --all`")
@@ -162,6 +171,7 @@ def _searcher(
     store: Store,
     began: float,
     progress: SearchProgress,
+    tracking: Tracking,
 ) -> ScheduleSearcher:
     config, space = subject.config, subject.space
     recorded = store.evaluations(study, done_only=False)
@@ -177,6 +187,11 @@ def _searcher(
     )
     sampler.restore(recorded)
     limit = config.seconds
+
+    def observe(snapshot: Snapshot) -> None:
+        progress.update(snapshot)
+        tracking.observe(snapshot)
+
     return ScheduleSearcher(
         space,
         sampler,
@@ -184,14 +199,14 @@ def _searcher(
         dense_flops=subject.table.dense,
         trials=config.trials,
         standing=standing,
-        records=StudyRecords(store, study),
+        records=StudyRecords(store, study, tracking.recorded),
         starts=starting_schedules(space),
         seed=config.seed,
         brood=config.brood,
         race=subject.raced is not None,
         confirm=subject.confirm.images > 0,
         deadline=lambda: limit is not None and time.monotonic() - began > limit,
-        observe=progress.update,
+        observe=observe,
         note=progress.note,
     )
 

@@ -31,27 +31,19 @@ _STATES = {"done": "COMPLETE", "failed": "FAIL", "stopped": "PRUNED"}
 
 
 class Mirror:
-    """An Optuna storage that studies are mirrored into.
+    """An Optuna storage that studies are mirrored into; it is opened with the first update.
 
     Args:
         url: `sqlite:///FILE` or `postgresql://…`; not the data base that the studies are in.
 
     Raises:
-        UsageError: the address is neither, or is that of a data base of studies.
-        StoreError: it cannot be read or written.
+        UsageError: the address is neither.
     """
 
     def __init__(self, url: str) -> None:
-        import optuna
-
-        address = parse_address(url)
-        self.where = shown_address(address)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # it reports every study that it makes or finds
-        if address.get_backend_name() == "postgresql":
-            address = address.set(drivername="postgresql+psycopg")
-        with self._errors():
-            self._refuse_studies(address)
-            self._storage = optuna.storages.RDBStorage(address.render_as_string(hide_password=False))
+        self._address = parse_address(url)
+        self.where = shown_address(self._address)
+        self._storage: optuna.storages.RDBStorage | None = None
         self._known: dict[str, tuple[optuna.Study, set[str], dict[str, Any]]] = {}
 
     def update(self, study: Study, evaluations: Sequence[Evaluation]) -> int:
@@ -62,7 +54,7 @@ class Mirror:
             evaluations: in the order of their numbers, in any state.
 
         Raises:
-            UsageError: the storage has a study of that name that is not this one.
+            UsageError: the storage has a study of that name that is not this one, or is prunefront's own.
             StoreError: it cannot be read or written; what has been added stays.
         """
         added = self._add(study, study.name, [replace(e, confirmed=None) for e in evaluations])
@@ -71,7 +63,8 @@ class Mirror:
         return added
 
     def forget(self) -> None:
-        """Read anew, with the next update, what is there; after an error it is not certain."""
+        """Open the storage anew with the next update; after an error it is not certain what is there."""
+        self._storage = None
         self._known.clear()
 
     def _add(self, study: Study, name: str, evaluations: Sequence[Evaluation]) -> int:
@@ -88,6 +81,8 @@ class Mirror:
     def _open(self, study: Study, name: str) -> "tuple[optuna.Study, set[str], dict[str, Any]]":
         import optuna
 
+        if self._storage is None:
+            self._storage = self._open_storage()
         spec = study.spec
         more, less = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
         directions = [more if OBJECTIVES[objective] else less for objective in spec.objectives]
@@ -105,15 +100,21 @@ class Mirror:
         distributions = {key: known for trial in trials for key, known in trial.distributions.items()}
         return there, {trial.user_attrs["hash"] for trial in trials if "hash" in trial.user_attrs}, distributions
 
-    def _refuse_studies(self, address: Any) -> None:
+    def _open_storage(self) -> "optuna.storages.RDBStorage":
+        import optuna
         from sqlalchemy import create_engine, inspect
 
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # it reports every study that it makes or finds
+        address = self._address
+        if address.get_backend_name() == "postgresql":
+            address = address.set(drivername="postgresql+psycopg")
         engine = create_engine(address)
         try:
             if inspect(engine).has_table(VERSION_TABLE):
                 raise UsageError(f"mirror {self.where}: holds prunefront's own studies; name a data base of its own")
         finally:
             engine.dispose()
+        return optuna.storages.RDBStorage(address.render_as_string(hide_password=False))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -333,14 +333,19 @@ def check_address(address: str) -> None:
     """Find out within seconds whether a cluster answers; Ray itself would try for minutes.
 
     Raises:
-        UsageError: the address is not HOST:PORT, ray://HOST:PORT or auto.
+        UsageError: the address is not HOST:PORT or auto.
         SearchError: nobody answers there.
     """
     if address == "auto":
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):  # Tune's loop would run here, and each of its calls over the network
+        raise UsageError(
+            f"Ray address {address!r}: a search does not run through Ray's client; run it on a node of the cluster, "
+            "with HOST:PORT or auto"
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UsageError(f"Ray address {address!r}: expected HOST:PORT, ray://HOST:PORT or auto")
+        raise UsageError(f"Ray address {address!r}: expected HOST:PORT or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:

@@ -167,7 +167,7 @@ def test_choices_that_a_later_version_adds_do_not_break_an_older_mirror(
 
 def test_the_studies_own_data_base_is_refused(filled: tuple[Store, Study], url: str) -> None:
     with pytest.raises(UsageError, match="holds prunefront's own studies"):
-        Mirror(url)
+        Mirror(url).update(filled[1], [])
 
 
 @pytest.mark.parametrize("address", ["mysql://u@h/d", "optuna.db", "sqlite://"])
@@ -179,9 +179,11 @@ def test_an_address_of_another_kind(address: str) -> None:
 @pytest.mark.parametrize(
     "address", [f"postgresql://u:{SECRET}@127.0.0.1:1/d", f"postgresql://127.0.0.1:1/d?user=u&password={SECRET}"]
 )
-def test_a_storage_that_does_not_answer_is_one_line_without_the_password(address: str) -> None:
+def test_a_storage_that_does_not_answer_is_one_line_without_the_password(
+    filled: tuple[Store, Study], address: str
+) -> None:
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:1") as caught:
-        Mirror(address)
+        Mirror(address).update(filled[1], [])
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None

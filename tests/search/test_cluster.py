@@ -1,6 +1,5 @@
-"""A search on a cluster of several nodes, one of which dies; and what a search without a cluster listens on."""
+"""A search on a cluster of several nodes, one of which dies."""
 
-import ipaddress
 import subprocess
 import sys
 import time
@@ -86,41 +85,3 @@ def test_a_node_that_dies_costs_nothing(two_nodes: Cluster, tmp_path: Path) -> N
     recorded = evaluations(url)
     assert len({e.hash for e in recorded}) == len(recorded) == TRIALS
     assert {e.state for e in recorded} <= {"done", "stopped"}
-
-
-@pytest.mark.slow
-def test_a_search_without_a_cluster_listens_on_loopback_alone() -> None:
-    program = (
-        "import sys, tempfile, pathlib, ray\n"
-        "from search.runner import ray_session\n"
-        "with tempfile.TemporaryDirectory() as folder, ray_session(pathlib.Path(folder), cpus=1):\n"
-        "    class Actor:\n"
-        "        def ready(self): return True\n"
-        "    actor = ray.remote(Actor).remote()\n"
-        "    ray.get(actor.ready.remote())\n"
-        "    print('ready', file=sys.stderr, flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stderr is not None
-        assert any(line == "ready\n" for line in process.stderr)
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        listening = {
-            (one.name(), connection.laddr.ip)
-            for one in family
-            for connection in one.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        }
-    finally:
-        process.communicate()
-    assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
-    assert {(name, ip) for name, ip in listening if not _loopback(ip)} == set()
-
-
-def _loopback(ip: str) -> bool:
-    address = ipaddress.ip_address(ip)
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback

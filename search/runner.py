@@ -131,6 +131,8 @@ def run_search(
             has been written then.
         SearchError: too many evaluations failed in a row, or Ray did.
     """
+    if config.ray_address is not None:
+        check_address(config.ray_address)  # before anything is opened or written
     began = time.monotonic()
     stopping: list[ScheduleSearcher] = []
     scratch = tempfile.mkdtemp(prefix="prunefront-")
@@ -284,14 +286,12 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
         address: of a cluster; None starts Ray on this machine.
 
     Raises:
-        UsageError: the address is malformed.
         SearchError: Ray does not start, or the cluster cannot be reached.
     """
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": False}
     if address is not None:
-        check_address(address)
         options["address"] = address
     else:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}

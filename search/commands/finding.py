@@ -92,17 +92,17 @@ def front(
         found = store.study(study)
         limit = flops_limit(max_flops, found.spec.dense_flops)
         if all:
-            chosen = [e for e in store.evaluations(found, done_only=False) if _within(e, limit, min_top1)]
+            listed = [e for e in store.evaluations(found, done_only=False) if _within(e, limit, min_top1)]
         else:
-            chosen = store.front(found, limit, min_top1)
+            listed = store.front(found, limit, min_top1)
         if plot is not None:
             plot_front(plot, found, store.evaluations(found, done_only=False), _dense(store, found))
             say(f"wrote {plot}")
-    rows = [full_row(e) if all else front_row(e) for e in chosen]
+    rows = [full_row(e) if all else front_row(e) for e in listed]
     columns = ALL_COLUMNS if all else FRONT_COLUMNS
     if out is not None:
         parquet = format is FrontFormat.parquet
-        write_whole(out, to_parquet(chosen) if parquet else rows_text(rows, columns, Format(format)).encode())
+        write_whole(out, to_parquet(listed) if parquet else rows_text(rows, columns, Format(format)).encode())
         say(f"wrote {out}: {len(rows)} rows")
         return
     marked, empty = found.confirmed > 0, f"{study}: no evaluation within the bounds"

@@ -64,8 +64,7 @@ def open_database(address: str, create: bool) -> tuple[Engine, str]:
         _refuse_foreign_sqlite(path, where)
         engine = _sqlite_engine(_sqlite_uri(path))
     else:
-        shown = url.update_query_dict({"password": "***"}) if "password" in url.query else url
-        where = shown.render_as_string(hide_password=True)
+        where = shown_address(url)
         engine = _postgresql_engine(url)
     try:
         with store_errors(where):
@@ -79,6 +78,7 @@ def open_database(address: str, create: bool) -> tuple[Engine, str]:
 def parse_address(address: str) -> URL:
     """Read a data base's address; messages never repeat a password."""
     shown = re.sub(r"(?<=://).*@", "***@", address)
+    shown = re.sub(r"(?i)(\w*(?:password|secret)\w*=)[^&]*", r"\1***", shown)
     advice = "expected sqlite:///FILE or postgresql://USER@HOST/NAME"
     try:
         url = make_url(address)
@@ -95,6 +95,12 @@ def parse_address(address: str) -> URL:
     elif url.drivername not in ("postgresql", "postgresql+psycopg"):
         raise UsageError(f"data base {shown!r}: {advice}")
     return url
+
+
+def shown_address(url: URL) -> str:
+    """Return an address as it may be shown to anybody, wherever in it a password stands."""
+    secret = {name: "***" for name in url.query if re.search("password|secret", name, re.IGNORECASE)}
+    return url.update_query_dict(secret).render_as_string(hide_password=True)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from search.commands.doctor import doctor
 from search.commands.finding import export, front, report, studies
 from search.commands.learning import finetune, train
 from search.commands.measuring import evaluate, flops, models
+from search.commands.mirroring import mirror
 from search.commands.searching import search
 from search.output import say
 from spaces.errors import PrunefrontError
@@ -51,7 +52,7 @@ def prunefront(
     """Search token-pruning schedules for vision state-space models and keep the Pareto front."""
 
 
-for command in (search, front, export, evaluate, flops, train, finetune, report, studies, models, doctor):
+for command in (search, front, export, evaluate, flops, train, finetune, report, mirror, studies, models, doctor):
     app.command()(command)
 
 

@@ -1,6 +1,7 @@
 """What commands print: data on stdout as a table, JSON or CSV; everything else is one line on stderr."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -45,10 +46,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Columns, form: Format
         form: which of the three.
         empty: what to say on stderr instead of a table without rows.
     """
-    if form is Format.json:
-        _print_json(list(rows))
-    elif form is Format.csv:
-        _print_csv(rows, list(rows[0]) if rows else list(columns))
+    if form is not Format.table:
+        print(rows_text(rows, columns, form), end="")
     elif rows:
         _print_table(rows, columns)
     elif empty:
@@ -58,9 +57,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Columns, form: Format
 def print_object(values: Mapping[str, Any], columns: Columns, form: Format) -> None:
     """Print one object: as JSON, as CSV of one row, or as lines of heading and value."""
     if form is Format.json:
-        _print_json(values)
+        print(_json_text(values), end="")
     elif form is Format.csv:
-        _print_csv([values], list(values))
+        print(_csv_text([values], list(values)), end="")
     else:
         shown = {column.heading: _shown(values[key], column) for key, column in columns.items()}
         width = max(map(len, shown))
@@ -68,15 +67,24 @@ def print_object(values: Mapping[str, Any], columns: Columns, form: Format) -> N
             print(f"{heading:{width}}  {value}")
 
 
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+def rows_text(rows: Sequence[Mapping[str, Any]], columns: Columns, form: Format) -> str:
+    """Return what `print_rows` prints as JSON or CSV."""
+    if form is Format.json:
+        return _json_text(list(rows))
+    return _csv_text(rows, list(rows[0]) if rows else list(columns))
 
 
-def _print_csv(rows: Sequence[Mapping[str, Any]], names: list[str]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+def _json_text(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _csv_text(rows: Sequence[Mapping[str, Any]], names: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
         writer.writerow([" ".join(map(str, v)) if isinstance(v, list | tuple) else v for v in row.values()])
+    return text.getvalue()
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]], columns: Columns) -> None:

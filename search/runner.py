@@ -10,9 +10,10 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ os.environ.update(
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
 
@@ -40,12 +42,15 @@ from results.records import Confirmation
 from results.store import Store
 from search.config import SearchConfig, parse_bytes
 from search.evaluator import DenseAnswers
+from search.fingerprint import check_nodes, software
 from search.interruption import Interruption
-from search.progress import SearchProgress
+from search.progress import SearchProgress, Snapshot
 from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
 from search.standing import Standing
 from search.studies import Subject, check_dense, open_study, open_subject
+from search.subject import fingerprint
+from search.tracking import Tracker, Tracking
 from search.worker import DenseResult, EvaluationTrainable, WorkerSetup
 from spaces import PruningSchedule
 from spaces.errors import SearchError, UsageError
@@ -91,12 +96,15 @@ class PatientScheduler(FIFOScheduler):
 class StudyRecords:
     """The searcher's way into the store."""
 
-    def __init__(self, store: Store, study: Study) -> None:
-        self._store, self._study = store, study
+    def __init__(self, store: Store, study: Study, recorded: Callable[[str], None]) -> None:
+        self._store, self._study, self._recorded = store, study, recorded
 
     def record(self, evaluation: Evaluation) -> bool:
         """Write an evaluation; False if its schedule is recorded already."""
-        return self._store.record(self._study, evaluation)
+        new = self._store.record(self._study, evaluation)
+        if new:
+            self._recorded(evaluation.hash)
+        return new
 
     def evaluation(self, schedule_hash: str) -> Evaluation | None:
         """Return what is recorded of a schedule."""
@@ -107,19 +115,24 @@ class StudyRecords:
         self._store.confirm(self._study, confirmation)
 
 
-def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> SearchOutcome:
+def run_search(
+    config: SearchConfig, url: str, progress: SearchProgress, trackers: Sequence[Tracker] = ()
+) -> SearchOutcome:
     """Run or resume a study until it has `config.trials` evaluations, the time is up, or a signal comes.
 
     Args:
         config: the settings.
         url: the data base.
         progress: told after each evaluation.
+        trackers: told of the start, each evaluation, and the end.
 
     Raises:
         UsageError, CheckpointError, DataError, StoreError: something the settings name is wrong; nothing
             has been written then.
         SearchError: too many evaluations failed in a row, or Ray did.
     """
+    if config.ray_address is not None:
+        check_address(config.ray_address)  # before anything is opened or written
     began = time.monotonic()
     stopping: list[ScheduleSearcher] = []
     scratch = tempfile.mkdtemp(prefix="prunefront-")
@@ -136,17 +149,18 @@ def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> Sear
             with store:
                 if warning := check_dense(dense, subject):
                     progress.note(warning)
-                searcher = _searcher(subject, study, store, began, progress)
-                outcome = SearchOutcome(
-                    study, f"{study.done + study.stopped + study.failed} evaluations are recorded"
-                )
-                if not searcher.complete and interruption.signal is None:
-                    stopping.append(searcher)
-                    outcome = _search(subject, searcher, dense, Path(scratch), interruption, outcome)
-                outcome.study = store.study(config.study)
+                with Tracking(trackers, study, partial(store.evaluation, study), progress.note) as tracking:
+                    searcher = _searcher(subject, study, store, began, progress, tracking)
+                    recorded = study.done + study.stopped + study.failed
+                    outcome = SearchOutcome(study, f"{recorded} evaluations are recorded")
+                    if not searcher.complete and interruption.signal is None:
+                        stopping.append(searcher)
+                        outcome = _search(subject, searcher, dense, Path(scratch), interruption, outcome)
+                    outcome.study = store.study(config.study)
+                    outcome.exit_code = interruption.exit_code
+                    tracking.outcome = outcome
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    outcome.exit_code = interruption.exit_code
     failed = outcome.study.failed
     if failed and not outcome.study.done and not outcome.exit_code:
         raise SearchError(f"study {config.study!r}: all {failed} evaluations failed; see `prunefront front --all`")
@@ -159,6 +173,7 @@ def _searcher(
     store: Store,
     began: float,
     progress: SearchProgress,
+    tracking: Tracking,
 ) -> ScheduleSearcher:
     config, space = subject.config, subject.space
     recorded = store.evaluations(study, done_only=False)
@@ -174,6 +189,11 @@ def _searcher(
     )
     sampler.restore(recorded)
     limit = config.seconds
+
+    def observe(snapshot: Snapshot) -> None:
+        progress.update(snapshot)
+        tracking.observe(snapshot)
+
     return ScheduleSearcher(
         space,
         sampler,
@@ -181,14 +201,14 @@ def _searcher(
         dense_flops=subject.table.dense,
         trials=config.trials,
         standing=standing,
-        records=StudyRecords(store, study),
+        records=StudyRecords(store, study, tracking.recorded),
         starts=starting_schedules(space),
         seed=config.seed,
         brood=config.brood,
         race=subject.raced is not None,
         confirm=subject.confirm.images > 0,
         deadline=lambda: limit is not None and time.monotonic() - began > limit,
-        observe=progress.update,
+        observe=observe,
         note=progress.note,
     )
 
@@ -209,7 +229,7 @@ def _search(
         images=subject.images,
         confirm=subject.confirm,
         batch_size=config.batch_size,
-        weights_digest=subject.weights_digest,
+        fingerprint=fingerprint(subject.model, subject.data, subject.confirm),
         threads=config.cpus_per_trial,
         gpu=config.gpus_per_trial > 0,
         folder=str(Path.cwd()),
@@ -222,6 +242,8 @@ def _search(
     cpus = (config.workers or max(1, available_cpus() // config.cpus_per_trial)) * config.cpus_per_trial
     with ray_session(scratch, cpus=cpus, address=config.ray_address):
         interruption.install()  # ray took SIGTERM
+        if config.ray_address is not None:
+            check_nodes(software())
         workers = _workers(config)
         resources = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
         trainable = tune.with_resources(tune.with_parameters(EvaluationTrainable, setup=setup), resources)
@@ -264,14 +286,12 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
         address: of a cluster; None starts Ray on this machine.
 
     Raises:
-        UsageError: the address is malformed.
         SearchError: Ray does not start, or the cluster cannot be reached.
     """
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": False}
     if address is not None:
-        check_address(address)
         options["address"] = address
     else:
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -280,29 +300,52 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
     # Ray tells of workers that died, in colour and on stdout, which is for data.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         try:
-            ray.init(**options)
+            with nullcontext() if address is not None else loopback():
+                ray.init(**options)
         except Exception as error:
             where = "on this machine" if address is None else f"at {address}"
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}") from error
+            token = address is not None and "RAY_AUTH_MODE" not in os.environ
+            advice = "; if the cluster asks for a token, set RAY_AUTH_MODE=token here, too" if token else ""
+            raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}{advice}") from error
         try:
             yield
         finally:
             ray.shutdown()
 
 
+@contextmanager
+def loopback() -> Iterator[None]:
+    """Let a Ray that starts in here listen on the loopback interface alone.
+
+    On Linux it listens on all interfaces, even if it is told 127.0.0.1, for other nodes could join. The switch
+    that it has for systems without clusters is what its environment variable would set when ray is imported.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
 def check_address(address: str) -> None:
     """Find out within seconds whether a cluster answers; Ray itself would try for minutes.
 
     Raises:
-        UsageError: the address is not HOST:PORT, ray://HOST:PORT or auto.
+        UsageError: the address is not HOST:PORT or auto.
         SearchError: nobody answers there.
     """
     if address == "auto":
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):  # Tune's loop would run here, and each of its calls over the network
+        raise UsageError(
+            f"Ray address {address!r}: a search does not run through Ray's client; run it on a node of the cluster, "
+            "with HOST:PORT or auto"
+        )
+    host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UsageError(f"Ray address {address!r}: expected HOST:PORT, ray://HOST:PORT or auto")
+        raise UsageError(f"Ray address {address!r}: expected HOST:PORT or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:

@@ -171,6 +171,8 @@ class ScheduleSearcher(Searcher):
         try:
             if error:
                 self._died(flight)
+            elif result and "refused" in result:
+                raise SearchError(result["refused"])  # nothing is recorded of it
             elif not result or "results" not in result:  # stopped before it ran
                 for candidate in flight.brood:
                     self._tell(candidate, None)

@@ -1,9 +1,15 @@
 """What is searched or evaluated: a model with its weights, on images of the same classes."""
 
+from typing import TYPE_CHECKING
+
 import ssm_models
 from search.data import ImageData
+from search.fingerprint import software
 from ssm_models import PrunableModel
 from ssm_models.checkpoints import RANDOM
+
+if TYPE_CHECKING:
+    from search.worker import ImageSet
 
 
 def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableModel:
@@ -23,3 +29,16 @@ def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableMo
     model = ssm_models.build(name, checkpoint, num_classes=classes)
     data.check_classes(model.num_classes, name)
     return model
+
+
+def fingerprint(model: PrunableModel, data: ImageData, confirm: "ImageSet") -> dict[str, str]:
+    """Return what a worker must share with the driver: versions, and digests of weights and images.
+
+    Args:
+        model: as it was opened.
+        data: whose `val` candidates are evaluated on.
+        confirm: what the front is confirmed on; its split counts if it has images.
+    """
+    splits = ["val", *([confirm.split] if confirm.images and confirm.split != "val" else [])]
+    images = {f"data ({split})": data.digest(split) for split in splits}
+    return {**software(), "weights": ssm_models.weights_digest(model), **images}

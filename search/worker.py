@@ -5,7 +5,7 @@ A worker never touches the data base. It imports little, so that it starts fast 
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from ray import tune
 
+from search.fingerprint import RefusedError, compare, node_name, software
 from spaces import PruningSchedule
-from spaces.errors import CheckpointError, EvaluationError
+from spaces.errors import EvaluationError, PrunefrontError
 
 if TYPE_CHECKING:
     from search.evaluator import DenseAnswers, Evaluator, Metrics
@@ -41,7 +42,7 @@ class WorkerSetup:
         model, checkpoint, data, batch_size: as in `SearchConfig`, resolved.
         images: that candidates are evaluated on.
         confirm: that the front is confirmed on.
-        weights_digest: the weights must have.
+        fingerprint: `fingerprint` of the driver, which the worker must have.
         threads: for torch.
         gpu: whether a GPU is leased to each worker.
         folder: that relative paths are meant from.
@@ -59,7 +60,7 @@ class WorkerSetup:
     images: ImageSet
     confirm: ImageSet
     batch_size: int
-    weights_digest: str
+    fingerprint: Mapping[str, str]
     threads: int
     gpu: bool
     folder: str
@@ -119,6 +120,8 @@ class EvaluationTrainable(tune.Trainable):
         run = {SEARCH: self._bench.search, CONFIRM: self._bench.confirm}[self._task["task"]]
         try:
             results = run(self._task)
+        except RefusedError as error:
+            return {"refused": str(error), "done": True}
         except Exception as error:
             results = [failure(error, time.perf_counter() - started) for _ in self._task["schedules"]]
         return {"results": results, "done": True}
@@ -166,24 +169,26 @@ class Bench:
         """Build the model and open the data; torch and all that hangs on it is imported here.
 
         Raises:
-            CheckpointError: the weights are not those that the search began with.
+            RefusedError: model or data cannot be opened here, or something is not what the driver has.
         """
         import torch
 
-        import ssm_models
         from search.data import open_data
         from search.evaluator import Evaluator
-        from search.subject import open_model
+        from search.subject import fingerprint, open_model
 
         setup = self._setup
         with suppress(OSError):  # a node of a cluster may lack the folder; absolute paths need none
             os.chdir(setup.folder)
         torch.set_num_threads(setup.threads)
-        data = open_data(setup.data)
-        model = open_model(setup.model, setup.checkpoint, data)
-        if ssm_models.weights_digest(model) != setup.weights_digest:
-            name = setup.checkpoint or f"shipped with {setup.model}"
-            raise CheckpointError(f"checkpoint {name}: has changed since the search began")
+        compare(setup.fingerprint, {**setup.fingerprint, **software()}, node_name())
+        try:
+            data = open_data(setup.data)
+            model = open_model(setup.model, setup.checkpoint, data)
+            found = fingerprint(model, data, setup.confirm)
+        except PrunefrontError as error:
+            raise RefusedError(f"node {node_name()}: {first_line(error)}") from None
+        compare(setup.fingerprint, found, node_name())
         device = "cuda" if setup.gpu and torch.cuda.is_available() else "cpu"
 
         def evaluator(chosen: ImageSet, dense: "DenseAnswers | None", cache: int) -> "Evaluator":

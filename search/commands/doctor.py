@@ -17,6 +17,8 @@ from spaces.errors import BackendError, PrunefrontError
 
 OPTIONAL = {
     "psycopg": "PostgreSQL studies: pip install 'prunefront[postgresql]'",
+    "mlflow": "search --track mlflow: pip install 'prunefront[mlflow]'",
+    "wandb": "search --track wandb: pip install 'prunefront[wandb]'",
     "datasets": "--data hf:NAME: pip install 'prunefront[hub]'",
 }
 COLUMNS = {
@@ -123,12 +125,12 @@ def _ray() -> Check:
 
 
 def _database(url: str) -> Check:
-    from results.database import parse_address
+    from results.database import parse_address, shown_address
     from results.store import Store
 
     try:
         address = parse_address(url)
-        shown = address.render_as_string(hide_password=True)
+        shown = shown_address(address)
         if address.get_backend_name() == "sqlite" and not os.path.lexists(address.database or ""):
             return Check("data base", f"{shown}: not there yet; `prunefront search` makes it")
         with Store.open(url) as store:

@@ -1,6 +1,7 @@
 """What a search found: `front`, `export`, `report` and `studies`."""
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,9 +19,9 @@ from search.commands.options import (
     flops_limit,
     print_front,
 )
-from search.output import Column, Format, flops_text, print_rows, say
+from search.output import Column, Format, flops_text, print_rows, rows_text, say
 from spaces import PruningSchedule
-from spaces.errors import CheckpointError, DataError, PrunefrontError
+from spaces.errors import CheckpointError, DataError, PrunefrontError, UsageError
 
 if TYPE_CHECKING:
     from results.pictures import TokenPicture
@@ -52,6 +53,15 @@ STUDY_COLUMNS = {
 BEARABLE_LOSS = 0.01  # of top-1, for the schedule that the report pictures
 
 
+class FrontFormat(StrEnum):
+    """How to print or write a front."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    parquet = "parquet"
+
+
 def front(
     study: Study,
     db: Database = None,
@@ -61,30 +71,49 @@ def front(
         bool, typer.Option("--all", help="Every evaluation, in order, failed and stopped ones too.")
     ] = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot, too: .html or .png.")] = None,
-    format: FormatOption = Format.table,
+    format: Annotated[
+        FrontFormat, typer.Option("--format", help="How to print or write results.", case_sensitive=False)
+    ] = FrontFormat.table,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write csv, json or parquet there in place of printing.")
+    ] = None,
 ) -> None:
     """Print the Pareto front of a study, cheapest first."""
-    from results.export import front_row
+    from results.export import front_row, write_whole
+    from results.frames import full_row, to_parquet
     from results.plot import check_plot_path, plot_front
     from results.store import Store
 
     check_top1(min_top1)
     if plot is not None:
         check_plot_path(plot)
+    _check_out(format, out)
     with Store.open(database(db)) as store:
         found = store.study(study)
         limit = flops_limit(max_flops, found.spec.dense_flops)
         if all:
-            every = [e for e in store.evaluations(found, done_only=False) if _within(e, limit, min_top1)]
-            rows = [_full_row(e) for e in every]
+            listed = [e for e in store.evaluations(found, done_only=False) if _within(e, limit, min_top1)]
         else:
-            rows = [front_row(e) for e in store.front(found, limit, min_top1)]
+            listed = store.front(found, limit, min_top1)
         if plot is not None:
             plot_front(plot, found, store.evaluations(found, done_only=False), _dense(store, found))
             say(f"wrote {plot}")
+    rows = [full_row(e) if all else front_row(e) for e in listed]
     columns = ALL_COLUMNS if all else FRONT_COLUMNS
+    if out is not None:
+        parquet = format is FrontFormat.parquet
+        write_whole(out, to_parquet(listed) if parquet else rows_text(rows, columns, Format(format)).encode())
+        say(f"wrote {out}: {len(rows)} rows")
+        return
     marked, empty = found.confirmed > 0, f"{study}: no evaluation within the bounds"
-    print_front(rows, format, marked=marked, columns=columns, empty=empty)
+    print_front(rows, Format(format), marked=marked, columns=columns, empty=empty)
+
+
+def _check_out(form: FrontFormat, out: Path | None) -> None:
+    if form is FrontFormat.parquet and out is None:
+        raise UsageError("--format parquet is binary: name a file with --out FILE")
+    if form is FrontFormat.table and out is not None:
+        raise UsageError("--out takes --format csv, json or parquet")
 
 
 def export(
@@ -202,23 +231,6 @@ def _within(evaluation: "Evaluation", max_flops: int | None, min_top1: float | N
 def _dense(store: "Store", study: "StudyRecord") -> "Confirmation | None":
     """Return the dense model's confirmed score."""
     return store.confirmation(study, PruningSchedule().hash)
-
-
-def _full_row(evaluation: "Evaluation") -> dict[str, Any]:
-    from results.export import front_row
-
-    return {
-        **front_row(evaluation),
-        "number": evaluation.number,
-        "state": evaluation.state,
-        "failure": evaluation.failure,
-        "error": evaluation.error,
-        "agreement": evaluation.standing.agreement if evaluation.state == "done" else None,
-        "estimate": evaluation.estimate,
-        "seconds": evaluation.seconds,
-        "origin": evaluation.origin,
-        "finished_at": evaluation.finished_at.isoformat() if evaluation.finished_at else None,
-    }
 
 
 def _study_row(study: "StudyRecord") -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """`prunefront search`: runs or resumes a study."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from search.commands.mirroring import read_evaluations
 from search.commands.options import Checkpoint, Database, FormatOption, Images, database, print_front
 from search.config import OBJECTIVES, SAMPLERS, resolve
 from search.output import Format, say
+
+if TYPE_CHECKING:
+    from search.tracking import Tracker
 
 
 def search(
@@ -80,6 +85,15 @@ def search(
             metavar="K", help="Of which split: val, test, or rest (of val, unseen by the search). Default: val."
         ),
     ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Keep an Optuna storage up to date, for optuna-dashboard.", show_default=False
+        ),
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(metavar="K", help="Log to mlflow or wandb; once for each.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings as TOML, by the flags' names; flags override.")
     ] = None,
@@ -113,13 +127,18 @@ def search(
     settings = resolve(flags, config)
 
     from results.export import front_row
+    from results.mirror import Mirror
     from results.store import Store
     from search.progress import SearchProgress
     from search.runner import run_search
+    from search.trackers import MirrorTracker, make_tracker
 
     url = database(db)
+    trackers: list[Tracker] = [make_tracker(name) for name in dict.fromkeys(track or ())]
+    if mirror is not None:
+        trackers.append(MirrorTracker(Mirror(mirror), partial(read_evaluations, url)))
     with SearchProgress(settings.study) as progress:
-        outcome = run_search(settings, url, progress)
+        outcome = run_search(settings, url, progress, trackers)
     found = outcome.study
     counts = f"{found.done} done, {found.stopped} stopped early, {found.failed} failed"
     say(f"{settings.study}: {outcome.ending}: {counts}, {outcome.evaluated} of them now")

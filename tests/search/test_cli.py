@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 import ssm_models
@@ -81,6 +82,28 @@ def test_front_as_csv_and_table_say_the_same(capfd: pytest.CaptureFixture[str]) 
     table = printed(capfd, "front", "--study", "digits")
     assert all(row["schedule"] in table and row["hash"] in table for row in front)
     assert "\x1b" not in table
+
+
+@pytest.mark.parametrize("every", [(), ("--all",)])
+def test_a_front_in_a_file_is_the_printed_one(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, every: tuple[str, ...]
+) -> None:
+    for form in ("csv", "json"):
+        text = printed(capfd, "front", "--study", "digits", "--format", form, *every)
+        out = tmp_path / f"front.{form}"
+        assert printed(capfd, "front", "--study", "digits", "--format", form, "--out", str(out), *every) == ""
+        assert out.read_text() == text
+    out = tmp_path / "front.parquet"
+    assert printed(capfd, "front", "--study", "digits", "--format", "parquet", "--out", str(out), *every) == ""
+    rows = as_json(capfd, "front", "--study", "digits", *every)
+    assert pandas.read_parquet(out)["hash"].tolist() == [row["hash"] for row in rows]
+
+
+def test_a_mirror_is_brought_up_to_date(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = f"sqlite:///{tmp_path / 'optuna.db'}"
+    for added in (8, 0):
+        assert run(["mirror", "--study", "digits", "--to", target]) == 0
+        assert f"digits: {added} trials added to {target}\n" in capfd.readouterr().err
 
 
 def test_bounds(capfd: pytest.CaptureFixture[str]) -> None:

@@ -302,3 +302,19 @@ class TestStopping:
 
         subject: ScheduleSearcher = searcher(MemoryRecords(), trials=3)
         assert len(pickle.dumps(subject)) < 200
+
+
+def test_a_worker_that_is_refused_ends_the_search_and_no_candidate_fails_for_it() -> None:
+    """What others have under way is still recorded."""
+    records = fakes.MemoryRecords()
+    subject = fakes.searcher(records, trials=20, brood=2)
+    first, second = subject.suggest("first"), subject.suggest("second")
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    subject.on_trial_complete("first", {"refused": "node n: torch is 1.0 there and 2.0 at the driver"})
+    subject.on_trial_complete("second", fakes.measured(second))
+    assert isinstance(subject.error, SearchError)
+    assert str(subject.error) == "node n: torch is 1.0 there and 2.0 at the driver"
+    assert subject.suggest("third") == "FINISHED"
+    assert records.states == ["done", "done"]
+    assert [e.schedule.text for e in records.evaluations] == second["schedules"]

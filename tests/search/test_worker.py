@@ -1,6 +1,8 @@
 """What runs in a worker: tasks in, plain results out, with the model and images that the driver has."""
 
 import pickle
+import re
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from search.evaluator import DenseAnswers, Entry, Evaluator
 from search.studies import Subject
+from search.subject import fingerprint
 from search.worker import (
     CONFIRM,
     SEARCH,
@@ -57,7 +60,7 @@ def setup(subject: Subject, dense: DenseAnswers) -> WorkerSetup:
         images=ImageSet("val", IMAGES),
         confirm=ImageSet("val", 60, skip=IMAGES),
         batch_size=20,
-        weights_digest=subject.weights_digest,
+        fingerprint=fingerprint(subject.model, subject.data, ImageSet("val", 60, skip=IMAGES)),
         threads=1,
         gpu=False,
         folder=".",
@@ -206,22 +209,28 @@ class TestTrainable:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (
-                {"weights_digest": "0" * 64},
-                "CheckpointError: checkpoint shipped with vim_nano: has changed since the search began",
-            ),
-            ({"data": "folder:nowhere"}, "DataError: nowhere: no such folder"),
-            ({"checkpoint": "gone.safetensors"}, "CheckpointError: checkpoint gone.safetensors: no such file"),
+            ({"data": "folder:nowhere"}, "nowhere: no such folder"),
+            ({"checkpoint": "gone.safetensors"}, "checkpoint gone.safetensors: no such file"),
+            ({"python": "2.7"}, "python is 3.* there and 2.7 at the driver"),
+            ({"prunefront": "0.0"}, "prunefront is .* there and 0.0 at the driver"),
+            ({"torch": "1.0"}, "torch is .* there and 1.0 at the driver"),
+            ({"weights": "0" * 64}, "weights is .*… there and 000000000000… at the driver"),
+            ({"data (val)": "0" * 64}, r"data \(val\) is .*… there and 000000000000… at the driver"),
         ],
     )
-    def test_what_concerns_all_fails_each(self, setup: WorkerSetup, change: dict[str, Any], words: str) -> None:
+    def test_a_worker_that_differs_evaluates_nothing(
+        self, setup: WorkerSetup, change: dict[str, Any], words: str
+    ) -> None:
+        own = {name: value for name, value in change.items() if name not in setup.fingerprint}
+        other = replace(
+            setup, **own, fingerprint={**setup.fingerprint, **{k: change[k] for k in change if k not in own}}
+        )
         brood = search_task([(schedule, None, None) for schedule in SCHEDULES[:2]])
-        found = self.step(replace(setup, **change), brood, confirm_task(SCHEDULES[0]))
-        assert [len(one["results"]) for one in found] == [2, 1]
-        for result in (result for one in found for result in one["results"]):
-            assert result["failure"] == "ERROR"
-            assert result["error"].startswith(words)
-            assert "\n" not in result["error"]
+        for found in self.step(other, brood, confirm_task(SCHEDULES[0])):
+            assert found["done"] is True
+            assert "results" not in found
+            assert re.match(f"node {re.escape(socket.gethostname())}: {words}", found["refused"])
+            assert "\n" not in found["refused"]
 
     def test_it_does_not_load_the_model_before_it_has_a_task(self, setup: WorkerSetup) -> None:
         actor = EvaluationTrainable.__new__(EvaluationTrainable)

@@ -5,8 +5,8 @@ release and linear layers stored as 1×1 convolutions are taken too. `v0` is tha
 states, no MLP, and patches merged between the stages.
 
 Each of the four scans has its own Δ, B and C, computed from the token that it visits, and its own gaps where tokens
-are pruned. Tokens that are gone come back at the end of their stage, the last one too: the head reads the mean of all.
-The output of the state-space model by which tokens are scored is the sum of the scans, before its norm and gate.
+are pruned. Tokens that are gone come back at the end of their stage, of the last one too: the head reads the mean of
+all. The output of the state-space model by which tokens are scored is the sum of the scans, before its norm and gate.
 """
 
 import math

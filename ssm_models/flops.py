@@ -81,6 +81,7 @@ def _input_elements(inputs: list[Any], outputs: list[Any]) -> int:
 _HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "prunefront::selective_scan": _scan_flops,
     "aten::sum": _input_elements,
+    "aten::addcmul_": _input_elements,  # a tap of a convolution over some of the grid's tokens
     "aten::cumsum": _input_elements,
 }
 

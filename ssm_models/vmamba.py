@@ -26,6 +26,7 @@ from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
 from ssm_models.cross_scan import directional_scan
+from ssm_models.depthwise import depthwise
 from ssm_models.importance import Signals
 from ssm_models.layers import a_log, dt_projection
 from ssm_models.pruning import TokenView
@@ -73,10 +74,10 @@ class GridNorm(nn.LayerNorm):
 class SS2D(nn.Module):
     """A depthwise convolution and a selective scan in four directions, each with its own Δ, B and C."""
 
-    def __init__(self, config: VMambaConfig, dim: int, grid: tuple[int, int]) -> None:
+    def __init__(self, config: VMambaConfig, dim: int) -> None:
         super().__init__()
         inner, self.states, self.rank = config.expand * dim, config.states, math.ceil(dim / 16)
-        self.inner, self.grid, self.gated = inner, grid, config.v0
+        self.inner, self.gated = inner, config.v0
         self.in_proj = nn.Linear(dim, 2 * inner if self.gated else inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=config.v0)
         paths = [dt_projection(self.rank, inner) for _ in CROSS]
@@ -92,8 +93,7 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
         """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
-        u = view.to_grid(F.linear(x, self.in_proj.weight[: self.inner]), *self.grid)
-        u = F.silu(view.from_grid(self.conv2d(u)))
+        u = F.silu(depthwise(F.linear(x, self.in_proj.weight[: self.inner]), self.conv2d, view))
         along = {False: u, True: view.way(CROSS[1]).arrange(u)}
         A_logs, Ds = self.A_logs.chunk(len(CROSS)), self.Ds.chunk(len(CROSS))
         scans = [
@@ -119,10 +119,10 @@ class SS2D(nn.Module):
 class VMambaBlock(nn.Module):
     """LayerNorm, mixer and residual; then the same with an MLP, of the kept tokens alone."""
 
-    def __init__(self, config: VMambaConfig, dim: int, grid: tuple[int, int], drop_path: float) -> None:
+    def __init__(self, config: VMambaConfig, dim: int, drop_path: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.op = SS2D(config, dim, grid)
+        self.op = SS2D(config, dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
         self.has_mlp = config.mlp > 0
         if self.has_mlp:
@@ -211,8 +211,8 @@ class VMamba(PrunableModel):
         self.patch_embed = patch_embedding(config, in_chans)
         rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
-        for stage, (blocks, grid) in enumerate(zip(config.depths, grids, strict=True)):
-            built = [VMambaBlock(config, config.width(stage), grid, next(rates)) for _ in range(blocks)]
+        for stage, blocks in enumerate(config.depths):
+            built = [VMambaBlock(config, config.width(stage), next(rates)) for _ in range(blocks)]
             parts = OrderedDict(blocks=nn.Sequential(*built), downsample=passage(config, stage))
             self.layers.append(nn.Sequential(parts))
         last = config.width(len(config.depths) - 1)

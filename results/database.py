@@ -201,14 +201,24 @@ def _refuse_foreign_sqlite(path: Path, where: str) -> None:
     # An immutable connection takes no lock and recovers no journal. That suffices: a data base of ours has
     # its version table from the moment it exists under its name.
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        try:
+            tables = _sqlite_tables(f"{path.as_uri()}?mode=ro&immutable=1")
+        except sqlite3.DatabaseError:
+            if not Path(f"{path}-wal").exists():
+                raise
+            # A full disk may have cut the moving of the log's pages short: only both together are whole.
+            tables = _sqlite_tables(f"{path.as_uri()}?mode=ro")
     except sqlite3.Error as error:
         raise StoreError(f"data base {where}: {error}: {_ADVICE['malformed']}") from None
     if VERSION_TABLE not in tables:
         raise StoreError(
             f"data base {where}: belongs to another program (no table {VERSION_TABLE}); name another with --db"
         )
+
+
+def _sqlite_tables(uri: str) -> set[str]:
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def _check_sqlite_header(path: Path, where: str) -> None:

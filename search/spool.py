@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -60,7 +61,7 @@ class Spool:
         slug = re.sub(r"[^\w.-]+", "_", study.name)[:40]
         digest = hashlib.sha256(f"{where}\n{study.name}".encode()).hexdigest()[:12]
         self._stem = f"prunefront-spool.{slug}.{digest}"
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
         self.path: Path | None = None
         self.count = self.lost = 0
         self.reason = ""
@@ -117,14 +118,14 @@ class Spool:
         settings = hashlib.sha256(facts.encode()).hexdigest()
         return {"prunefront-spool": FORMAT, "study": self._study.name, "settings": settings}
 
-    def _open(self, line: str) -> tuple[IO[str], Path]:
+    def _open(self, line: str) -> tuple[FileIO, Path]:
         """Make the file in the first folder that takes it, with its header and first line."""
         failure = OSError("no folder to write to")
         for folder in self._folders:
             path = folder / f"{self._stem}.{uuid4().hex[:8]}.jsonl"
             temporary = path.with_suffix(".part")
             try:
-                file = temporary.open("x", encoding="utf-8")
+                file = FileIO(temporary, "x")
             except OSError as error:
                 failure = error
                 continue
@@ -141,10 +142,18 @@ class Spool:
             return file, path
         raise failure
 
-    def _write(self, file: IO[str], line: str) -> None:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    def _write(self, file: FileIO, line: str) -> None:
+        """Append a line, wholly or not at all."""
+        size = file.tell()
+        rest = f"{line}\n".encode()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            file.seek(size)
+            raise
 
     def _read(self, file: IO[str], path: Path) -> tuple[list[Evaluation | Confirmation], bool]:
         """Return the results in a file, and whether its last line was cut short by whatever ended its driver."""

@@ -1,8 +1,8 @@
 """A driver that is killed again and again: what a resume finds, and what it costs.
 
-Starts `search` on the embedded digits, kills it with SIGKILL after a random time, resumes it, and so on; then lets it end.
-After each round nothing that was recorded may be gone or there twice, and the data base must be whole. In the end there
-are exactly N evaluations, for which at most 1.5 N were begun.
+Starts `search` on the embedded digits, kills it with SIGKILL after a random time, resumes it, and so on; then lets it
+end. After each round nothing that was recorded may be gone or there twice, and the data base must be whole. At the end
+there are exactly N evaluations, for which at most 1.5 N were begun.
 
     python benchmarks/faults.py --rounds 20 --seed 0
 """
@@ -31,9 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--longest", type=float, default=4.0, help="seconds after the first new evaluation (or before)"
-    )
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds to the kill")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         wrong = play(Path(folder), given.rounds, given.trials, random.Random(given.seed), given.longest)

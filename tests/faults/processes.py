@@ -15,7 +15,7 @@ from results import Evaluation
 from results.store import Store
 
 SETTINGS = ["--model", "vim_nano", "--data", "embedded", "--images", "40", "--batch-size", "10", "--workers", "2"]
-PATIENCE = 150.0  # seconds for what takes a few on a machine that is not busy
+PATIENCE = 600.0  # seconds for what takes a few, unless the machine is busy with something else
 
 
 def arguments(url: str, trials: int, *more: str) -> list[str]:

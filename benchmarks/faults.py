@@ -1,8 +1,8 @@
 """A driver that is killed again and again: what a resume finds, and what it costs.
 
-Starts `search` on the embedded digits, kills it with SIGKILL after a random time, resumes it, and so on; then lets it
-end. After each round nothing that was recorded may be gone or there twice, and the data base must be whole. At the end
-there are exactly N evaluations, for which at most 1.5 N were begun.
+Starts `search` on the embedded digits, kills it with SIGKILL after a random time, resumes it, and so on; then
+lets it end. After each round nothing that was recorded may be gone or there twice, and the data base must be
+whole. At the end there are exactly N evaluations, for which at most 1.5 N were begun.
 
     python benchmarks/faults.py --rounds 20 --seed 0
 """

@@ -58,7 +58,7 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen[str], err: Pa
     while not done():
         assert process.poll() is None, err.read_text()
         assert time.monotonic() < deadline, err.read_text()
-        time.sleep(0.1)
+        time.sleep(0.5)
 
 
 def evaluations(url: str) -> list[Evaluation]:

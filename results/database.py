@@ -6,6 +6,7 @@ Nothing here knows studies or evaluations. A file that is not ours is refused be
 import importlib.util
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -27,21 +28,31 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import column as sql_column
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
 from results.schema import REVISIONS, VERSION_TABLE, Base
-from spaces.errors import StoreError, UsageError
+from spaces.errors import DatabaseError, StoreError, UsageError
 
 BUSY_SECONDS = 60.0  # how long to wait for another writer's lock
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _ADVICE = {
     "locked": "another program has held the lock for a minute; try again when it is done",
+    "disk I/O error": "check its disk, and what is free on it; what was recorded is safe",
     "full": "free some space and run the same command again; what was recorded is safe",
     "malformed": "the data base is damaged; take a copy of it and try `sqlite3 FILE .recover`",
     "readonly": "the file or its folder cannot be written; check who owns them",
     "unable to open": "check the path and who owns it",
 }
+_FULL = ("disk is full", "disk I/O error", "No space left")
+_SQLITE_TRANSIENT = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_IOERR,  # a network drive that is away, too
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
 
 
 def open_database(address: str, create: bool) -> tuple[Engine, str]:
@@ -105,7 +116,7 @@ def shown_address(url: URL) -> str:
 
 @contextmanager
 def store_errors(where: str) -> Iterator[None]:
-    """Turn what SQLAlchemy raises into a StoreError of one line, with advice where there is some."""
+    """Turn what SQLAlchemy raises into a DatabaseError of one line, with advice where there is some."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -113,7 +124,30 @@ def store_errors(where: str) -> Iterator[None]:
         lines = str(original or error).strip().splitlines()
         reason = lines[0] if lines else type(error).__name__
         advice = next((f": {text}" for word, text in _ADVICE.items() if word in reason), "")
-        raise StoreError(f"data base {where}: {reason}{advice}") from None
+        free = free_bytes(where) if any(word in reason for word in _FULL) else None
+        left = "" if free is None else f" ({free:,} bytes are free on its disk)"
+        raise DatabaseError(f"data base {where}: {reason}{left}{advice}", transient(error)) from None
+
+
+def transient(error: SQLAlchemyError) -> bool:
+    """Whether what went wrong may be over later: a connection or a server lost, a lock held, a disk full."""
+    if isinstance(error, PoolTimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in _SQLITE_TRANSIENT  # the rest of the bits tell the kinds of one error apart
+    # Of PostgreSQL: its classes 08 (connection), 40 (conflict), 53 (resources), 57 and 58, and what never reached it.
+    return error.connection_invalidated or isinstance(error, OperationalError)
+
+
+def free_bytes(where: str) -> int | None:
+    """Return what is free on the disk of a data base in a file; None for one behind an address."""
+    try:
+        return shutil.disk_usage(Path(where).absolute().parent).free
+    except OSError:
+        return None
 
 
 def writing(engine: Engine) -> Engine:
@@ -173,14 +207,24 @@ def _refuse_foreign_sqlite(path: Path, where: str) -> None:
     # An immutable connection takes no lock and recovers no journal. That suffices: a data base of ours has
     # its version table from the moment it exists under its name.
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        try:
+            tables = _sqlite_tables(f"{path.as_uri()}?mode=ro&immutable=1")
+        except sqlite3.DatabaseError:
+            if not Path(f"{path}-wal").exists():
+                raise
+            # A full disk may have cut the moving of the log's pages short: only both together are whole.
+            tables = _sqlite_tables(f"{path.as_uri()}?mode=ro")
     except sqlite3.Error as error:
         raise StoreError(f"data base {where}: {error}: {_ADVICE['malformed']}") from None
     if VERSION_TABLE not in tables:
         raise StoreError(
             f"data base {where}: belongs to another program (no table {VERSION_TABLE}); name another with --db"
         )
+
+
+def _sqlite_tables(uri: str) -> set[str]:
+    with closing(sqlite3.connect(uri, uri=True)) as connection:
+        return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
 def _check_sqlite_header(path: Path, where: str) -> None:

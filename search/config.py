@@ -16,17 +16,19 @@ SAMPLERS = ("gp", "nsga2", "tpe", "random")
 REQUIRED = ("model", "study", "data", "flops_budget", "trials")
 
 WHOLES = ("trials", "images", "batch_size", "workers", "cpus_per_trial", "seed", "brood", "confirm_images")
-REALS = ("gpus_per_trial", "race_error")
+REALS = ("gpus_per_trial", "race_error", "db_patience")
 REST = "rest"  # of val, beyond what a search runs over
 CONFIRM_SPLITS = ("val", REST, "test")
 MOST_RACE_ERROR = 0.5
+LEAST_TIMEOUT = 600.0  # seconds for one candidate, unless told otherwise
+TIMEOUT_FACTOR = 30.0  # times the dense model's time: no pruned one takes longer than it, but a node may be slow
 
 _BYTES = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([KMGTkmgt]?)[bB]?\Z")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")
 
 
-def parse_duration(text: str) -> float:
-    """Return the seconds in `90`, `90s`, `30m`, `2h` or `1h30m`.
+def parse_duration(text: str, what: str = "time budget") -> float:
+    """Return the seconds in `90`, `90s`, `30m`, `2h` or `1h30m`; `what` names the setting in an error.
 
     Raises:
         UsageError: the text is none of these, or 0.
@@ -35,7 +37,7 @@ def parse_duration(text: str) -> float:
     hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
     total = 3600 * hours + 60 * minutes + seconds
     if not 0 < total < math.inf:
-        raise UsageError(f"time budget {text!r}: expected a time such as 90s, 30m or 1h30m")
+        raise UsageError(f"{what} {text!r}: expected a time such as 90s, 30m or 1h30m")
     return total
 
 
@@ -79,6 +81,9 @@ class SearchConfig:
             0 runs every candidate over all images.
         confirm_images: images on which the front is measured again in the end; None for all, 0 for none.
         confirm_split: the split that they are of, or `rest`: the images of val that the search does not see.
+        trial_timeout: longest time of one candidate, such as `10m`, after which its worker is killed; None takes
+            `LEAST_TIMEOUT`, or `TIMEOUT_FACTOR` times what the dense model took if that is longer.
+        db_patience: seconds to wait for a data base that is away.
 
     Raises:
         UsageError: a value that makes no sense; the message names it.
@@ -106,6 +111,8 @@ class SearchConfig:
     race_error: float = 0.05
     confirm_images: int | None = None
     confirm_split: str = "val"
+    trial_timeout: str | None = None
+    db_patience: float = 600.0
 
     def __post_init__(self) -> None:
         FlopsBudget.parse(self.flops_budget)
@@ -129,6 +136,10 @@ class SearchConfig:
                 raise UsageError(f"{name}: must not be empty")
         if self.time_budget is not None:
             parse_duration(self.time_budget)
+        if self.trial_timeout is not None:
+            parse_duration(self.trial_timeout, "trial timeout")
+        if not (math.isfinite(self.db_patience) and self.db_patience >= 0):
+            raise UsageError(f"db_patience={self.db_patience}: must be seconds, 0 or more")
         parse_bytes(self.prefix_cache)
         if not 0 <= self.race_error <= MOST_RACE_ERROR:
             raise UsageError(f"race_error={self.race_error}: must be from 0 (no race) to {MOST_RACE_ERROR}")
@@ -145,6 +156,12 @@ class SearchConfig:
     def seconds(self) -> float | None:
         """The time budget in seconds; None if there is none."""
         return None if self.time_budget is None else parse_duration(self.time_budget)
+
+    def timeout(self, dense_seconds: float) -> float:
+        """Return the longest time of one candidate in seconds, where the dense model took `dense_seconds`."""
+        if self.trial_timeout is not None:
+            return parse_duration(self.trial_timeout)
+        return max(LEAST_TIMEOUT, TIMEOUT_FACTOR * dense_seconds)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON takes them."""
@@ -197,7 +214,7 @@ def _value(name: str, value: object, where: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in REALS and number:
         return float(value)  # type: ignore[arg-type]
-    if name in ("flops_budget", "time_budget", "prefix_cache") and number:
+    if name in ("flops_budget", "time_budget", "trial_timeout", "prefix_cache") and number:
         return str(value)
     kind: type = int if name in WHOLES else float if name in REALS else str
     if not isinstance(value, kind) or isinstance(value, bool):

@@ -17,6 +17,8 @@ from spaces import PruningSchedule
 from spaces.errors import EvaluationError, NonFiniteError, OutOfMemoryError
 from ssm_models import PrunableModel
 
+# What torch's CPU allocator, C++, CUDA and cuBLAS say, each in a RuntimeError.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "ALLOC_FAILED")
 LATENCY_PAIRS = (5, 25)  # of timed runs, dense and pruned in turn: at least, and at most
 LATENCY_SECONDS = 2.0  # after which the least number of pairs is enough
 
@@ -222,9 +224,8 @@ class Evaluator:
         for index, (images, labels) in enumerate(self._batches):
             if not live:
                 break
-            shared = SharedRun(
-                self.model, self.cache, index, images.to(self.device), [run.path for run in live if run.path]
-            )
+            paths = [run.path for run in live if run.path]
+            shared = SharedRun(self.model, self.cache, index, images, paths, self.device)
             answers = None if dense is None else dense.answers[images_run : images_run + len(labels)]
             for run in live:
                 started = time.perf_counter()
@@ -325,4 +326,6 @@ class Evaluator:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch means that memory ran out; for the CPU it has no class of its own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -165,8 +165,9 @@ class SharedRun:
         model: in eval mode; its schedule is set at will.
         cache: where states outlive the batch.
         batch: its number.
-        images: (b, 3, H, W) on the model's device.
+        images: (b, 3, H, W), moved to the device when they are first run.
         paths: of all the candidates that will run; what several of them share is kept until the batch ends.
+        device: the model's.
     """
 
     def __init__(
@@ -176,8 +177,10 @@ class SharedRun:
         batch: int,
         images: Tensor,
         paths: Sequence[Sequence[Branch]],
+        device: str | torch.device = "cpu",
     ) -> None:
         self._model, self._cache, self._batch, self._images = model, cache, batch, images
+        self._device = device
         stems = Counter(branch.stem for path in paths for branch in path)
         self._shared = {stem for stem, count in stems.items() if count > 1}
         self._mine = PrefixCache(inf)
@@ -201,6 +204,7 @@ class SharedRun:
         self._cache.clear()
 
     def _begin(self, path: Sequence[Branch]) -> tuple[int, Tensor, TokenView]:
+        self._images = self._images.to(self._device)  # here, where a lack of memory is this candidate's
         known = [found for cache in (self._cache, self._mine) if (found := cache.find(self._batch, path))]
         if not known:
             return 0, self._model.embed(self._images), self._model.first_view(self._images)

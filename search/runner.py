@@ -8,10 +8,9 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -37,23 +36,26 @@ from ray._private import ray_constants
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
 
-from results import Evaluation, Study
-from results.records import Confirmation
+from results import Study
 from results.store import Store
 from search.config import SearchConfig, parse_bytes
 from search.evaluator import DenseAnswers
 from search.fingerprint import check_nodes, software
 from search.interruption import Interruption
 from search.progress import SearchProgress, Snapshot
+from search.records import PatientRecords, StudyRecords
 from search.samplers import make_sampler
+from search.scratch import scratch_folder
 from search.searcher import ScheduleSearcher
+from search.spool import Spool
 from search.standing import Standing
 from search.studies import Subject, check_dense, open_study, open_subject
 from search.subject import fingerprint
+from search.timeout import TrialTimeout
 from search.tracking import Tracker, Tracking
 from search.worker import DenseResult, EvaluationTrainable, WorkerSetup
 from spaces import PruningSchedule
-from spaces.errors import SearchError, UsageError
+from spaces.errors import DatabaseError, SearchError, UsageError
 from spaces.published import starting_schedules
 
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing large goes through it; Ray takes no less than 75 MiB
@@ -93,28 +95,6 @@ class PatientScheduler(FIFOScheduler):
         """Choose none: Tune then starts all that are waiting, in order."""
 
 
-class StudyRecords:
-    """The searcher's way into the store."""
-
-    def __init__(self, store: Store, study: Study, recorded: Callable[[str], None]) -> None:
-        self._store, self._study, self._recorded = store, study, recorded
-
-    def record(self, evaluation: Evaluation) -> bool:
-        """Write an evaluation; False if its schedule is recorded already."""
-        new = self._store.record(self._study, evaluation)
-        if new:
-            self._recorded(evaluation.hash)
-        return new
-
-    def evaluation(self, schedule_hash: str) -> Evaluation | None:
-        """Return what is recorded of a schedule."""
-        return self._store.evaluation(self._study, schedule_hash)
-
-    def confirm(self, confirmation: Confirmation) -> None:
-        """Write a confirmed score."""
-        self._store.confirm(self._study, confirmation)
-
-
 def run_search(
     config: SearchConfig, url: str, progress: SearchProgress, trackers: Sequence[Tracker] = ()
 ) -> SearchOutcome:
@@ -135,32 +115,52 @@ def run_search(
         check_address(config.ray_address)  # before anything is opened or written
     began = time.monotonic()
     stopping: list[ScheduleSearcher] = []
-    scratch = tempfile.mkdtemp(prefix="prunefront-")
 
     def stop() -> None:
         progress.note("stopping: what is under way will be recorded; once more to stop at once")
         for searcher in stopping:
             searcher.halt("a signal")
 
-    with Interruption(stop, lambda: shutil.rmtree(scratch, ignore_errors=True)) as interruption:
-        try:
-            subject = open_subject(config)
-            store, study, dense = open_study(subject, url)
-            with store:
-                if warning := check_dense(dense, subject):
-                    progress.note(warning)
-                with Tracking(trackers, study, partial(store.evaluation, study), progress.note) as tracking:
-                    searcher = _searcher(subject, study, store, began, progress, tracking)
-                    recorded = study.done + study.stopped + study.failed
-                    outcome = SearchOutcome(study, f"{recorded} evaluations are recorded")
-                    if not searcher.complete and interruption.signal is None:
-                        stopping.append(searcher)
-                        outcome = _search(subject, searcher, dense, Path(scratch), interruption, outcome)
-                    outcome.study = store.study(config.study)
-                    outcome.exit_code = interruption.exit_code
-                    tracking.outcome = outcome
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    def lose() -> None:
+        for searcher in stopping:
+            searcher.halt("the data base is gone")
+
+    with (
+        scratch_folder() as scratch,
+        Interruption(stop, lambda: shutil.rmtree(scratch, ignore_errors=True)) as interruption,
+    ):
+        subject = open_subject(config)
+        store, study, dense = open_study(subject, url)
+        spool = Spool(study, url)
+        with store, closing(spool):
+            if warning := check_dense(dense, subject):
+                progress.note(warning)
+            spool.take_in(store, progress.note)
+            study = store.study(config.study)
+            with Tracking(trackers, study, partial(store.evaluation, study), progress.note) as tracking:
+                records = PatientRecords(
+                    StudyRecords(store, study),
+                    spool,
+                    patience=config.db_patience,
+                    lost=lose,
+                    hurry=lambda: interruption.signal is not None,
+                    note=progress.note,
+                    recorded=tracking.recorded,
+                )
+                searcher = _searcher(subject, study, store, records, dense, began, progress, tracking)
+                recorded = study.done + study.stopped + study.failed
+                outcome = SearchOutcome(study, f"{recorded} evaluations are recorded")
+                if not searcher.complete and interruption.signal is None:
+                    stopping.append(searcher)
+                    _search(subject, searcher, dense, scratch, interruption, outcome)
+                try:
+                    outcome.study = records.study()
+                except DatabaseError:
+                    raise records.farewell() from None
+                if searcher.error is not None:
+                    raise searcher.error
+                outcome.exit_code = interruption.exit_code
+                tracking.outcome = outcome
     failed = outcome.study.failed
     if failed and not outcome.study.done and not outcome.exit_code:
         raise SearchError(f"study {config.study!r}: all {failed} evaluations failed; see `prunefront front --all`")
@@ -171,14 +171,16 @@ def _searcher(
     subject: Subject,
     study: Study,
     store: Store,
+    records: PatientRecords,
+    dense: DenseAnswers,
     began: float,
     progress: SearchProgress,
     tracking: Tracking,
 ) -> ScheduleSearcher:
     config, space = subject.config, subject.space
     recorded = store.evaluations(study, done_only=False)
-    dense = store.confirmation(study, PruningSchedule().hash)
-    standing = Standing(config.objective, subject.model.layout, recorded, dense)
+    dense_score = store.confirmation(study, PruningSchedule().hash)
+    standing = Standing(config.objective, subject.model.layout, recorded, dense_score)
     sampler = make_sampler(
         config.sampler,
         space,
@@ -189,6 +191,9 @@ def _searcher(
     )
     sampler.restore(recorded)
     limit = config.seconds
+    timeout = config.timeout(dense.metrics.seconds)
+    # A worker's first confirmation runs the dense model as well.
+    confirming = 2 * timeout * max(1.0, subject.confirm.images / subject.images.images)
 
     def observe(snapshot: Snapshot) -> None:
         progress.update(snapshot)
@@ -201,12 +206,13 @@ def _searcher(
         dense_flops=subject.table.dense,
         trials=config.trials,
         standing=standing,
-        records=StudyRecords(store, study, tracking.recorded),
+        records=records,
         starts=starting_schedules(space),
         seed=config.seed,
         brood=config.brood,
         race=subject.raced is not None,
         confirm=subject.confirm.images > 0,
+        timeouts=(timeout, confirming),
         deadline=lambda: limit is not None and time.monotonic() - began > limit,
         observe=observe,
         note=progress.note,
@@ -220,7 +226,7 @@ def _search(
     scratch: Path,
     interruption: Interruption,
     outcome: SearchOutcome,
-) -> SearchOutcome:
+) -> None:
     config = subject.config
     setup = WorkerSetup(
         model=config.model,
@@ -261,6 +267,7 @@ def _search(
                 storage_path=str(scratch / "tune"),
                 verbose=0,
                 failure_config=FailureConfig(max_failures=0),  # the searcher knows when to try again
+                callbacks=[TrialTimeout(searcher)],
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
             ),
         )
@@ -269,11 +276,8 @@ def _search(
         started = time.monotonic()
         tuner.fit()
         outcome.seconds = time.monotonic() - started
-    if searcher.error is not None:
-        raise searcher.error
     outcome.ending, outcome.evaluated = searcher.ending, searcher.evaluated
     outcome.overheads, outcome.forwards = searcher.overheads, searcher.forwards
-    return outcome
 
 
 @contextmanager

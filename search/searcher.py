@@ -7,6 +7,7 @@ neither a budget nor a store.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
@@ -50,6 +51,7 @@ class Flight:
     confirming: PruningSchedule | None
     since: float
     deaths: int = 0
+    late: bool = False  # its worker was killed for its slowness
 
 
 class ScheduleSearcher(Searcher):
@@ -71,6 +73,7 @@ class ScheduleSearcher(Searcher):
         seed: of the random draws that come after many known candidates.
         race: whether candidates race against the front.
         confirm: whether the front is confirmed in the end.
+        timeouts: longest seconds of one candidate, and of a confirmation.
         deadline: asked before each suggestion whether the time is up.
         observe: called after each trial.
         note: called with a line for the user.
@@ -99,6 +102,7 @@ class ScheduleSearcher(Searcher):
         seed: int = 0,
         race: bool = True,
         confirm: bool = True,
+        timeouts: tuple[float, float] = (inf, inf),
         deadline: Callable[[], bool] = lambda: False,
         observe: Callable[[Snapshot], None] = lambda snapshot: None,
         note: Callable[[str], None] = lambda text: None,
@@ -108,6 +112,7 @@ class ScheduleSearcher(Searcher):
         self._trials, self._standing, self._records = trials, standing, records
         self._brood, self._race, self._confirm = brood, race, confirm
         self._deadline, self._observe, self._note = deadline, observe, note
+        self._timeouts = timeouts
         self._proposer = Proposer(space, sampler, flops, self._look_up, starts, f"{seed}:{len(standing)}")
         self._confirmer = Confirmer(standing)
         self._again: list[Flight] = []  # their worker died; whose fault it was is not known yet
@@ -148,6 +153,17 @@ class ScheduleSearcher(Searcher):
         """Suggest nothing more; what is under way is still recorded. Safe to call from a signal handler."""
         self._halted = True
         self._end(reason)
+
+    def time_limit(self, trial_id: str) -> float | None:
+        """Return how long a trial may take; None if it is not under way."""
+        flight = self._flying.get(trial_id)
+        if flight is None:
+            return None
+        return self._timeouts[1] if flight.confirming is not None else self._timeouts[0] * len(flight.brood)
+
+    def time_out(self, trial_id: str) -> None:
+        """Learn that a trial's worker is about to be killed for its slowness."""
+        self._flying[trial_id].late = True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         """Return the next task as Tune's config, None for "ask again", or that the search is over."""
@@ -259,16 +275,20 @@ class ScheduleSearcher(Searcher):
 
     def _died(self, flight: Flight) -> None:
         """Let what a dead worker had under way fly again, each candidate alone; give up what did so before."""
+        how = "took too long" if flight.late else "died"
         if flight.confirming is not None:
             if flight.deaths + 1 < MOST_DEATHS:
-                self._again.append(replace(flight, deaths=flight.deaths + 1))
+                self._again.append(replace(flight, deaths=flight.deaths + 1, late=False))
             else:
-                self._note(f"schedule {flight.confirming.text!r} could not be confirmed: its worker died twice")
+                self._note(f"schedule {flight.confirming.text!r} could not be confirmed: its worker {how} twice")
             return
         for candidate in flight.brood:
             if candidate.deaths + 1 < MOST_DEATHS:
                 self._again.append(Flight([replace(candidate, deaths=candidate.deaths + 1)], None, 0.0))
-                self._note(f"the worker of schedule {candidate.schedule.text!r} died; it runs again")
+                self._note(f"the worker of schedule {candidate.schedule.text!r} {how}; it runs again")
+            elif flight.late:
+                message = f"it took longer than {self._timeouts[0]:g} s, also alone; see --trial-timeout"
+                self._evaluated(candidate, {"failure": "TIMEOUT", "error": message, "seconds": None})
             else:
                 message = "the worker process died twice on this schedule (killed, or out of memory)"
                 self._evaluated(candidate, {"failure": "KILLED", "error": message, "seconds": None})

@@ -11,7 +11,8 @@
     ├── DataError                  images that are missing, broken or of the wrong kind
     ├── FlopsError                 an operator whose cost nobody has stated
     ├── StoreError                 a data base that cannot be read or written
-    │   └── StudyMismatchError     a study that was begun with other settings
+    │   ├── StudyMismatchError     a study that was begun with other settings
+    │   └── DatabaseError          what the data base itself answered, which may be over later
     ├── SearchError                a search that cannot go on
     ├── EvaluationError            one candidate that could not be evaluated; the search goes on
     │   ├── NonFiniteError             logits that are NaN or infinite
@@ -81,6 +82,18 @@ class StoreError(PrunefrontError):
 
 class StudyMismatchError(StoreError):
     """A study that was begun with other settings than those given now."""
+
+
+class DatabaseError(StoreError):
+    """What the data base answered, as opposed to a record that contradicts itself.
+
+    Attributes:
+        transient: whether the same call may succeed later: a lost connection, a lock, a full disk.
+    """
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class SearchError(PrunefrontError):

@@ -94,6 +94,18 @@ def search(
     track: Annotated[
         list[str] | None, typer.Option(metavar="K", help="Log to mlflow or wandb; once for each.")
     ] = None,
+    trial_timeout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T",
+            help="Longest time of one candidate; its worker is then killed. "
+            "Default: 10m, or 30 times what the dense model took if that is longer.",
+        ),
+    ] = None,
+    db_patience: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long to wait for a data base that is away. Default: 600."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings as TOML, by the flags' names; flags override.")
     ] = None,
@@ -123,6 +135,8 @@ def search(
         "race_error": race_error,
         "confirm_images": confirm_images,
         "confirm_split": confirm_split,
+        "trial_timeout": trial_timeout,
+        "db_patience": db_patience,
     }
     settings = resolve(flags, config)
 

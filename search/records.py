@@ -1,0 +1,173 @@
+"""The driver's way into the store, and its patience with a data base that is away.
+
+A write is repeated while what went wrong may be over later. When patience is at its end the results that arrive are
+spooled to a file, for a resume to take in.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from results import Evaluation, Study
+from results.records import Confirmation
+from results.store import Store
+from search.spool import Spool
+from spaces.errors import DatabaseError, StoreError
+
+PATIENCE = 600.0  # seconds to wait for a data base, unless told otherwise
+FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0  # seconds between two attempts: twice as long each time
+SLICE = 0.5  # seconds of waiting after which it is asked whether there is a hurry
+
+T = TypeVar("T")
+
+
+class StudyRecords:
+    """The searcher's way into the store."""
+
+    def __init__(self, store: Store, study: Study) -> None:
+        self._store, self._study = store, study
+
+    def record(self, evaluation: Evaluation) -> bool:
+        """Write an evaluation; False if its schedule is recorded already."""
+        return self._store.record(self._study, evaluation)
+
+    def evaluation(self, schedule_hash: str) -> Evaluation | None:
+        """Return what is recorded of a schedule."""
+        return self._store.evaluation(self._study, schedule_hash)
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Write a confirmed score."""
+        self._store.confirm(self._study, confirmation)
+
+    def study(self) -> Study:
+        """Return the study as it is now."""
+        return self._store.study(self._study.name)
+
+
+class PatientRecords:
+    """Records over a data base that may be away for a while; for one thread.
+
+    Args:
+        records: asked and told.
+        spool: takes what the data base does not.
+        patience: seconds to wait, from the first failure of a call.
+        lost: called once, when patience is at its end or waiting makes no sense.
+        hurry: asked while waiting; true ends the wait.
+        note: called with a line for the user.
+        recorded: called with the hash of each evaluation that was written.
+
+    Attributes:
+        error: why the data base counts as gone; None while it does not.
+    """
+
+    def __init__(
+        self,
+        records: StudyRecords,
+        spool: Spool,
+        *,
+        patience: float = PATIENCE,
+        lost: Callable[[], None] = lambda: None,
+        hurry: Callable[[], bool] = lambda: False,
+        note: Callable[[str], None] = lambda text: None,
+        recorded: Callable[[str], None] = lambda schedule_hash: None,
+    ) -> None:
+        self._recorded = recorded
+        self._records, self._spool, self._patience = records, spool, patience
+        self._lost, self._hurry, self._note = lost, hurry, note
+        self._random = random.Random()  # not the search's seed: drivers that wait for one server shall part
+        self.error: DatabaseError | None = None
+
+    def record(self, evaluation: Evaluation) -> bool:
+        """Write an evaluation, or spool it; False if its schedule is recorded already."""
+        stamped = replace(evaluation, finished_at=evaluation.finished_at or datetime.now(UTC))
+        attempts = 0
+
+        def write() -> bool:
+            nonlocal attempts
+            attempts += 1
+            if self._records.record(stamped):
+                return True
+            # A commit may have been done whose word was lost on the way: the record is then this one.
+            found = self._records.evaluation(stamped.hash) if attempts > 1 else None
+            return found is not None and found.finished_at == stamped.finished_at
+
+        try:
+            written = self.patiently(write)
+        except DatabaseError:
+            self._spool.add(stamped)
+            return True
+        if written:
+            self._recorded(stamped.hash)
+        return written
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Write a confirmed score, or spool it."""
+        stamped = replace(confirmation, finished_at=confirmation.finished_at or datetime.now(UTC))
+        try:
+            self.patiently(lambda: self._records.confirm(stamped))
+        except DatabaseError:
+            self._spool.add(stamped)
+
+    def evaluation(self, schedule_hash: str) -> Evaluation | None:
+        """Return what is recorded of a schedule.
+
+        Raises:
+            DatabaseError: the data base is gone.
+        """
+        return self.patiently(lambda: self._records.evaluation(schedule_hash))
+
+    def study(self) -> Study:
+        """Return the study as it is now; raises as `evaluation` does."""
+        return self.patiently(self._records.study)
+
+    def patiently(self, call: Callable[[], T]) -> T:
+        """Return what a call comes to, repeated while its failures are transient.
+
+        Raises:
+            DatabaseError: patience is at its end, or what is wrong will stay so. Nothing is tried after that.
+        """
+        if self.error is not None:
+            raise self.error
+        began: float | None = None
+        wait = FIRST_WAIT
+        while True:
+            try:
+                found = call()
+            except DatabaseError as error:
+                now = time.monotonic()
+                if began is None:
+                    began = now
+                    if error.transient and self._patience > 0:
+                        self._note(f"warning: {error}; waiting for up to {self._patience:g} s")
+                left = began + self._patience - now
+                if not error.transient or left <= 0 or not self._wait(min(wait * self._random.uniform(0.5, 1), left)):
+                    self.error = error
+                    self._lost()
+                    raise
+                wait = min(2 * wait, LONGEST_WAIT)
+            else:
+                if began is not None:
+                    self._note(f"the data base answers again after {time.monotonic() - began:.1f} s; nothing is lost")
+                return found
+
+    def farewell(self) -> StoreError:
+        """Return what to end with when the data base is gone: what became of the results."""
+        spool = self._spool
+        said = f"{self.error}"
+        if spool.count:
+            said += f"; {spool.count} results are kept in {spool.path}: the same command takes them in"
+        if spool.lost:
+            said += f"; {spool.lost} results are lost, for no file takes them either: {spool.reason}"
+        return StoreError(said)
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait; False if there is a hurry."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._hurry():
+                return False
+            time.sleep(min(left, SLICE))
+        return not self._hurry()

@@ -1,0 +1,55 @@
+"""Temporary folders of searches, and what a driver that was killed has left of them."""
+
+import fcntl
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PREFIX = "prunefront-"
+OWNER = "owner"  # a file on which the driver holds a lock while it lives
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a temporary folder, and remove it afterwards; first remove those whose owners were killed."""
+    sweep(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    try:
+        with (folder / OWNER).open("w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)  # the kernel lets go of it however this process ends
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(where: Path) -> list[Path]:
+    """Remove folders whose owner is gone, and end the processes that work in them; return the folders.
+
+    Only folders of this kind and of this user count, and only processes of this user whose command names the folder.
+    """
+    swept = []
+    for folder in sorted(where.glob(f"{PREFIX}*")):
+        with suppress(OSError):  # it is being removed by somebody else
+            if not folder.is_dir() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / OWNER).open() as owner:  # a folder without one is not ours to judge
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _end_processes(folder)
+                shutil.rmtree(folder)
+                swept.append(folder)
+    return swept
+
+
+def _end_processes(folder: Path) -> None:
+    """Kill what names the folder on its command line, where /proc tells: Ray's own processes do."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            if entry.stat().st_uid != os.getuid() or int(entry.name) == os.getpid():
+                continue
+            words = (entry / "cmdline").read_bytes()
+            if f"{folder}/".encode() in words or f"{folder}\0".encode() in words:
+                os.kill(int(entry.name), signal.SIGKILL)

@@ -1,0 +1,249 @@
+"""Patience with a data base that is away, and the spool for what it does not take: over a real store."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from results import Evaluation, Study, StudySpec
+from results.records import Confirmation
+from results.store import Store
+from search import records as module
+from search.records import PatientRecords, StudyRecords
+from search.spool import Spool, as_json, from_json
+from search.studies import Subject
+from spaces import PruningSchedule
+from spaces.errors import DatabaseError, StoreError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(f"sqlite:///{tmp_path / 's.db'}", create=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def study(store: Store, subject: Subject) -> Study:
+    return store.create_study(StudySpec(**subject.spec(), dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0))
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 's.db'}"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits, in place of waiting; they are all the time that goes by."""
+    waits: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", waits.append)
+    monkeypatch.setattr(module.time, "monotonic", lambda: sum(waits))
+    return waits
+
+
+def evaluation(number: int = 0) -> Evaluation:
+    schedule = PruningSchedule.of([(1 + number % 12, 0.5 - 0.01 * (number // 12))])
+    return Evaluation(
+        schedule, 100, 0.5, top1=0.5, loss=1.0, agreement=0.5, images=9, outcomes=b"\x80\x01", origin="gp"
+    )
+
+
+class Away(StudyRecords):
+    """Records whose data base answers each call with the next error, if there is one; what it wrote may stand."""
+
+    def __init__(self, store: Store, study: Study, errors: list[DatabaseError], after: bool = False) -> None:
+        super().__init__(store, study)
+        self.errors, self._after = errors, after
+
+    def record(self, evaluation: Evaluation) -> bool:
+        if not self.errors:
+            return super().record(evaluation)
+        if self._after:
+            super().record(evaluation)
+        raise self.errors.pop(0)
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        super().confirm(confirmation)
+
+
+def away(times: int) -> list[DatabaseError]:
+    return [DatabaseError("data base x: connection refused", transient=True)] * times
+
+
+class TestPatience:
+    def test_it_waits_longer_each_time_and_says_so_once(
+        self, store: Store, study: Study, url: str, clock: list[float]
+    ) -> None:
+        notes: list[str] = []
+        subject = PatientRecords(Away(store, study, away(9)), Spool(study, url), note=notes.append)
+        assert subject.record(evaluation())
+        assert [e.hash for e in store.evaluations(study)] == [evaluation().hash]
+        assert [note.split(":")[0] for note in notes[:1]] == ["warning"]
+        assert len(notes) == 2
+        assert "answers again" in notes[1]
+        longest = sum(min(module.FIRST_WAIT * 2**k, module.LONGEST_WAIT) for k in range(9))
+        assert longest / 2 <= sum(clock) <= longest
+
+    def test_two_drivers_do_not_wait_alike(self, store: Store, study: Study, url: str, clock: list[float]) -> None:
+        totals = []
+        for number in range(2):
+            before = sum(clock)
+            PatientRecords(Away(store, study, away(3)), Spool(study, url)).record(evaluation(number))
+            totals.append(sum(clock) - before)
+        assert totals[0] != totals[1]
+
+    def test_a_commit_whose_word_was_lost_is_not_doubled(
+        self, store: Store, study: Study, url: str, clock: list[float]
+    ) -> None:
+        subject = PatientRecords(Away(store, study, away(1), after=True), Spool(study, url))
+        assert subject.record(evaluation())  # it is this driver's own
+        assert len(store.evaluations(study)) == 1
+        assert not subject.record(evaluation())
+
+    def test_what_stays_wrong_is_not_waited_for(
+        self, store: Store, study: Study, url: str, clock: list[float]
+    ) -> None:
+        lost: list[int] = []
+        errors = [DatabaseError("data base x: no such table", transient=False)]
+        subject = PatientRecords(Away(store, study, errors), Spool(study, url), lost=lambda: lost.append(1))
+        assert subject.record(evaluation())
+        assert (clock, lost) == ([], [1])
+        assert "no such table; 1 results are kept in " in str(subject.farewell())
+
+    def test_a_record_that_contradicts_itself_is_an_error_at_once(self, store: Store, study: Study, url: str) -> None:
+        subject = PatientRecords(StudyRecords(store, study), Spool(study, url))
+        with pytest.raises(StoreError, match="lacks its top1"):
+            subject.record(replace(evaluation(), top1=None))
+        assert subject.error is None
+
+    def test_a_hurry_ends_the_wait(self, store: Store, study: Study, url: str, clock: list[float]) -> None:
+        spool = Spool(study, url)
+        subject = PatientRecords(Away(store, study, away(99)), spool, hurry=lambda: len(clock) > 2)
+        assert subject.record(evaluation())
+        assert sum(clock) < module.PATIENCE / 10
+        assert spool.count == 1
+
+    def test_when_patience_ends_all_that_arrives_is_spooled_and_a_resume_takes_it_in(
+        self, store: Store, study: Study, url: str, clock: list[float], tmp_path: Path
+    ) -> None:
+        store.record(study, evaluation(0))
+        lost: list[int] = []
+        spool = Spool(study, url)
+        subject = PatientRecords(Away(store, study, away(1000)), spool, patience=20.0, lost=lambda: lost.append(1))
+        for number in range(1, 4):
+            assert subject.record(evaluation(number))
+        score = Confirmation(evaluation(1).hash, 0.5, 1.0, 0.5, 80, 1.0, 1.0, 0.5)
+        subject.confirm(score)
+        assert (lost, spool.count) == ([1], 4)
+        assert sum(clock) == pytest.approx(20.0)  # once, not for each result
+        with pytest.raises(DatabaseError):
+            subject.evaluation(evaluation(0).hash)
+        assert f"4 results are kept in {spool.path}" in str(subject.farewell())
+        assert len(store.evaluations(study)) == 1
+        notes: list[str] = []
+        Spool(study, url).take_in(store, notes.append)
+        assert notes == []  # its driver is still there
+        spool.close()
+        Spool(study, url).take_in(store, notes.append)
+        assert [note.split(" in from ")[0] for note in notes] == ["took 4 results"]
+        found = store.evaluations(study)
+        assert [e.hash for e in found] == [evaluation(number).hash for number in range(4)]
+        assert found[1].outcomes == evaluation().outcomes
+        confirmed = found[1].confirmed
+        assert confirmed is not None
+        assert replace(confirmed, finished_at=None) == score
+        assert list(tmp_path.glob("*spool*")) == []
+
+
+class TestSpool:
+    @given(st.integers(0, 99), st.sampled_from(["done", "failed", "stopped"]), st.binary(max_size=9), st.floats(0, 1))
+    def test_a_record_comes_back(self, number: int, state: str, outcomes: bytes, top1: float) -> None:
+        record = replace(
+            evaluation(number),
+            state=state,
+            outcomes=outcomes,
+            top1=top1,
+            parameters={"a": 0.1},
+            sampler_state={"b": [1]},
+        )
+        assert from_json(json.loads(json.dumps({"evaluation": as_json(record)}))) == record
+
+    def test_each_result_is_taken_in_once_though_the_end_is_cut_short(
+        self, store: Store, study: Study, url: str
+    ) -> None:
+        path = spooled(study, url, range(3))
+        path.write_bytes(path.read_bytes()[:-5])
+        store.record(study, evaluation(0))
+        notes: list[str] = []
+        Spool(study, url).take_in(store, notes.append)
+        assert [e.hash for e in store.evaluations(study)] == [evaluation(0).hash, evaluation(1).hash]
+        assert len(notes) == 1
+        assert notes[0].startswith("took 1 results in from ")
+        assert notes[0].endswith("(1 were known); its last line was cut short and is left out")
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda text: text.replace('"top1"', '"top"'), "line 2 is damaged"),
+            (lambda text: text.replace('{"evaluation"', '{"evil"'), "line 2 is damaged: kind 'evil'"),
+            (lambda text: text.replace('"settings": "', '"settings": "0'), "with other settings"),
+            (lambda text: text.replace('spool": 1', 'spool": 2'), "is none of this version"),
+            (lambda text: "\n" + text, "spool"),
+        ],
+    )
+    def test_a_file_that_is_damaged_or_not_of_this_study_is_refused_and_left(
+        self, store: Store, study: Study, url: str, change: Callable[[str], str], words: str
+    ) -> None:
+        path = spooled(study, url, range(2))
+        path.write_text(changed := change(path.read_text()))
+        with pytest.raises(StoreError, match=words) as caught:
+            Spool(study, url).take_in(store, lambda note: None)
+        assert str(path) in str(caught.value)
+        assert path.read_text() == changed
+        assert store.evaluations(study) == []
+
+    def test_another_studys_file_is_not_touched(self, store: Store, study: Study, url: str, subject: Subject) -> None:
+        path = spooled(study, url, range(2))
+        spec = StudySpec(**(subject.spec() | {"name": "other"}), dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0)
+        Spool(store.create_study(spec), url).take_in(store, lambda note: pytest.fail(note))
+        assert path.exists()
+
+    def test_it_says_what_it_could_not_keep(self, study: Study, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        spool = Spool(study, url)
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("search.spool.FileIO", full)
+        spool.add(evaluation())
+        assert (spool.count, spool.lost, spool.reason) == (0, 1, "No space left on device")
+
+    def test_the_name_holds_no_secret_and_no_path(self, study: Study) -> None:
+        addresses = [
+            "postgresql://me:secret@host/db",
+            "postgresql://you@host/db",
+            "postgresql://you@host/db?password=p",
+        ]
+        stems = {Spool(replace_name(study, "a/../b c"), address)._stem for address in addresses}
+        assert len(stems) == 1
+        assert "/" not in (stem := stems.pop())
+        assert "secret" not in stem
+
+
+def spooled(study: Study, url: str, numbers: range) -> Path:
+    spool = Spool(study, url)
+    for number in numbers:
+        spool.add(evaluation(number))
+    spool.close()
+    assert spool.path is not None
+    return spool.path
+
+
+def replace_name(study: Study, name: str) -> Study:
+    return replace(study, spec=replace(study.spec, name=name))

@@ -1,0 +1,51 @@
+"""What killed drivers left is removed; what belongs to anybody alive is not."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from search.scratch import PREFIX, scratch_folder, sweep
+
+PROGRAM = """
+import subprocess, sys, time
+from search.scratch import scratch_folder
+with scratch_folder() as folder:
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", f"{folder}/socket"])
+    print(folder, helper.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_lives_as_long_as_its_owner_and_is_swept_with_its_processes(tmp_path: Path) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, env={"TMPDIR": str(tmp_path)}
+    )
+    assert owner.stdout is not None
+    name, helper = owner.stdout.readline().split()
+    folder = Path(name)
+    (tmp_path / f"{PREFIX}without-owner").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "owner").touch()
+    assert sweep(tmp_path) == []
+    assert folder.is_dir()
+    owner.kill()
+    owner.wait()
+    assert sweep(tmp_path) == [folder]
+    assert not folder.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}without-owner", f"{PREFIX}link", "other"}
+    for _ in range(100):
+        stat = Path(f"/proc/{helper}/stat")
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the process outlived its folder")
+
+
+def test_it_is_removed_in_the_end() -> None:
+    with scratch_folder() as folder:
+        assert folder.name.startswith(PREFIX)
+        assert sweep(folder.parent) == [] or folder.exists()
+    assert not folder.exists()

@@ -320,6 +320,7 @@ def test_ten_thousand_evaluations_are_read_in_few_statements(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     from results.database import writing
+    from results.marks import mark_all
     from results.schema import EvaluationRow
 
     study = store.create_study(make_spec())
@@ -344,6 +345,7 @@ def test_ten_thousand_evaluations_are_read_in_few_statements(
     ]
     with writing(store._engine).begin() as connection:
         connection.execute(EvaluationRow.__table__.insert(), rows)  # type: ignore[attr-defined]
+        mark_all(connection, study)
     statements: list[str] = []
     event.listen(store._engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
     evaluations = store.evaluations(study)

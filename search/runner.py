@@ -35,12 +35,13 @@ from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
 
-from results import Evaluation, Study
-from results.records import Confirmation
+from results import Study
+from results.records import Driver
 from results.store import Store
 from search.config import SearchConfig, parse_bytes
 from search.evaluator import DenseAnswers
 from search.interruption import Interruption
+from search.lease import ClaimedRecords, Lease
 from search.progress import SearchProgress
 from search.samplers import make_sampler
 from search.searcher import ScheduleSearcher
@@ -88,25 +89,6 @@ class PatientScheduler(FIFOScheduler):
         """Choose none: Tune then starts all that are waiting, in order."""
 
 
-class StudyRecords:
-    """The searcher's way into the store."""
-
-    def __init__(self, store: Store, study: Study) -> None:
-        self._store, self._study = store, study
-
-    def record(self, evaluation: Evaluation) -> bool:
-        """Write an evaluation; False if its schedule is recorded already."""
-        return self._store.record(self._study, evaluation)
-
-    def evaluation(self, schedule_hash: str) -> Evaluation | None:
-        """Return what is recorded of a schedule."""
-        return self._store.evaluation(self._study, schedule_hash)
-
-    def confirm(self, confirmation: Confirmation) -> None:
-        """Write a confirmed score."""
-        self._store.confirm(self._study, confirmation)
-
-
 def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> SearchOutcome:
     """Run or resume a study until it has `config.trials` evaluations, the time is up, or a signal comes.
 
@@ -133,10 +115,10 @@ def run_search(config: SearchConfig, url: str, progress: SearchProgress) -> Sear
         try:
             subject = open_subject(config)
             store, study, dense = open_study(subject, url)
-            with store:
+            with store, Lease(store, study) as lease:
                 if warning := check_dense(dense, subject):
                     progress.note(warning)
-                searcher = _searcher(subject, study, store, began, progress)
+                searcher = _searcher(subject, study, store, lease.driver, began, progress)
                 outcome = SearchOutcome(
                     study, f"{study.done + study.stopped + study.failed} evaluations are recorded"
                 )
@@ -157,6 +139,7 @@ def _searcher(
     subject: Subject,
     study: Study,
     store: Store,
+    driver: Driver,
     began: float,
     progress: SearchProgress,
 ) -> ScheduleSearcher:
@@ -164,11 +147,12 @@ def _searcher(
     recorded = store.evaluations(study, done_only=False)
     dense = store.confirmation(study, PruningSchedule().hash)
     standing = Standing(config.objective, subject.model.layout, recorded, dense)
+    seed = config.seed + driver.others  # drivers that search at once draw points of their own
     sampler = make_sampler(
         config.sampler,
         space,
         config.objective,
-        seed=config.seed,
+        seed=seed,
         trials=config.trials,
         recorded=len(recorded),
     )
@@ -181,9 +165,9 @@ def _searcher(
         dense_flops=subject.table.dense,
         trials=config.trials,
         standing=standing,
-        records=StudyRecords(store, study),
+        records=ClaimedRecords(store, study, driver, max((e.number for e in recorded), default=-1)),
         starts=starting_schedules(space),
-        seed=config.seed,
+        seed=seed,
         brood=config.brood,
         race=subject.raced is not None,
         confirm=subject.confirm.images > 0,

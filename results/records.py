@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from results.process import Process
 from spaces import PruningSchedule, Stage, TokenLayout
 
-STATES = ("queued", "running", "done", "failed", "stopped")
+FINISHED = ("done", "failed", "stopped")
+UNFINISHED = ("queued", "running")
+STATES = (*UNFINISHED, *FINISHED)
 FAILURES = ("OOM", "NONFINITE", "ERROR", "KILLED", "TIMEOUT")
 
 
@@ -92,6 +95,8 @@ class Study:
         created_at: in UTC.
         spec: what it measures.
         done, failed, stopped: evaluations in these states.
+        running: claimed by a driver.
+        queued: given back, or taken from a driver that is gone, and to be run first.
         confirmed: schedules with a confirmed score, the dense model among them.
     """
 
@@ -101,6 +106,8 @@ class Study:
     done: int = 0
     failed: int = 0
     stopped: int = 0
+    running: int = 0
+    queued: int = 0
     confirmed: int = 0
 
     @property
@@ -165,7 +172,8 @@ class Evaluation:
         parameters: the point of the search space; empty for a schedule from the literature.
         sampler_state: JSON that the searcher wants back on resume.
         origin: who proposed it: `published` or a sampler's name.
-        number: order in the study, from 0; set by the store.
+        number: order in which the study's evaluations finished, from 0; negative before that. Set by the store.
+        attempts: how often it was begun: once, and again for each worker or driver that was lost on it.
         finished_at: set by the store if not given; in UTC.
         finetuned_top1: best accuracy after fine-tuning, if it was; read only.
         confirmed: its score on the study's confirming images, if it was confirmed; read only.
@@ -190,6 +198,7 @@ class Evaluation:
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
     number: int = -1
+    attempts: int = 1
     finished_at: datetime | None = None
     finetuned_top1: float | None = None
     confirmed: Confirmation | None = None
@@ -203,6 +212,56 @@ class Evaluation:
     def standing(self) -> "Confirmation | Evaluation":
         """Whose scores, images and running time stand: the confirmation's if there is one, else its own."""
         return self.confirmed or self
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A process that searches, or searched, a study.
+
+    Attributes:
+        id: of the data base.
+        process: where it runs.
+        versions: of prunefront and the libraries that matter, by name.
+        others: how many drivers were at work on the study when it came.
+        started_at, beat_at: when it came and when it was last heard of, in UTC by the data base's clock.
+        left_at: when it left; None if it has not.
+    """
+
+    id: int
+    process: Process
+    versions: Mapping[str, str]
+    others: int
+    started_at: datetime
+    beat_at: datetime
+    left_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right of a driver to record one schedule: void as soon as the schedule is another's, or begun anew.
+
+    Attributes:
+        driver: its id.
+        attempt: the count of attempts that the claim stands for.
+    """
+
+    driver: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class News:
+    """What other drivers did to a study, as one of them sees it.
+
+    Attributes:
+        finished: evaluations that finished, in order; those of the driver that asks are among them.
+        elsewhere: how many schedules other drivers are running.
+        waiting: how many are there to take over: queued, or claimed by a driver that is gone or knows nothing of it.
+    """
+
+    finished: list[Evaluation]
+    elsewhere: int
+    waiting: int
 
 
 @dataclass(frozen=True)

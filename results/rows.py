@@ -6,11 +6,11 @@ from typing import Any
 from sqlalchemy import Row, Select, and_, func, select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from results.records import Confirmation, Evaluation, Study, StudySpec
+from results.process import Process
+from results.records import STATES, Confirmation, Driver, Evaluation, Study, StudySpec
 from results.schema import ConfirmationRow, EvaluationRow, FineTuneRow
 from spaces import PruningSchedule
 
-RECORDED = ("done", "failed", "stopped")  # the states that the store takes; a study counts each
 SPEC_COLUMNS = [f.name for f in fields(StudySpec) if f.name not in ("img_size", "objectives")]
 _READ_ONLY = ("finetuned_top1", "confirmed")  # of an Evaluation, and kept in tables of their own
 _COLUMNS = [getattr(EvaluationRow, f.name) for f in fields(Evaluation) if f.name not in _READ_ONLY]
@@ -66,5 +66,18 @@ def read_study(row: Row[Any]) -> Study:
         img_size=(values["img_height"], values["img_width"]),
         objectives=tuple(values["objectives"]),
     )
-    counts = {name: int(values[name] or 0) for name in (*RECORDED, "confirmed")}
+    counts = {name: int(values[name] or 0) for name in (*STATES, "confirmed")}
     return Study(values["id"], values["created_at"], spec, **counts)
+
+
+def read_driver(row: Row[Any]) -> Driver:
+    """Return the value that a row of the table of drivers stands for."""
+    return Driver(
+        row.id,
+        Process(row.host, row.pid, row.process_started),
+        row.versions,
+        row.others,
+        row.started_at,
+        row.beat_at,
+        row.left_at,
+    )

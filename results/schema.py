@@ -21,13 +21,15 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    false,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from results.records import FAILURES, STATES
 
-REVISIONS = ("0001", "0002")  # every schema there ever was, oldest first
+REVISIONS = ("0001", "0002", "0003")  # every schema there ever was, oldest first
 VERSION_TABLE = "prunefront_version"  # not alembic's default name: Optuna's data bases use that
 
 
@@ -102,6 +104,24 @@ class StudyRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class DriverRow(Base):
+    """A process that searches, or searched, a study; see `Driver`."""
+
+    __tablename__ = "drivers"
+    __table_args__ = (Index(None, "study_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int] = mapped_column(BigInteger)
+    process_started: Mapped[str] = mapped_column(String(64))
+    versions: Mapped[dict[str, str]] = mapped_column(JSON)
+    others: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    beat_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    left_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
 class EvaluationRow(Base):
     """One schedule of a study and what came of it; see `Evaluation`."""
 
@@ -114,11 +134,17 @@ class EvaluationRow(Base):
         CheckConstraint("(state = 'failed') = (failure IS NOT NULL)", name="failed_has_failure"),
         CheckConstraint("state <> 'done' OR (top1 IS NOT NULL AND loss IS NOT NULL)", name="done_has_metrics"),
         Index(None, "study_id", "state", "flops", "top1"),
+        Index(
+            "ix_evaluations_front",
+            "study_id",
+            postgresql_where=text("on_front"),
+            sqlite_where=text("on_front = 1"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
-    number: Mapped[int]
+    number: Mapped[int]  # from 0 as they finish; -1, -2, … as they are claimed
     schedule_hash: Mapped[str] = mapped_column(String(64))
     schedule: Mapped[str] = mapped_column(Text)  # canonical text
     state: Mapped[str] = mapped_column(String(16))
@@ -139,6 +165,9 @@ class EvaluationRow(Base):
     parameters: Mapped[dict[str, Any]] = mapped_column(JSON)
     sampler_state: Mapped[dict[str, Any]] = mapped_column(JSON)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    driver_id: Mapped[int | None] = mapped_column(ForeignKey("drivers.id"))
+    attempts: Mapped[int] = mapped_column(server_default="1")
+    on_front: Mapped[bool] = mapped_column(server_default=false())  # kept by `results.marks`
 
 
 class ConfirmationRow(Base):

@@ -1,12 +1,11 @@
 """The store of studies and their evaluations, over SQL.
 
-One process writes at a time: the driver of a search, then whoever records a fine-tuning. Any number may
-read meanwhile. What comes out are the plain values of `results.records`.
+Any number of processes may write and read: writers of one study take turns, and each schedule is one driver's at a
+time (`results.claims`). What comes out are the plain values of `results.records`.
 """
 
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from types import TracebackType
@@ -14,20 +13,26 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, case, func, insert, select, update
 
+from results import claims, marks
+from results.checks import check_evaluation, refuse_nonfinite
 from results.database import open_database, store_errors, writing
+from results.export import best_evaluation
 from results.objectives import objectives_front
-from results.records import FAILURES, Confirmation, Evaluation, FineTune, Study, StudySpec
-from results.rows import (
-    CONFIRMATION,
-    CONFIRMED_COLUMNS,
-    OBJECTIVE_COLUMNS,
-    RECORDED,
-    SAME_SCHEDULE,
-    SPEC_COLUMNS,
-    evaluations_query,
-    read_evaluation,
-    read_study,
+from results.process import this_process
+from results.records import (
+    FINISHED,
+    STATES,
+    UNFINISHED,
+    Claim,
+    Confirmation,
+    Driver,
+    Evaluation,
+    FineTune,
+    News,
+    Study,
+    StudySpec,
 )
+from results.rows import CONFIRMATION, SPEC_COLUMNS, evaluations_query, read_evaluation, read_study
 from results.schema import ConfirmationRow, EvaluationRow, FineTuneRow, StudyRow
 from spaces import PruningSchedule
 from spaces.errors import StoreError, UnknownNameError, UsageError
@@ -78,7 +83,7 @@ class Store:
         Raises:
             StoreError: there is one of that name.
         """
-        _refuse_nonfinite(f"study {spec.name!r}", spec)
+        refuse_nonfinite(f"study {spec.name!r}", spec)
         values = {name: getattr(spec, name) for name in SPEC_COLUMNS}
         values |= {name: dict(values[name]) for name in ("layout", "versions", "config")}
         values |= {"img_height": spec.img_size[0], "img_width": spec.img_size[1]}
@@ -106,11 +111,14 @@ class Store:
         return self._studies()
 
     def _studies(self, *conditions: ColumnElement[bool]) -> list[Study]:
+        # Only of the studies that are asked for: there may be many evaluations in others.
+        chosen = EvaluationRow.study_id.in_(select(StudyRow.id).where(*conditions))
         counts = (
             select(
                 EvaluationRow.study_id,
-                *(func.sum(case((EvaluationRow.state == state, 1), else_=0)).label(state) for state in RECORDED),
+                *(func.sum(case((EvaluationRow.state == state, 1), else_=0)).label(state) for state in STATES),
             )
+            .where(chosen)
             .group_by(EvaluationRow.study_id)
             .subquery()
         )
@@ -120,7 +128,7 @@ class Store:
             .subquery()
         )
         query = (
-            select(StudyRow.__table__, *(counts.c[state] for state in RECORDED), confirmed.c.confirmed)
+            select(StudyRow.__table__, *(counts.c[state] for state in STATES), confirmed.c.confirmed)
             .outerjoin(counts, counts.c.study_id == StudyRow.id)
             .outerjoin(confirmed, confirmed.c.study_id == StudyRow.id)
             .where(*conditions)
@@ -131,49 +139,42 @@ class Store:
 
     # --- evaluations ------------------------------------------------------------------------------------
 
-    def record(self, study: Study, evaluation: Evaluation) -> bool:
+    def record(self, study: Study, evaluation: Evaluation, claim: Claim | None = None) -> bool:
         """Write an evaluation that is done, failed or stopped, and give it the next number of the study.
 
+        Args:
+            study: whose.
+            evaluation: what came of a schedule.
+            claim: under which it was run. Without one it is written if nobody else is about to: the study does not
+                know the schedule, it is queued, or the driver that ran it is gone.
+
         Returns:
-            False, and nothing is written, if the study has an evaluation of that schedule already.
+            Whether it stands in the data base now. False, and nothing is written, if the claim is void or the study
+            has another evaluation of that schedule. To say again what was recorded under the same claim is no error.
 
         Raises:
             StoreError: the evaluation contradicts itself or holds a NaN or an infinity.
         """
-        _check_evaluation(evaluation)
-        of_study = EvaluationRow.study_id == study.id
-        with store_errors(self.where), writing(self._engine).begin() as connection:
-            _take_turns(connection, study)
-            same = select(EvaluationRow.id).where(of_study, EvaluationRow.schedule_hash == evaluation.hash)
-            if connection.execute(same).scalar() is not None:
+        check_evaluation(evaluation)
+        same = and_(EvaluationRow.study_id == study.id, EvaluationRow.schedule_hash == evaluation.hash)
+        columns = (EvaluationRow.state, EvaluationRow.driver_id, EvaluationRow.attempts)
+        with self._turn(study) as connection:
+            row = connection.execute(select(*columns).where(same)).first()
+            mine = row is not None and claim == Claim(row.driver_id or 0, row.attempts)
+            if row is not None and row.state in FINISHED:
+                return mine
+            if claim is not None and not mine:
                 return False
-            last = connection.execute(select(func.max(EvaluationRow.number)).where(of_study)).scalar()
-            connection.execute(
-                insert(EvaluationRow).values(
-                    study_id=study.id,
-                    number=0 if last is None else last + 1,
-                    schedule_hash=evaluation.hash,
-                    schedule=evaluation.schedule.text,
-                    state=evaluation.state,
-                    failure=evaluation.failure,
-                    error=evaluation.error,
-                    flops=evaluation.flops,
-                    flops_ratio=evaluation.flops_ratio,
-                    top1=evaluation.top1,
-                    loss=evaluation.loss,
-                    agreement=evaluation.agreement,
-                    images=evaluation.images,
-                    latency_ms=evaluation.latency_ms,
-                    latency_ratio=evaluation.latency_ratio,
-                    outcomes=evaluation.outcomes,
-                    estimate=evaluation.estimate,
-                    seconds=evaluation.seconds,
-                    origin=evaluation.origin,
-                    parameters=dict(evaluation.parameters),
-                    sampler_state=dict(evaluation.sampler_state),
-                    finished_at=evaluation.finished_at or datetime.now(UTC),
-                )
-            )
+            if claim is None and row is not None and claims.is_running(connection, study, row.driver_id):
+                return False
+            values = _values(evaluation) | {"number": claims.next_number(connection, study)}
+            values |= {"driver_id": None if claim is None else claim.driver}
+            if row is None:
+                connection.execute(insert(EvaluationRow).values(study_id=study.id, **values))
+            else:
+                connection.execute(update(EvaluationRow).where(same).values(values))
+            if evaluation.state == "done":
+                marks.mark_new(connection, study, evaluation.hash)
         return True
 
     def evaluation(self, study: Study, schedule_hash: str) -> Evaluation | None:
@@ -181,15 +182,19 @@ class Store:
         found = self._evaluations(evaluations_query(study).where(EvaluationRow.schedule_hash == schedule_hash))
         return found[0] if found else None
 
-    def evaluations(self, study: Study, done_only: bool = True) -> list[Evaluation]:
-        """Return the evaluations of a study in the order they were recorded.
+    def evaluations(self, study: Study, done_only: bool = True, unfinished: bool = False) -> list[Evaluation]:
+        """Return the evaluations of a study in the order in which they finished.
 
         Args:
             study: whose.
             done_only: leave out the failed and the stopped ones.
+            unfinished: add those that are running or queued, last and in the order in which they were claimed.
         """
-        states = ("done",) if done_only else RECORDED
-        return self._evaluations(evaluations_query(study).where(EvaluationRow.state.in_(states)))
+        states = ("done",) if done_only else FINISHED
+        found = self._evaluations(evaluations_query(study).where(EvaluationRow.state.in_(states)))
+        if unfinished:
+            found += reversed(self._evaluations(evaluations_query(study).where(EvaluationRow.state.in_(UNFINISHED))))
+        return found
 
     def front(self, study: Study, max_flops: int | None = None, min_top1: float | None = None) -> list[Evaluation]:
         """Return the best evaluations within the bounds by the study's own objectives, cheapest first.
@@ -201,35 +206,116 @@ class Store:
         Args:
             study: whose.
             max_flops: the most FLOPs that an evaluation may cost.
-            min_top1: the least standing top-1 that it must have, in 0..1.
+            min_top1: the least standing top-1 that it must have.
         """
-        objectives = study.spec.objectives
-        names = list(dict.fromkeys([*objectives, "top1"]))
-        top1 = 1 + names.index("top1")
-        query = select(EvaluationRow.id, *(OBJECTIVE_COLUMNS[name] for name in names)).where(
-            EvaluationRow.study_id == study.id, EvaluationRow.state == "done"
-        )
-        if max_flops is not None:
-            query = query.where(EvaluationRow.flops <= max_flops)
-        confirmed = (
-            select(EvaluationRow.id, *((OBJECTIVE_COLUMNS | CONFIRMED_COLUMNS)[name] for name in names))
-            .join_from(ConfirmationRow, EvaluationRow, SAME_SCHEDULE)
-            .where(ConfirmationRow.study_id == study.id)
-        )
+        bounds = {name: bound for name, bound in (("flops", max_flops), ("top1", min_top1)) if bound is not None}
+        if bounds.keys() <= set(study.spec.objectives):
+            # What beats a point within such a bound is within it, too: the bounded front is on the whole one.
+            found = self._evaluations(evaluations_query(study).where(EvaluationRow.on_front))
+        else:
+            found = self._bounded_front(study, max_flops, min_top1)
+        within = [
+            evaluation
+            for evaluation in found
+            if (max_flops is None or evaluation.flops <= max_flops)
+            and (min_top1 is None or (evaluation.standing.top1 or 0.0) >= min_top1)
+        ]
+        return sorted(within, key=lambda evaluation: evaluation.flops)
+
+    def _bounded_front(self, study: Study, max_flops: int | None, min_top1: float | None) -> list[Evaluation]:
+        names = [*study.spec.objectives, "flops", "top1"]
         with store_errors(self.where), self._engine.connect() as connection:
-            # For top-1 and FLOPs the index alone answers this; the few confirmed ones are then put in.
-            rows = connection.execute(query.order_by(EvaluationRow.id)).all()
-            standing = {row.id: row for row in connection.execute(confirmed)}
-        rows = [standing.get(row.id, row) for row in rows]
-        if min_top1 is not None:
-            rows = [row for row in rows if row[top1] >= min_top1]
+            rows = marks.standing_rows(connection, study, list(dict.fromkeys(names)))
+        flops, top1 = (1 + list(dict.fromkeys(names)).index(name) for name in ("flops", "top1"))
+        rows = [
+            row
+            for row in rows
+            if (max_flops is None or row[flops] <= max_flops) and (min_top1 is None or row[top1] >= min_top1)
+        ]
+        objectives = study.spec.objectives
         best = objectives_front([row[1 : 1 + len(objectives)] for row in rows], objectives)
-        found = self._evaluations(evaluations_query(study).where(EvaluationRow.id.in_([rows[i].id for i in best])))
-        return sorted(found, key=lambda evaluation: evaluation.flops)
+        return self._evaluations(evaluations_query(study).where(EvaluationRow.id.in_([rows[i].id for i in best])))
+
+    def best(self, study: Study, *, max_flops: int | None = None, min_top1: float | None = None) -> Evaluation:
+        """Return the evaluation of the highest standing top-1 within the bounds; of equal ones the cheapest.
+
+        Args:
+            study: whose.
+            max_flops: the most FLOPs it may cost.
+            min_top1: the least standing top-1 in 0..1 that it must have.
+
+        Raises:
+            UsageError: there is none; the message names the nearest.
+        """
+        # The front of top-1 and FLOPs holds the best and the cheapest, under any bound.
+        all_on_front = set(study.spec.objectives) == {"top1", "flops"}
+        candidates = self.front(study) if all_on_front else self.evaluations(study)
+        return best_evaluation(candidates, max_flops=max_flops, min_top1=min_top1)
 
     def _evaluations(self, query: Select[Any]) -> list[Evaluation]:
         with store_errors(self.where), self._engine.connect() as connection:
             return [read_evaluation(row) for row in connection.execute(query.order_by(EvaluationRow.number))]
+
+    # --- drivers and claims -----------------------------------------------------------------------------
+
+    def enter(self, study: Study, versions: Mapping[str, str]) -> Driver:
+        """Register this process as a driver of a study; it must `beat` from now on, and `leave` in the end."""
+        with self._turn(study) as connection:
+            return claims.enter(connection, study, this_process(), dict(versions))
+
+    def beat(self, driver: Driver) -> None:
+        """Say that a driver is at work, every `claims.BEAT_SECONDS` or so."""
+        with store_errors(self.where), writing(self._engine).begin() as connection:
+            claims.beat(connection, driver.id)
+
+    def leave(self, study: Study, driver: Driver) -> None:
+        """Give back what a driver was running, for others or its next run, and say that it left."""
+        with self._turn(study) as connection:
+            claims.leave(connection, study, driver.id)
+
+    def drivers(self, study: Study) -> list[Driver]:
+        """Return all that ever searched a study, in the order in which they came."""
+        with store_errors(self.where), self._engine.connect() as connection:
+            return claims.drivers_of(connection, study)
+
+    def claim(self, study: Study, driver: Driver, evaluations: Sequence[Evaluation], trials: int) -> dict[str, Claim]:
+        """Claim schedules to run them; see `claims.claim`. To ask again for what one has is no error."""
+        with self._turn(study) as connection:
+            return claims.claim(connection, study, driver.id, evaluations, trials)
+
+    def take_over(
+        self, study: Study, driver: Driver, most: int, trials: int, held: Collection[str] = ()
+    ) -> dict[str, tuple[Evaluation, Claim]]:
+        """Claim what was queued, or was run by a driver that is gone; see `claims.take_over`."""
+        with self._turn(study) as connection:
+            return claims.take_over(connection, study, driver.id, most, trials, held)
+
+    def retry(self, study: Study, schedule_hash: str, claim: Claim) -> Claim | None:
+        """Begin another attempt of a schedule whose worker was lost; None if the claim is void."""
+        with self._turn(study) as connection:
+            return claims.retry(connection, study, schedule_hash, claim)
+
+    def news(self, study: Study, driver: Driver, after: int, held: Collection[str] = ()) -> News:
+        """Return what finished beyond number `after`, and what others are at; it only reads.
+
+        Args:
+            study: whose.
+            driver: who asks.
+            after: the last number it knows of, -1 for none.
+            held: hashes of what it has claimed and not recorded.
+        """
+        with store_errors(self.where), self._engine.connect() as connection:
+            return claims.news(connection, study, driver.id, after, held)
+
+    @contextmanager
+    def _turn(self, study: Study) -> Iterator[Connection]:
+        """Begin a transaction in which no one else writes to a study.
+
+        PostgreSQL locks the study's row for it; SQLite's transaction holds the only lock anyway.
+        """
+        with store_errors(self.where), writing(self._engine).begin() as connection:
+            connection.execute(select(StudyRow.id).where(StudyRow.id == study.id).with_for_update())
+            yield connection
 
     # --- confirmations ----------------------------------------------------------------------------------
 
@@ -241,7 +327,7 @@ class Store:
             StoreError: a figure is a NaN or an infinity, or there are no images.
         """
         where = f"confirmation of {confirmation.schedule_hash}"
-        _refuse_nonfinite(where, confirmation)
+        refuse_nonfinite(where, confirmation)
         if confirmation.images < 1:
             raise StoreError(f"{where}: is on {confirmation.images} images")
         values = {f.name: getattr(confirmation, f.name) for f in fields(Confirmation)}
@@ -253,10 +339,10 @@ class Store:
                     f"schedule {confirmation.schedule_hash}: study {study.name!r} has no finished evaluation of it"
                 )
         same = and_(ConfirmationRow.study_id == study.id, ConfirmationRow.schedule_hash == confirmation.schedule_hash)
-        with store_errors(self.where), writing(self._engine).begin() as connection:
-            _take_turns(connection, study)
+        with self._turn(study) as connection:
             if connection.execute(update(ConfirmationRow).where(same).values(values)).rowcount == 0:
                 connection.execute(insert(ConfirmationRow).values(values))
+            marks.mark_all(connection, study)
 
     def confirmation(self, study: Study, schedule_hash: str) -> Confirmation | None:
         """Return a schedule's confirmed score, for the dense model that of the empty schedule; None without one."""
@@ -276,8 +362,9 @@ class Store:
             UsageError: the study has no evaluation of that schedule.
             StoreError: a figure is a NaN or an infinity.
         """
-        _refuse_nonfinite(f"fine-tuning of {finetune.schedule_hash}", finetune)
-        if self.evaluation(study, finetune.schedule_hash) is None:
+        refuse_nonfinite(f"fine-tuning of {finetune.schedule_hash}", finetune)
+        known = self.evaluation(study, finetune.schedule_hash)
+        if known is None or known.state in UNFINISHED:
             raise UsageError(
                 f"schedule {finetune.schedule_hash}: study {study.name!r} has no evaluation of it; "
                 "name the study it was exported from"
@@ -296,43 +383,17 @@ class Store:
             return [FineTune(*row) for row in connection.execute(query)]
 
 
-# --- checks and locks --------------------------------------------------------------------------------------
-
-
-def _take_turns(connection: Connection, study: Study) -> None:
-    """Let one writer at a time into a study on PostgreSQL; SQLite's transaction holds the only lock anyway."""
-    connection.execute(select(StudyRow.id).where(StudyRow.id == study.id).with_for_update())
-
-
-def _check_evaluation(evaluation: Evaluation) -> None:
-    where = f"evaluation of {evaluation.schedule.text or 'the dense model'}"
-    _refuse_nonfinite(where, evaluation)
-    state = evaluation.state
-    if state not in RECORDED:
-        raise StoreError(f"{where}: state {state!r} is not one that can be recorded ({', '.join(RECORDED)})")
-    if state == "failed":
-        if evaluation.failure not in FAILURES:
-            raise StoreError(f"{where}: failure {evaluation.failure!r} is none of {', '.join(FAILURES)}")
-    elif evaluation.failure is not None:
-        raise StoreError(f"{where}: is {state} and yet has the failure {evaluation.failure}")
-    if state == "done" and (evaluation.top1 is None or evaluation.loss is None):
-        raise StoreError(f"{where}: is done but lacks its top1 or loss")
-    if state == "stopped" and evaluation.images < 1:
-        raise StoreError(f"{where}: was stopped after {evaluation.images} images; it must have run some")
-    if evaluation.outcomes is not None and len(evaluation.outcomes) != (evaluation.images + 7) // 8:
-        raise StoreError(
-            f"{where}: outcomes of {len(evaluation.outcomes)} bytes do not fit {evaluation.images} images"
-        )
-
-
-def _refuse_nonfinite(where: str, record: StudySpec | Evaluation | Confirmation | FineTune) -> None:
-    """Refuse what a data base cannot hold; SQLite would take a NaN for a missing value without a word."""
-    for field in fields(record):
-        value = getattr(record, field.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise StoreError(f"{where}: {field.name} is {value}; record it as failed with NONFINITE")
-        if isinstance(value, Mapping | list):
-            try:
-                json.dumps(value if isinstance(value, list) else dict(value), allow_nan=False)
-            except (TypeError, ValueError) as error:
-                raise StoreError(f"{where}: {field.name} cannot be written as JSON: {error}") from None
+def _values(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the columns of a finished evaluation, but for those that the store keeps."""
+    names = (
+        "state", "failure", "error", "flops", "flops_ratio", "top1", "loss", "agreement", "images", "latency_ms",
+        "latency_ratio", "outcomes", "estimate", "seconds", "origin",
+    )  # fmt: skip
+    return {
+        **{name: getattr(evaluation, name) for name in names},
+        "schedule_hash": evaluation.hash,
+        "schedule": evaluation.schedule.text,
+        "parameters": dict(evaluation.parameters),
+        "sampler_state": dict(evaluation.sampler_state),
+        "finished_at": evaluation.finished_at or datetime.now(UTC),
+    }

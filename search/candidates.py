@@ -89,6 +89,11 @@ class Proposer:
                 return self._candidate(schedule, self._sampler.name, self._sampler.ask(values))
         return None
 
+    def again(self, evaluation: Evaluation) -> Candidate:
+        """Return the candidate that an evaluation was, which was begun and not finished."""
+        draw = self._sampler.ask(evaluation.parameters) if evaluation.parameters else None
+        return self._candidate(evaluation.schedule, evaluation.origin, draw)
+
     def _candidate(self, schedule: PruningSchedule, origin: str, draw: Draw | None) -> Candidate:
         flops = self._flops(schedule)
         if flops > self._space.limit:

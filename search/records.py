@@ -1,19 +1,20 @@
 """The driver's way into the store, and its patience with a data base that is away.
 
-A write is repeated while what went wrong may be over later. When patience is at its end the results that arrive are
+A write is repeated while what went wrong may be over later; it may have been done whose word was lost on the way, so
+each can be said twice. When patience is at its end the results that arrive are
 spooled to a file, for a resume to take in.
 """
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from results import Evaluation, Study
-from results.records import Confirmation
-from results.store import Store
+from results.records import Confirmation, News
+from search.lease import ClaimedRecords
 from search.spool import Spool
 from spaces.errors import DatabaseError, StoreError
 
@@ -22,29 +23,6 @@ FIRST_WAIT, LONGEST_WAIT = 0.25, 30.0  # seconds between two attempts: twice as 
 SLICE = 0.5  # seconds of waiting after which it is asked whether there is a hurry
 
 T = TypeVar("T")
-
-
-class StudyRecords:
-    """The searcher's way into the store."""
-
-    def __init__(self, store: Store, study: Study) -> None:
-        self._store, self._study = store, study
-
-    def record(self, evaluation: Evaluation) -> bool:
-        """Write an evaluation; False if its schedule is recorded already."""
-        return self._store.record(self._study, evaluation)
-
-    def evaluation(self, schedule_hash: str) -> Evaluation | None:
-        """Return what is recorded of a schedule."""
-        return self._store.evaluation(self._study, schedule_hash)
-
-    def confirm(self, confirmation: Confirmation) -> None:
-        """Write a confirmed score."""
-        self._store.confirm(self._study, confirmation)
-
-    def study(self) -> Study:
-        """Return the study as it is now."""
-        return self._store.study(self._study.name)
 
 
 class PatientRecords:
@@ -65,7 +43,7 @@ class PatientRecords:
 
     def __init__(
         self,
-        records: StudyRecords,
+        records: ClaimedRecords,
         spool: Spool,
         *,
         patience: float = PATIENCE,
@@ -80,22 +58,27 @@ class PatientRecords:
         self._random = random.Random()  # not the search's seed: drivers that wait for one server shall part
         self.error: DatabaseError | None = None
 
+    def claim(self, evaluations: Sequence[Evaluation], trials: int) -> set[str]:
+        """Claim schedules to run them; return the hashes of those granted; raises as `evaluation` does."""
+        return self.patiently(lambda: self._records.claim(evaluations, trials))
+
+    def take_over(self, most: int, trials: int) -> list[Evaluation]:
+        """Claim schedules that were queued or left; raises as `evaluation` does."""
+        return self.patiently(lambda: self._records.take_over(most, trials))
+
+    def retry(self, schedule_hash: str) -> bool:
+        """Begin another attempt of a schedule; raises as `evaluation` does."""
+        return self.patiently(lambda: self._records.retry(schedule_hash))
+
+    def news(self) -> News:
+        """Return what finished since the last time, and what others are at; raises as `evaluation` does."""
+        return self.patiently(self._records.news)
+
     def record(self, evaluation: Evaluation) -> bool:
-        """Write an evaluation, or spool it; False if its schedule is recorded already."""
+        """Write an evaluation, or spool it; False if its schedule was taken by another driver."""
         stamped = replace(evaluation, finished_at=evaluation.finished_at or datetime.now(UTC))
-        attempts = 0
-
-        def write() -> bool:
-            nonlocal attempts
-            attempts += 1
-            if self._records.record(stamped):
-                return True
-            # A commit may have been done whose word was lost on the way: the record is then this one.
-            found = self._records.evaluation(stamped.hash) if attempts > 1 else None
-            return found is not None and found.finished_at == stamped.finished_at
-
         try:
-            written = self.patiently(write)
+            written = self.patiently(lambda: self._records.record(stamped))
         except DatabaseError:
             self._spool.add(stamped)
             return True
@@ -118,6 +101,10 @@ class PatientRecords:
             DatabaseError: the data base is gone.
         """
         return self.patiently(lambda: self._records.evaluation(schedule_hash))
+
+    def confirmation(self, schedule_hash: str) -> Confirmation | None:
+        """Return a schedule's confirmed score; raises as `evaluation` does."""
+        return self.patiently(lambda: self._records.confirmation(schedule_hash))
 
     def study(self) -> Study:
         """Return the study as it is now; raises as `evaluation` does."""

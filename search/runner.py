@@ -36,14 +36,16 @@ from ray._private import ray_constants
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
 
-from results import Study
+from results import Evaluation, Study
+from results.records import Driver
 from results.store import Store
 from search.config import SearchConfig, parse_bytes
 from search.evaluator import DenseAnswers
 from search.fingerprint import check_nodes, software
 from search.interruption import Interruption
+from search.lease import ClaimedRecords, Lease
 from search.progress import SearchProgress, Snapshot
-from search.records import PatientRecords, StudyRecords
+from search.records import PatientRecords
 from search.samplers import make_sampler
 from search.scratch import scratch_folder
 from search.searcher import ScheduleSearcher
@@ -132,14 +134,14 @@ def run_search(
         subject = open_subject(config)
         store, study, dense = open_study(subject, url)
         spool = Spool(study, url)
-        with store, closing(spool):
+        with store, closing(spool), Lease(store, study) as lease:
             if warning := check_dense(dense, subject):
                 progress.note(warning)
             spool.take_in(store, progress.note)
-            study = store.study(config.study)
+            study, recorded = store.study(config.study), store.evaluations(study, done_only=False)
             with Tracking(trackers, study, partial(store.evaluation, study), progress.note) as tracking:
                 records = PatientRecords(
-                    StudyRecords(store, study),
+                    ClaimedRecords(store, study, lease.driver, max((e.number for e in recorded), default=-1)),
                     spool,
                     patience=config.db_patience,
                     lost=lose,
@@ -147,9 +149,10 @@ def run_search(
                     note=progress.note,
                     recorded=tracking.recorded,
                 )
-                searcher = _searcher(subject, study, store, records, dense, began, progress, tracking)
-                recorded = study.done + study.stopped + study.failed
-                outcome = SearchOutcome(study, f"{recorded} evaluations are recorded")
+                searcher = _searcher(
+                    subject, study, store, recorded, records, dense, lease.driver, began, progress, tracking
+                )
+                outcome = SearchOutcome(study, f"{len(recorded)} evaluations are recorded")
                 if not searcher.complete and interruption.signal is None:
                     stopping.append(searcher)
                     _search(subject, searcher, dense, scratch, interruption, outcome)
@@ -171,21 +174,23 @@ def _searcher(
     subject: Subject,
     study: Study,
     store: Store,
+    recorded: list[Evaluation],
     records: PatientRecords,
     dense: DenseAnswers,
+    driver: Driver,
     began: float,
     progress: SearchProgress,
     tracking: Tracking,
 ) -> ScheduleSearcher:
     config, space = subject.config, subject.space
-    recorded = store.evaluations(study, done_only=False)
     dense_score = store.confirmation(study, PruningSchedule().hash)
     standing = Standing(config.objective, subject.model.layout, recorded, dense_score)
+    seed = config.seed + driver.others  # drivers that search at once draw points of their own
     sampler = make_sampler(
         config.sampler,
         space,
         config.objective,
-        seed=config.seed,
+        seed=seed,
         trials=config.trials,
         recorded=len(recorded),
     )
@@ -208,7 +213,7 @@ def _searcher(
         standing=standing,
         records=records,
         starts=starting_schedules(space),
-        seed=config.seed,
+        seed=seed,
         brood=config.brood,
         race=subject.raced is not None,
         confirm=subject.confirm.images > 0,

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ray.tune.search import Searcher
 
 from results import Evaluation, hypervolume
-from results.records import Confirmation
+from results.records import Confirmation, News
 from search.candidates import Candidate, Known, Proposer
 from search.progress import Snapshot
 from search.sampler import Sampler
@@ -28,13 +28,28 @@ MOST_DEATHS = 2  # of worker processes on one schedule, before it counts as KILL
 
 
 class Records(Protocol):
-    """The study's place in the store, for the driver alone; every method may raise a StoreError."""
+    """The study's place in the store, for one driver; every method may raise a StoreError."""
+
+    def claim(self, evaluations: Sequence[Evaluation], trials: int) -> set[str]:
+        """Claim schedules to run them, while the study has less than `trials`; return the hashes of those granted."""
+
+    def take_over(self, most: int, trials: int) -> list[Evaluation]:
+        """Claim up to `most` schedules that were queued or left by a driver that is gone."""
+
+    def retry(self, schedule_hash: str) -> bool:
+        """Begin another attempt of a claimed schedule; False if it is another driver's now."""
 
     def record(self, evaluation: Evaluation) -> bool:
-        """Write it; False if the schedule is there already."""
+        """Write what came of a claimed schedule; False if it is another driver's now."""
+
+    def news(self) -> News:
+        """Return what finished since the last time, and what others are at."""
 
     def evaluation(self, schedule_hash: str) -> Evaluation | None:
-        """Return what is recorded of a schedule."""
+        """Return what the study has of a schedule, in whatever state."""
+
+    def confirmation(self, schedule_hash: str) -> Confirmation | None:
+        """Return a schedule's confirmed score."""
 
     def confirm(self, confirmation: Confirmation) -> None:
         """Write a confirmed score."""
@@ -118,6 +133,7 @@ class ScheduleSearcher(Searcher):
         self._again: list[Flight] = []  # their worker died; whose fault it was is not known yet
         self._flying: dict[str, Flight] = {}
         self._hatching: list[Candidate] = []  # of the brood that is put together
+        self._elsewhere = 0  # schedules that other drivers are running
         self._failures: list[str] = []
         self._halted = False
         self.ending = ""
@@ -170,8 +186,10 @@ class ScheduleSearcher(Searcher):
         try:
             flight = None if self._halted else self._next_search() or self._next_confirmation()
             if flight is None:
-                # What is under way may die and fly again, turn out to be known, or uncover what is to be confirmed.
-                return None if self._flying and not self._halted else str(Searcher.FINISHED)
+                # What is under way may die and fly again, turn out to be known, or uncover what is to be confirmed;
+                # what is under way elsewhere may be left to this driver.
+                waits = self._flying or (self._elsewhere and not self.ending)
+                return None if waits and not self._halted else str(Searcher.FINISHED)
             flight.since = self._free.pop(0) if self._free else self._began
             self._flying[trial_id] = flight
             return self._task(flight)
@@ -222,29 +240,61 @@ class ScheduleSearcher(Searcher):
     def _next_search(self) -> Flight | None:
         if self._again:
             return self._again.pop(0)
+        waiting = self._learn()
         if not self.ending and self._deadline():
             self._end("the time budget is spent")
         if not self.ending and len(self._standing) >= self._trials:
             self._end(f"{self._trials} evaluations are recorded")
         if self.ending:
             return None
+        room = self._trials - len(self._standing) - self._under_way() - self._elsewhere
         try:
-            while len(self._hatching) < self._brood and self._under_way() + len(self._standing) < self._trials:
-                candidate = self._proposer.next()
-                if candidate is None:
-                    self._end("the space is exhausted: nothing new was found in it")
-                    break
-                self._hatching.append(candidate)
-            return Flight(self._hatching, None, 0.0) if self._hatching else None
+            brood = self._hatch(min(self._brood, room), waiting)
+            return Flight(brood, None, 0.0) if brood else None
         finally:
             self._hatching = []
+
+    def _hatch(self, most: int, waiting: int) -> list[Candidate]:
+        """Return up to `most` candidates that are claimed: those first that wait to be run again."""
+        if most < 1:
+            return []
+        taken = self._records.take_over(most, self._trials) if waiting else []
+        self._hatching = [self._proposer.again(evaluation) for evaluation in taken]
+        while len(self._hatching) < most:
+            candidate = self._proposer.next()
+            if candidate is None:
+                self._end("the space is exhausted: nothing new was found in it")
+                break
+            self._hatching.append(candidate)
+        fresh = self._hatching[len(taken) :]
+        beforehand = [Evaluation(state="running", **self._beforehand(candidate)) for candidate in fresh]
+        granted = self._records.claim(beforehand, self._trials) if fresh else set()
+        for candidate in fresh:
+            if candidate.schedule.hash not in granted:  # another driver was faster
+                self._elsewhere += 1
+                self._tell(candidate, None)
+        return self._hatching[: len(taken)] + [c for c in fresh if c.schedule.hash in granted]
+
+    def _learn(self) -> int:
+        """Take in what other drivers finished; return how many schedules wait to be run again."""
+        news = self._records.news()
+        self._elsewhere = news.elsewhere
+        for evaluation in news.finished:
+            if evaluation.hash not in self._standing:
+                self._standing.add(evaluation)
+                self._sampler.restore([evaluation])
+        return news.waiting
 
     def _next_confirmation(self) -> Flight | None:
         searching = any(flight.confirming is None for flight in self._flying.values())
         if not (self.ending and self._confirm) or searching:
             return None
-        schedule = self._confirmer.next()
-        return None if schedule is None else Flight([], schedule, 0.0)
+        while schedule := self._confirmer.next():
+            known = self._records.confirmation(schedule.hash)
+            if known is None:
+                return Flight([], schedule, 0.0)
+            self._standing.confirm(known)  # by another driver
+        return None
 
     def _candidates(self) -> Iterator[Candidate]:
         """Yield what is under way."""
@@ -260,8 +310,12 @@ class ScheduleSearcher(Searcher):
         if any(self._standing.computation(candidate.schedule) == computation for candidate in self._candidates()):
             return Known(None)
         known = self._standing.find(schedule)
-        if known is None and (known := self._records.evaluation(schedule.hash)):
-            self._take_in(known)  # another process searches this study, too
+        if known is None and (known := self._records.evaluation(schedule.hash)):  # another driver's
+            if known.state == "queued":
+                return None
+            if known.state == "running":
+                return Known(None)
+            self._standing.add(known)
         return None if known is None else Known(known)
 
     def _task(self, flight: Flight) -> dict[str, Any]:
@@ -283,7 +337,9 @@ class ScheduleSearcher(Searcher):
                 self._note(f"schedule {flight.confirming.text!r} could not be confirmed: its worker {how} twice")
             return
         for candidate in flight.brood:
-            if candidate.deaths + 1 < MOST_DEATHS:
+            if candidate.deaths + 1 < MOST_DEATHS and not self._records.retry(candidate.schedule.hash):
+                self._tell(candidate, None)
+            elif candidate.deaths + 1 < MOST_DEATHS:
                 self._again.append(Flight([replace(candidate, deaths=candidate.deaths + 1)], None, 0.0))
                 self._note(f"the worker of schedule {candidate.schedule.text!r} {how}; it runs again")
             elif flight.late:
@@ -298,21 +354,24 @@ class ScheduleSearcher(Searcher):
         if self._records.record(evaluation):
             self.evaluated += 1
             self._take_in(evaluation)
+            self._tell(candidate, evaluation)
         else:
-            self._take_in(self._records.evaluation(evaluation.hash) or evaluation)
-        self._tell(candidate, evaluation)
+            self._tell(candidate, None)  # what came of it there is news
 
-    def _evaluation(self, candidate: Candidate, result: Mapping[str, Any]) -> Evaluation:
+    def _beforehand(self, candidate: Candidate) -> dict[str, Any]:
+        """Return what is known of a candidate before it has run."""
         draw = candidate.draw
-        common: dict[str, Any] = {
+        return {
             "schedule": candidate.schedule,
             "flops": candidate.flops,
             "flops_ratio": candidate.flops / self._dense_flops,
             "parameters": {} if draw is None else draw.values,
             "sampler_state": {} if draw is None else self._sampler.state(draw),
             "origin": candidate.origin,
-            "seconds": result["seconds"],
         }
+
+    def _evaluation(self, candidate: Candidate, result: Mapping[str, Any]) -> Evaluation:
+        common = self._beforehand(candidate) | {"seconds": result["seconds"]}
         if result.get("failure"):
             return Evaluation(state="failed", failure=result["failure"], error=result["error"], **common)
         names = ("top1", "loss", "agreement", "images", "latency_ms", "latency_ratio", "outcomes", "estimate")

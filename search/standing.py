@@ -55,6 +55,10 @@ class Standing:
         """How many evaluations there are."""
         return len(self._evaluations)
 
+    def __contains__(self, schedule_hash: str) -> bool:
+        """Whether there is an evaluation of that very schedule."""
+        return schedule_hash in self._evaluations
+
     def add(self, evaluation: Evaluation) -> None:
         """Take in a finished evaluation."""
         self._evaluations[evaluation.hash] = evaluation

@@ -92,7 +92,9 @@ def front(
         found = store.study(study)
         limit = flops_limit(max_flops, found.spec.dense_flops)
         if all:
-            listed = [e for e in store.evaluations(found, done_only=False) if _within(e, limit, min_top1)]
+            listed = [
+                e for e in store.evaluations(found, done_only=False, unfinished=True) if _within(e, limit, min_top1)
+            ]
         else:
             listed = store.front(found, limit, min_top1)
         if plot is not None:
@@ -124,14 +126,14 @@ def export(
     min_top1: MinTop1 = None,
 ) -> None:
     """Write the most accurate schedule within the bounds as JSON."""
-    from results.export import best_evaluation, export_schedule, write_json
+    from results.export import export_schedule, write_json
     from results.store import Store
 
     check_top1(min_top1)
     with Store.open(database(db)) as store:
         found = store.study(study)
         limit = flops_limit(max_flops, found.spec.dense_flops)
-        best = best_evaluation(store.evaluations(found), max_flops=limit, min_top1=min_top1)
+        best = store.best(found, max_flops=limit, min_top1=min_top1)
         write_json(out, export_schedule(best, found, _dense(store, found)))
     top1 = f"top-1 {best.standing.top1:.4f}{', confirmed' if best.confirmed else ''}"
     say(f"wrote {out}: {best.schedule.text or 'dense'}, {top1}, {best.flops_ratio:.3f} of dense FLOPs")

@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from results import StudySpec
 from results.database import free_bytes
 from results.store import Store
-from search.records import PatientRecords, StudyRecords
+from search.lease import ClaimedRecords
+from search.records import PatientRecords
 from search.spool import Spool
 from search.studies import Subject
 from tests.search import fakes
@@ -43,10 +45,12 @@ def test_it_says_where_and_how_much_is_free_spools_and_goes_on_later(
         spec = StudySpec(**subject.spec(), dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0)
         study = store.create_study(spec)
         spool = Spool(study, url)
-        records = PatientRecords(StudyRecords(store, study), spool, patience=0.5, note=notes.append)
         kept = fakes.MemoryRecords()
-        search = fakes.searcher(kept, trials=60)
-        fakes.drive(search)
+        fakes.drive(fakes.searcher(kept, trials=60))
+        driver = store.enter(study, {})
+        claims = ClaimedRecords(store, study, driver)
+        claims.claim([replace(evaluation, state="running") for evaluation in kept.evaluations], trials=60)
+        records = PatientRecords(claims, spool, patience=0.5, note=notes.append)
         for number, evaluation in enumerate(kept.evaluations):
             if number == 20:
                 (disk / "ballast").write_bytes(b"0" * (free_bytes(str(path)) or 0))
@@ -69,6 +73,7 @@ def test_it_says_where_and_how_much_is_free_spools_and_goes_on_later(
         with closing(sqlite3.connect(path)) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         study = store.study(spec.name)
+        store.leave(study, driver)
         assert study.done + study.stopped == 60 - spool.count
         Spool(study, url).take_in(store, notes.append)
         assert {e.hash for e in store.evaluations(study, done_only=False)} == {e.hash for e in kept.evaluations}

@@ -10,13 +10,30 @@ import pytest
 from results.records import Evaluation, StudySpec
 from results.store import Store
 from spaces import PruningSchedule, Stage, TokenLayout
+from tests.results.engines import postgresql
 
 DENSE = 1_000_000
 
 
+@pytest.fixture(scope="session")
+def new_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """Makes data bases on one server."""
+    with postgresql(tmp_path_factory.mktemp("postgresql")) as new:
+        yield new
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'store.db'}"
+def engine() -> str:
+    """Which data base `url` is of; the tests marked `both_engines` run on each."""
+    return "sqlite"
+
+
+@pytest.fixture
+def url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if engine == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    new: Callable[[], str] = request.getfixturevalue("new_postgresql")
+    return new()
 
 
 @pytest.fixture

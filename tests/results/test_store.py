@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 
 from results import Confirmation, Evaluation, FineTune, StudySpec, pareto_front
+from results.export import best_evaluation
 from results.objectives import OBJECTIVES, objective_value, objectives_front
 from results.store import Store
 from spaces import PruningSchedule
 from spaces.errors import StoreError, UnknownNameError, UsageError
+from tests.results.engines import both_engines
 
+pytestmark = both_engines
 MakeSpec = Callable[..., StudySpec]
 MakeEvaluation = Callable[..., Evaluation]
 
@@ -292,8 +295,10 @@ def test_front_is_the_pure_function_within_the_bounds(
 
 
 def test_a_write_takes_the_lock_as_it_begins_and_a_read_does_not(
-    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation, engine: str
 ) -> None:
+    if engine != "sqlite":
+        pytest.skip("a matter of SQLite's one lock")
     statements: list[str] = []
 
     @event.listens_for(store._engine, "before_cursor_execute")
@@ -320,6 +325,7 @@ def test_ten_thousand_evaluations_are_read_in_few_statements(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     from results.database import writing
+    from results.marks import mark_all
     from results.schema import EvaluationRow
 
     study = store.create_study(make_spec())
@@ -344,6 +350,7 @@ def test_ten_thousand_evaluations_are_read_in_few_statements(
     ]
     with writing(store._engine).begin() as connection:
         connection.execute(EvaluationRow.__table__.insert(), rows)  # type: ignore[attr-defined]
+        mark_all(connection, study)
     statements: list[str] = []
     event.listen(store._engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
     evaluations = store.evaluations(study)
@@ -354,5 +361,6 @@ def test_ten_thousand_evaluations_are_read_in_few_statements(
     assert front == [evaluations[i] for i in pareto_front([(e.flops, e.top1 or 0.0) for e in evaluations])]
     assert sum(e.top1 is not None for e in evaluations) == count
     # Never a query a row, on two cores 0.25 s and 0.07 s; each begins with BEGIN.
-    assert len(read_all) == 2
+    assert len(read_all) <= 2
     assert len(statements) <= 5
+    assert store.best(study, max_flops=600_000) == best_evaluation(evaluations, max_flops=600_000)

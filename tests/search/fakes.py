@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from results import Evaluation
-from results.records import Confirmation
+from results.records import Confirmation, News
 from search.race import BroodRace
 from search.sampler import Sampler
 from search.samplers import make_sampler
@@ -71,7 +71,7 @@ def small_space() -> SearchSpace:
 
 
 class MemoryRecords:
-    """A study's evaluations in a list, and its confirmed scores by hash."""
+    """A study's evaluations in a list, and its confirmed scores by hash, for one driver alone."""
 
     def __init__(self, evaluations: Sequence[Evaluation] = ()) -> None:
         self.evaluations = list(evaluations)
@@ -87,6 +87,27 @@ class MemoryRecords:
     def evaluation(self, schedule_hash: str) -> Evaluation | None:
         """Look it up."""
         return next((e for e in self.read() if e.hash == schedule_hash), None)
+
+    def claim(self, evaluations: Sequence[Evaluation], trials: int) -> set[str]:
+        """Grant what is new, as far as the total allows."""
+        new = [e.hash for e in evaluations if not self.evaluation(e.hash)]
+        return set(new[: trials - len(self.evaluations)])
+
+    def take_over(self, most: int, trials: int) -> list[Evaluation]:
+        """Return none: nobody else is at work."""
+        return []
+
+    def retry(self, schedule_hash: str) -> bool:
+        """Allow it."""
+        return True
+
+    def news(self) -> News:
+        """Return what is recorded, none of it new."""
+        return News(self.read(), elsewhere=0, waiting=0)
+
+    def confirmation(self, schedule_hash: str) -> Confirmation | None:
+        """Look it up."""
+        return self.confirmations.get(schedule_hash)
 
     def confirm(self, confirmation: Confirmation) -> None:
         """Keep the score."""

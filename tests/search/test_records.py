@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,8 @@ from results import Evaluation, Study, StudySpec
 from results.records import Confirmation
 from results.store import Store
 from search import records as module
-from search.records import PatientRecords, StudyRecords
+from search.lease import ClaimedRecords
+from search.records import PatientRecords
 from search.spool import Spool, as_json, from_json
 from search.studies import Subject
 from spaces import PruningSchedule
@@ -52,24 +54,38 @@ def evaluation(number: int = 0) -> Evaluation:
     )
 
 
-class Away(StudyRecords):
+def claimed(store: Store, study: Study, numbers: range = range(4)) -> ClaimedRecords:
+    """Records of a driver that holds these evaluations."""
+    records = ClaimedRecords(store, study, store.enter(study, {}))
+    records.claim([replace(evaluation(number), state="running") for number in numbers], trials=99)
+    return records
+
+
+class Away:
     """Records whose data base answers each call with the next error, if there is one; what it wrote may stand."""
 
-    def __init__(self, store: Store, study: Study, errors: list[DatabaseError], after: bool = False) -> None:
-        super().__init__(store, study)
-        self.errors, self._after = errors, after
+    def __init__(
+        self, store: Store, study: Study, errors: list[DatabaseError], after: bool = False, numbers: range = range(4)
+    ) -> None:
+        self._records, self.errors, self._after = claimed(store, study, numbers), errors, after
+        write = store.record
 
-    def record(self, evaluation: Evaluation) -> bool:
-        if not self.errors:
-            return super().record(evaluation)
-        if self._after:
-            super().record(evaluation)
-        raise self.errors.pop(0)
+        def record(*given: Any) -> bool:
+            if not self.errors:
+                return write(*given)
+            if self._after:
+                write(*given)
+            raise self.errors.pop(0)
+
+        store.record = record  # type: ignore[method-assign]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._records, name)
 
     def confirm(self, confirmation: Confirmation) -> None:
         if self.errors:
             raise self.errors.pop(0)
-        super().confirm(confirmation)
+        self._records.confirm(confirmation)
 
 
 def away(times: int) -> list[DatabaseError]:
@@ -94,7 +110,8 @@ class TestPatience:
         totals = []
         for number in range(2):
             before = sum(clock)
-            PatientRecords(Away(store, study, away(3)), Spool(study, url)).record(evaluation(number))
+            records = Away(store, study, away(3), numbers=range(number, number + 1))
+            PatientRecords(records, Spool(study, url)).record(evaluation(number))
             totals.append(sum(clock) - before)
         assert totals[0] != totals[1]
 
@@ -104,7 +121,6 @@ class TestPatience:
         subject = PatientRecords(Away(store, study, away(1), after=True), Spool(study, url))
         assert subject.record(evaluation())  # it is this driver's own
         assert len(store.evaluations(study)) == 1
-        assert not subject.record(evaluation())
 
     def test_what_stays_wrong_is_not_waited_for(
         self, store: Store, study: Study, url: str, clock: list[float]
@@ -117,7 +133,7 @@ class TestPatience:
         assert "no such table; 1 results are kept in " in str(subject.farewell())
 
     def test_a_record_that_contradicts_itself_is_an_error_at_once(self, store: Store, study: Study, url: str) -> None:
-        subject = PatientRecords(StudyRecords(store, study), Spool(study, url))
+        subject = PatientRecords(claimed(store, study), Spool(study, url))
         with pytest.raises(StoreError, match="lacks its top1"):
             subject.record(replace(evaluation(), top1=None))
         assert subject.error is None
@@ -135,7 +151,8 @@ class TestPatience:
         store.record(study, evaluation(0))
         lost: list[int] = []
         spool = Spool(study, url)
-        subject = PatientRecords(Away(store, study, away(1000)), spool, patience=20.0, lost=lambda: lost.append(1))
+        records = Away(store, study, away(1000), numbers=range(1, 4))
+        subject = PatientRecords(records, spool, patience=20.0, lost=lambda: lost.append(1))
         for number in range(1, 4):
             assert subject.record(evaluation(number))
         score = Confirmation(evaluation(1).hash, 0.5, 1.0, 0.5, 80, 1.0, 1.0, 0.5)
@@ -150,6 +167,8 @@ class TestPatience:
         Spool(study, url).take_in(store, notes.append)
         assert notes == []  # its driver is still there
         spool.close()
+        records.errors.clear()
+        store.leave(study, store.drivers(study)[0])
         Spool(study, url).take_in(store, notes.append)
         assert [note.split(" in from ")[0] for note in notes] == ["took 4 results"]
         found = store.evaluations(study)

@@ -1,0 +1,74 @@
+"""Drivers, what each of them has claimed, and the front kept with the evaluations.
+
+Columns are added in place, as in 0002. The one that refers to another table is written as SQL, which both data bases
+understand: alembic would add its constraint apart, and SQLite cannot.
+"""
+
+import json
+
+import sqlalchemy as sa
+from alembic import op
+
+from results.objectives import objectives_front
+
+revision = "0003"
+down_revision = "0002"
+
+_COLUMNS = {"top1": "top1", "flops": "flops", "loss": "loss", "agreement": "agreement", "latency": "latency_ratio"}
+
+
+def upgrade() -> None:
+    """Add the table and the columns, and mark the front of each study."""
+    op.create_table(
+        "drivers",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("study_id", sa.Integer(), nullable=False),
+        sa.Column("host", sa.String(length=255), nullable=False),
+        sa.Column("pid", sa.BigInteger(), nullable=False),
+        sa.Column("process_started", sa.String(length=64), nullable=False),
+        sa.Column("versions", sa.JSON(), nullable=False),
+        sa.Column("others", sa.Integer(), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("beat_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("left_at", sa.DateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["study_id"], ["studies.id"], name=op.f("fk_drivers_studies"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_drivers")),
+    )
+    op.create_index(op.f("ix_drivers_study_id"), "drivers", ["study_id"])
+    op.execute(
+        "ALTER TABLE evaluations ADD COLUMN driver_id INTEGER"
+        " CONSTRAINT fk_evaluations_drivers REFERENCES drivers (id)"
+    )
+    op.add_column("evaluations", sa.Column("attempts", sa.Integer(), nullable=False, server_default="1"))
+    op.add_column("evaluations", sa.Column("on_front", sa.Boolean(), nullable=False, server_default=sa.false()))
+    _mark_fronts()
+    op.create_index(
+        "ix_evaluations_front",
+        "evaluations",
+        ["study_id"],
+        postgresql_where=sa.text("on_front"),
+        sqlite_where=sa.text("on_front = 1"),
+    )
+
+
+def _mark_fronts() -> None:
+    """Mark what the pure function finds among the standing scores, the earliest of equal points."""
+    connection = op.get_bind()
+    studies = connection.execute(sa.text("SELECT id, CAST(objectives AS TEXT) FROM studies")).all()
+    for study, text in studies:
+        objectives = json.loads(text)
+        values = [
+            f"e.{_COLUMNS[name]}" if name == "flops" else f"COALESCE(c.{_COLUMNS[name]}, e.{_COLUMNS[name]})"
+            for name in objectives
+        ]
+        rows = connection.execute(
+            sa.text(
+                f"SELECT e.id, {', '.join(values)} FROM evaluations e LEFT JOIN confirmations c"
+                " ON c.study_id = e.study_id AND c.schedule_hash = e.schedule_hash"
+                " WHERE e.study_id = :study AND e.state = 'done' ORDER BY e.number"
+            ),
+            {"study": study},
+        ).all()
+        best = [{"id": rows[i][0]} for i in objectives_front([row[1:] for row in rows], objectives)]
+        if best:
+            connection.execute(sa.text("UPDATE evaluations SET on_front = TRUE WHERE id = :id"), best)

@@ -12,7 +12,7 @@ Published are 4.5, 7.0 and 14 GFLOPs.
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
+from ssm_models.cross_scan import directional_scan
+from ssm_models.depthwise import at_kept, at_seen
 from ssm_models.importance import Signals
-from ssm_models.layers import a_log, dt_projection, precise
-from ssm_models.pruning import TokenView, take
+from ssm_models.layers import a_log, dt_projection
+from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
-from ssm_models.scan import channel_last_scan
-
-GROUPS = 4
+from ssm_models.ways import CROSS
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,9 @@ class GroupMambaConfig:
 class DirectedScan(nn.Module):
     """A 3×3 convolution and a selective scan in one direction: SS2D with one of its four ways."""
 
-    def __init__(self, dim: int, states: int, columns: bool, reverse: bool) -> None:
+    def __init__(self, dim: int, states: int, sequence: int) -> None:
         super().__init__()
-        self.dim, self.states, self.rank = dim, states, math.ceil(dim / 16)
-        self.columns, self.reverse = columns, reverse
+        self.rank, self.sequence, self.direction = math.ceil(dim / 16), sequence, CROSS[sequence]
         dt = dt_projection(self.rank, dim)
         x_proj = nn.Linear(dim, self.rank + 2 * states, bias=False)
         self.x_proj_weight = nn.Parameter(x_proj.weight.detach()[None])
@@ -77,64 +76,50 @@ class DirectedScan(nn.Module):
         self.out_norm = nn.LayerNorm(dim)
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, view: TokenView, grid: tuple[int, int], sequence: int) -> tuple[Tensor, Tensor]:
-        """Return the gated output (b, K, d) of tokens that travel, and Δ of the kept before bias and softplus."""
+    def forward(self, x: Tensor, view: TokenView) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Return the gated output (b, K, d), before its projection, of tokens that travel, and what gives their Δ."""
         w_x, w_z = self.in_proj.weight.chunk(2)
-        z = F.silu(F.linear(view.kept(x), w_z))
-        u = F.silu(view.from_grid(self.conv2d(view.to_grid(F.linear(x, w_x), *grid))))
-        return self.out_norm(self._scan(u)) * z, u
-
-    def _scan(self, u):
-        H = W = math.isqrt(u.shape[1])
-        if self.columns:
-            u = u.unflatten(1, (H, W)).transpose(1, 2).flatten(1, 2)
-        dt, B, C = F.linear(u, self.x_proj_weight[0]).split([self.rank, self.states, self.states], -1)
-        delta = F.linear(dt, self.dt_projs_weight[0])
-        y = channel_last_scan(u, delta, -torch.exp(precise(self.A_logs)), B, C, precise(self.Ds), None, precise(self.dt_projs_bias[0]), True, reverse=self.reverse)
-        if self.columns:
-            y = y.unflatten(1, (W, H)).transpose(1, 2).flatten(1, 2)
-        return y
+        u = F.silu(at_seen(self.conv2d, F.linear(x, w_x), view))
+        y, delta = directional_scan(
+            view.way(self.direction).arrange(u), view, self.sequence, self.direction, self.rank,
+            self.x_proj_weight[0], self.dt_projs_weight[0], self.dt_projs_bias[0], self.A_logs, self.Ds,
+        )  # fmt: skip
+        return self.out_norm(y) * F.silu(F.linear(view.kept(x), w_z)), delta
 
 
 class GroupMambaLayer(nn.Module):
     """Four directed scans, each of a quarter of the channels, times their input and a weight for each channel."""
 
-    def __init__(self, dim: int, config: GroupMambaConfig, grid: tuple[int, int]) -> None:
+    def __init__(self, dim: int, config: GroupMambaConfig) -> None:
         super().__init__()
-        self.grid = grid
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.fc1 = nn.Linear(dim, dim // config.reduction)
         self.fc2 = nn.Linear(dim // config.reduction, dim)
         self.norm = nn.LayerNorm(dim)
-        for index in range(GROUPS):
-            scan = DirectedScan(dim // GROUPS, config.states, columns=index % 2 == 1, reverse=index >= 2)
-            self.add_module(f"mamba_g{index + 1}", scan)
+        self.mamba_g1, self.mamba_g2, self.mamba_g3, self.mamba_g4 = (
+            DirectedScan(dim // len(CROSS), config.states, sequence) for sequence in range(len(CROSS))
+        )
         self.proj = nn.Linear(dim, dim)
-
-    @property
-    def scans(self) -> list[Any]:
-        """The four groups' scans."""
-        return [self.get_submodule(f"mamba_g{index + 1}") for index in range(GROUPS)]
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
         """Mix tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
         x = self.norm(x)
         weights = torch.sigmoid(self.fc2(F.relu(self.fc1(view.visible(x).mean(1)))))
-        parts = [
-            scan(part, view, self.grid, sequence)
-            for sequence, (scan, part) in enumerate(zip(self.scans, x.chunk(GROUPS, -1), strict=True))
-        ]
-        mixed = torch.cat([scan.out_proj(y) for scan, (y, _) in zip(self.scans, parts, strict=True)], -1)
+        groups = (self.mamba_g1, self.mamba_g2, self.mamba_g3, self.mamba_g4)
+        scans = [group(part, view) for group, part in zip(groups, x.chunk(len(groups), -1), strict=True)]
+        mixed = torch.cat([group.out_proj(y) for group, (y, _) in zip(groups, scans, strict=True)], -1)
         change: Tensor = self.proj(self.norm(mixed * self.skip_scale * view.kept(x) * weights[:, None]))
-        return change, None
+        if not signal:
+            return change, None
+        y = torch.cat([y for y, _ in scans], -1)
+        return change, Signals(y, lambda: tuple(delta() for _, delta in scans), view.all_positions(), view.seeds)
 
 
 class ConvMLP(nn.Module):
     """Two linear layers, and between them a depthwise convolution over the grid and GELU."""
 
-    def __init__(self, dim: int, ratio: int, grid: tuple[int, int]) -> None:
+    def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
-        self.grid = grid
         self.fc1 = nn.Linear(dim, ratio * dim)
         self.dwconv = nn.Sequential(
             OrderedDict(dwconv=nn.Conv2d(ratio * dim, ratio * dim, 3, padding=1, groups=ratio * dim))
@@ -143,19 +128,20 @@ class ConvMLP(nn.Module):
 
     def forward(self, x: Tensor, view: TokenView) -> Tensor:
         """Return the change (b, K, D) of the kept of those that travel, x (b, T, D)."""
-        seen = view.from_grid(self.dwconv(view.to_grid(self.fc1(x), *self.grid)))
-        y: Tensor = self.fc2(F.gelu(seen if view.emit is None else take(seen, view.emit)))
+        conv = self.dwconv.get_submodule("dwconv")
+        assert isinstance(conv, nn.Conv2d)
+        y: Tensor = self.fc2(F.gelu(at_kept(conv, self.fc1(x), view)))
         return y
 
 
 class GroupMambaBlock(nn.Module):
     """Layer and MLP, each added to the residual; the layer has its own norm."""
 
-    def __init__(self, dim: int, ratio: int, config: GroupMambaConfig, grid: tuple[int, int], drop: float) -> None:
+    def __init__(self, dim: int, ratio: int, config: GroupMambaConfig, drop: float) -> None:
         super().__init__()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = GroupMambaLayer(dim, config, grid)
-        self.mlp = ConvMLP(dim, ratio, grid)
+        self.attn = GroupMambaLayer(dim, config)
+        self.mlp = ConvMLP(dim, ratio)
         self.drop_path = DropPath(drop) if drop else nn.Identity()
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
@@ -186,7 +172,7 @@ class ClassBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = GroupMambaLayer(dim, config, (1, 1))
+        self.attn = GroupMambaLayer(dim, config)
         self.mlp = MLP(dim, config.mlp[-1])
 
     def forward(self, x: Tensor, view: TokenView) -> Tensor:
@@ -226,7 +212,8 @@ def stem(inputs: int, width: int, stride: int) -> nn.Sequential:
 class GroupMamba(PrunableModel):
     """GroupMamba for classification: the mean of two heads on what the mean of the tokens becomes."""
 
-    directions = published_directions = (False, False, True, True)
+    reductions = ("prune",)
+    directions = published_directions = CROSS
 
     def __init__(
         self, config: GroupMambaConfig, name: str, num_classes: int, img_size: tuple[int, int], *, in_chans: int = 3
@@ -240,14 +227,81 @@ class GroupMamba(PrunableModel):
         self.config = config
         rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
         inputs = config.stem
-        for index, (stage, dim, ratio) in enumerate(zip(stages, config.dims, config.mlp, strict=True), 1):
-            convs = stem(in_chans, config.stem, config.patch // 2) if index == 1 else None
-            self.add_module(f"patch_embed{index}", PatchEmbed(inputs, dim, convs))
-            grid = (stage.height, stage.width)
-            blocks = [GroupMambaBlock(dim, ratio, config, grid, next(rates)) for _ in range(stage.blocks)]
-            self.add_module(f"block{index}", nn.ModuleList(blocks))
-            self.add_module(f"norm{index}", nn.LayerNorm(dim, eps=1e-6))
+        for stage, (depth, dim, ratio) in enumerate(zip(config.depths, config.dims, config.mlp, strict=True), 1):
+            convs = stem(in_chans, config.stem, config.patch // 2) if stage == 1 else None
+            self.add_module(f"patch_embed{stage}", PatchEmbed(inputs, dim, convs))
+            blocks = [GroupMambaBlock(dim, ratio, config, next(rates)) for _ in range(depth)]
+            self.add_module(f"block{stage}", nn.ModuleList(blocks))
+            self.add_module(f"norm{stage}", nn.LayerNorm(dim, eps=1e-6))
             inputs = dim
         self.post_network = nn.ModuleList([ClassBlock(dim, config)])
         self.head = nn.Linear(dim, num_classes)
         self.dist_head = nn.Linear(dim, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """See `PrunableModel`."""
+        stages = range(1, len(self.config.depths) + 1)
+        return [block for stage in stages for block in self.get_submodule(f"block{stage}").children()]
+
+    @property
+    def protected(self) -> tuple[int, ...]:
+        """None: there is no cls token."""
+        return ()
+
+    def scan_channels(self, index: int) -> tuple[int, ...]:
+        """See `PrunableModel`."""
+        return (self.config.dims[self.layout.stage_of(index + 1)] // len(CROSS),) * len(CROSS)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `PrunableModel`."""
+        tokens: Tensor = self.get_submodule("patch_embed1")(images)
+        return tokens
+
+    def downsample(self, stage: int, x: Tensor) -> Tensor:
+        """See `PrunableModel`."""
+        here = self.layout.stages[stage]
+        normed: Tensor = self.get_submodule(f"norm{stage + 1}")(x)
+        grid = normed.transpose(1, 2).unflatten(2, (here.height, here.width))
+        tokens: Tensor = self.get_submodule(f"patch_embed{stage + 2}")(grid)
+        return tokens
+
+    def classify(self, x: Tensor, view: TokenView) -> Tensor:
+        """Read the mean of all tokens."""
+        cls, one = x.mean(1, keepdim=True), TokenView(1, view.seeds, view.method, grid=(1, 1))
+        for block in self.post_network:
+            cls = block(cls, one)
+        cls = self.get_submodule(f"norm{len(self.config.depths)}")(cls[:, 0])
+        logits: Tensor = (self.head(cls) + self.dist_head(cls)) / 2
+        return logits
+
+    @classmethod
+    def settings_of(cls, config: GroupMambaConfig, state: dict[str, Tensor]) -> dict[str, int]:
+        """See `PrunableModel`; no shape depends on the size of the images."""
+        return {"num_classes": state["head.weight"].shape[0]}
+
+
+_SIZES = {
+    "tiny": GroupMambaConfig(32, (64, 128, 348, 448), (3, 4, 9, 3)),
+    "small": GroupMambaConfig(64, (64, 128, 348, 512), (3, 4, 16, 3)),
+    "base": GroupMambaConfig(64, (96, 192, 424, 512), (3, 6, 21, 3)),
+}
+for _name, _config in _SIZES.items():
+    register(ModelInfo(f"group_mamba_{_name}", GroupMamba, _config, description=f"GroupMamba {_name} of the authors"))
+
+register(
+    ModelInfo(
+        "group_mamba_nano",
+        GroupMamba,
+        GroupMambaConfig(16, (32, 64, 128), (2, 6, 4), mlp=(4, 4, 4), patch=2, drop_path=0.0),
+        img_size=32,
+        num_classes=10,
+        crop_pct=1.0,
+        description="12 blocks in three stages, widths 32 to 128, for small images",
+    )
+)

@@ -18,6 +18,7 @@ Published are 2.3, 4.5, 7.4 and 16.1 GFLOPs, by plain fvcore. It gives a product
 one head, so that it misses most of the sum above; and it prices norms, which are free here.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
+from ssm_models.depthwise import at_kept, at_seen
 from ssm_models.importance import Signals
 from ssm_models.layers import precise
 from ssm_models.pruning import TokenView, take
@@ -63,6 +65,11 @@ class VSSDConfig:
         return self.dim << stage
 
 
+def by_head(x: Tensor, weights: Tensor) -> Tensor:
+    """Multiply the channels of x (b, L, D), head by head, by weights (b, L, heads) or (heads,)."""
+    return (x.unflatten(2, (weights.shape[-1], -1)) * weights[..., None]).flatten(2)
+
+
 def order_free(u: Tensor, m: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """Let each token read the weighted sum of all: y_t = C_t Σ_s B_sᵀ (m_s u_s).
 
@@ -75,16 +82,15 @@ def order_free(u: Tensor, m: Tensor, B: Tensor, C: Tensor) -> Tensor:
     Returns:
         (b, K, D).
     """
-    weighted = (u.unflatten(2, (m.shape[2], -1)) * m[..., None]).flatten(2)
-    return C @ (B.transpose(1, 2) @ weighted)
+    return C @ (B.transpose(1, 2) @ by_head(u, m))
 
 
 class VSSDMixer(nn.Module):
     """A 3×3 convolution and the sum over tokens."""
 
-    def __init__(self, config: VSSDConfig, dim: int, heads: int, grid: tuple[int, int]) -> None:
+    def __init__(self, config: VSSDConfig, dim: int, heads: int) -> None:
         super().__init__()
-        self.grid, self.inner, self.states = grid, config.expand * dim, config.states
+        self.inner, self.states = config.expand * dim, config.states
         convolved = self.inner + 2 * self.states
         self.in_proj = nn.Linear(dim, self.inner + convolved + heads, bias=False)  # rows z, x, B, C, Δ
         self.conv2d = nn.Conv2d(convolved, convolved, 3, padding=1, groups=convolved)
@@ -99,13 +105,12 @@ class VSSDMixer(nn.Module):
         """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
         w_z, w_xbc, w_dt = self.in_proj.weight.split([self.inner, self.conv2d.in_channels, len(self.A_log)])
         z = F.linear(view.kept(x), w_z)
-        seen = F.silu(view.from_grid(self.conv2d(view.to_grid(F.linear(x, w_xbc), *self.grid))))
+        seen = F.silu(at_seen(self.conv2d, F.linear(x, w_xbc), view))
         u, B, C = seen.split([self.inner, self.states, self.states], -1)
         delta = F.softplus(precise(F.linear(view.visible(x), w_dt)) + precise(self.dt_bias))
         m = (delta * torch.exp(precise(self.A_log))).to(u.dtype)
         reads, own = (C, u) if view.emit is None else (take(C, view.emit), take(u, view.emit))
-        skip = self.D.to(u.dtype).repeat_interleave(self.inner // len(self.D))
-        y = self.norm(order_free(u, m, B, reads) + skip * own) * z
+        y = self.norm(order_free(u, m, B, reads) + by_head(own, self.D)) * z
         change: Tensor = self.out_proj(y)
         if not signal:
             return change, None
@@ -150,9 +155,8 @@ class Attention(nn.Module):
 class VSSDBlock(nn.Module):
     """Mixer and MLP, with a convolution that tells positions before each; all four are added to the residual."""
 
-    def __init__(self, dim: int, mixer: nn.Module, grid: tuple[int, int], drop_path: float) -> None:
+    def __init__(self, dim: int, mixer: nn.Module, drop_path: float) -> None:
         super().__init__()
-        self.grid = grid
         self.cpe1 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = mixer
@@ -163,16 +167,11 @@ class VSSDBlock(nn.Module):
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
         """See `PrunableModel`."""
-        x = view.update(x, self._placed(self.cpe1, x, view))
+        x = view.update(x, at_kept(self.cpe1, x, view))
         change, signals = self.attn(self.norm1(x), view, signal)
         x = view.update(x, self.drop_path(change))
-        x = view.update(x, self._placed(self.cpe2, x, view))
+        x = view.update(x, at_kept(self.cpe2, x, view))
         return view.update(x, self.drop_path(self.mlp(self.norm2(view.kept(x))))), signals
-
-    def _placed(self, conv: nn.Conv2d, x: Tensor, view: TokenView) -> Tensor:
-        """Convolve those that travel on their grid; return the kept (b, K, D)."""
-        seen = view.from_grid(conv(view.to_grid(x, *self.grid)))
-        return seen if view.emit is None else take(seen, view.emit)
 
 
 class MLP(nn.Module):
@@ -255,14 +254,14 @@ class VSSDStage(nn.Module):
 class VSSD(PrunableModel):
     """VSSD for classification: the mean of the normalised tokens, then a linear head."""
 
+    reductions = ("prune",)
+    alignments = ("on",)
     directions = published_directions = ()  # nothing is scanned
 
     def __init__(
         self, config: VSSDConfig, name: str, num_classes: int, img_size: tuple[int, int], *, in_chans: int = 3
     ) -> None:
-        height, width = img_size
-        for _ in range(config.patch.bit_length() - 1):  # each convolution of stride 2 halves and rounds up
-            height, width = (height + 1) // 2, (width + 1) // 2
+        height, width = (math.ceil(side / config.patch) for side in img_size)
         stages = []
         for depth in config.depths:
             stages.append(Stage(depth, height, width))
@@ -272,20 +271,72 @@ class VSSD(PrunableModel):
         self.patch_embed = Stem(config, in_chans)
         rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
         self.layers = nn.ModuleList()
-        for index, (stage, heads) in enumerate(zip(stages, config.heads, strict=True)):
-            dim, grid, last = config.width(index), (stage.height, stage.width), index + 1 == len(stages)
-            blocks = []
-            for _ in range(stage.blocks):
-                mixer = Attention(dim, heads) if last else VSSDMixer(config, dim, heads, grid)
-                blocks.append(VSSDBlock(dim, mixer, grid, next(rates)))
-            self.layers.append(VSSDStage(blocks, dim, last))
+        for index, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
+            dim, last = config.width(index), index + 1 == len(stages)
+            mixers = [Attention(dim, heads) if last else VSSDMixer(config, dim, heads) for _ in range(depth)]
+            self.layers.append(VSSDStage([VSSDBlock(dim, mixer, next(rates)) for mixer in mixers], dim, last))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """See `PrunableModel`."""
+        return [block for layer in self.layers for block in layer.get_submodule("blocks").children()]
+
+    @property
+    def protected(self) -> tuple[int, ...]:
+        """None: there is no cls token."""
+        return ()
+
+    def scan_channels(self, index: int) -> tuple[int, ...]:
+        """None: nothing is scanned."""
+        return ()
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `PrunableModel`."""
+        tokens: Tensor = self.patch_embed(images).flatten(2).transpose(1, 2)
+        return tokens
+
+    def downsample(self, stage: int, x: Tensor) -> Tensor:
+        """See `PrunableModel`."""
+        here = self.layout.stages[stage]
+        grid = x.transpose(1, 2).unflatten(2, (here.height, here.width))
+        after: Tensor = self.layers[stage].get_submodule("downsample")(grid)
+        return after.flatten(2).transpose(1, 2)
+
+    def classify(self, x: Tensor, view: TokenView) -> Tensor:
+        """Read the mean of all tokens."""
+        logits: Tensor = self.head(self.norm(x).mean(1))
+        return logits
+
+    @classmethod
+    def settings_of(cls, config: VSSDConfig, state: dict[str, Tensor]) -> dict[str, int]:
+        """See `PrunableModel`; no shape depends on the size of the images."""
+        return {"num_classes": state["head.weight"].shape[0]}
+
+
+_SIZES = {
+    "micro": VSSDConfig(48, (2, 2, 8, 4), states=48, drop_path=0.2),
+    "tiny": VSSDConfig(64, (2, 4, 8, 4), drop_path=0.2),
+    "small": VSSDConfig(64, (3, 4, 21, 5), drop_path=0.4),
+    "base": VSSDConfig(96, (3, 4, 21, 5), (3, 6, 12, 24), drop_path=0.6),
+}
+for _name, _config in _SIZES.items():
+    register(ModelInfo(f"vssd_{_name}", VSSD, _config, description=f"VSSD {_name} of the authors"))
+
+register(
+    ModelInfo(
+        "vssd_nano",
+        VSSD,
+        VSSDConfig(32, (2, 6, 4), (2, 4, 8), states=16, patch=2),
+        img_size=32,
+        num_classes=10,
+        crop_pct=1.0,
+        description="12 blocks in three stages, widths 32 to 128, for small images",
+    )
+)

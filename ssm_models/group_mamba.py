@@ -298,7 +298,7 @@ register(
     ModelInfo(
         "group_mamba_nano",
         GroupMamba,
-        GroupMambaConfig(16, (32, 64, 128), (2, 6, 4), mlp=(4, 4, 4), patch=2, drop_path=0.0),
+        GroupMambaConfig(16, (32, 64, 128), (2, 6, 4), mlp=(4, 4, 4), patch=2, reduction=4, drop_path=0.0),
         img_size=32,
         num_classes=10,
         crop_pct=1.0,

@@ -235,14 +235,11 @@ class BlockTokens:
 
 def tokens_by_block(layout: TokenLayout, schedule: PruningSchedule) -> list[BlockTokens]:
     """Return the patch tokens that each block works on, from the first block to the last."""
-    after = layout.tokens(schedule)
+    grids = [stage.tokens for stage in layout.stages for _ in range(stage.blocks)]
     found: list[BlockTokens] = []
-    for stage in layout.stages:
-        start = len(found)
-        counts = [stage.tokens, *after[start : start + stage.blocks - 1]]
-        for count in counts:
-            first = not found or found[-1].tokens != count
-            found.append(BlockTokens(len(found) + 1, count, stage.tokens, first))
+    for count, grid in zip(layout.worked_on(schedule), grids, strict=True):
+        first = not found or found[-1].tokens != count
+        found.append(BlockTokens(len(found) + 1, count, grid, first))
     return found
 
 

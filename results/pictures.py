@@ -25,7 +25,7 @@ class TokenPicture:
         label: name of its class.
         schedule: the schedule.
         kept: for each step in order the raster indices of the kept patches.
-        grid: (rows, columns) of patches.
+        grids: for each step (rows, columns) of the patches it chose from: those of its stage.
         dense_answer: name of the class that the dense model gives.
         pruned_answer: name of the class that the pruned model gives.
 
@@ -37,18 +37,19 @@ class TokenPicture:
     label: str
     schedule: PruningSchedule
     kept: Sequence[Sequence[int]]
-    grid: tuple[int, int]
+    grids: Sequence[tuple[int, int]]
     dense_answer: str
     pruned_answer: str
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             raise ValueError(f"image: expected (H, W, 3) uint8, found {self.image.shape} {self.image.dtype}")
-        if len(self.kept) != len(self.schedule.steps):
-            raise ValueError(f"kept: {len(self.kept)} lists for {len(self.schedule.steps)} steps")
-        patches = self.grid[0] * self.grid[1]
-        if any(not 0 <= index < patches for step in self.kept for index in step):
-            raise ValueError(f"kept: an index outside the grid of {patches} patches")
+        for name, parts in (("kept", self.kept), ("grids", self.grids)):
+            if len(parts) != len(self.schedule.steps):
+                raise ValueError(f"{name}: {len(parts)} lists for {len(self.schedule.steps)} steps")
+        for kept, (rows, columns) in zip(self.kept, self.grids, strict=True):
+            if any(not 0 <= index < rows * columns for index in kept):
+                raise ValueError(f"kept: an index outside the grid of {rows * columns} patches")
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,22 @@ class Tile:
 
 def tiles(picture: TokenPicture) -> list[Tile]:
     """Return the image as it is, then once for each step with the dropped patches veiled."""
-    rows, columns = picture.grid
-    cell = max(2, round(TILE / max(rows, columns)))
-    size = (columns * cell, rows * cell)
-    larger = picture.image.shape[0] > size[1]
-    whole = Image.fromarray(picture.image).resize(
-        size, Image.Resampling.LANCZOS if larger else Image.Resampling.NEAREST
-    )
-    pixels = np.asarray(whole, dtype=np.float32)
-    patches = rows * columns
-    found = [Tile(f"{patches}", f"{picture.label}: the whole image, {patches} patches", _png(pixels))]
-    for step, kept in zip(picture.schedule.steps, picture.kept, strict=True):
-        mask = np.zeros(patches, dtype=bool)
+    height, width = picture.image.shape[:2]
+    scale = TILE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    pixels = np.asarray(Image.fromarray(picture.image).resize(size, resampling), dtype=np.float32)
+    veiled = pixels * (1 - _VEIL_SHARE) + np.array(_VEIL, dtype=np.float32) * _VEIL_SHARE
+    found = [Tile("whole", f"{picture.label}: the whole image", _png(pixels))]
+    for step, kept, (rows, columns) in zip(picture.schedule.steps, picture.kept, picture.grids, strict=True):
+        mask = np.zeros(rows * columns, dtype=bool)
         mask[list(kept)] = True
-        shown = np.kron(mask.reshape(rows, columns), np.ones((cell, cell), dtype=bool))[..., None]
-        veiled = pixels * (1 - _VEIL_SHARE) + np.array(_VEIL, dtype=np.float32) * _VEIL_SHARE
-        text = f"{picture.label}: after block {step.after} {len(kept)} of {patches} patches are left"
-        found.append(Tile(f"after {step.after}: {len(kept)}", text, _png(np.where(shown, pixels, veiled))))
+        down = np.arange(size[1]) * rows // size[1]  # the row of patches that each row of pixels lies in
+        across = np.arange(size[0]) * columns // size[0]
+        shown = mask.reshape(rows, columns)[down[:, None], across[None]]
+        text = f"{picture.label}: after block {step.after} {len(kept)} of {rows * columns} patches are left"
+        caption = f"after {step.after}: {len(kept)} of {rows * columns}"
+        found.append(Tile(caption, text, _png(np.where(shown[..., None], pixels, veiled))))
     return found
 
 

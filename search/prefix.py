@@ -51,7 +51,8 @@ class Branch:
 
 def branches(schedule: PruningSchedule, layout: TokenLayout) -> list[Branch]:
     """Return the branching points on a schedule's way, first to last."""
-    tokens = [layout.stages[0].tokens, *layout.tokens(schedule)]
+    tokens, left = layout.worked_on(schedule), layout.tokens(schedule)
+    shares = [count / layout.stages[layout.stage_of(i + 1)].tokens for i, count in enumerate(tokens)]
     found: list[Branch] = []
     steps: list[tuple[int, int, str]] = []
     since = 0
@@ -59,8 +60,8 @@ def branches(schedule: PruningSchedule, layout: TokenLayout) -> list[Branch]:
     for step, context in zip(schedule.steps, schedule.contexts, strict=True):
         block = step.after - 1
         stem = Stem(tuple(steps), method) if steps else Stem()
-        found.append(Branch(stem, block, sum(tokens[since:block]) / tokens[0]))
-        steps.append((step.after, tokens[step.after], context))
+        found.append(Branch(stem, block, sum(shares[since:block])))
+        steps.append((step.after, left[block], context))
         since = block
     return found
 
@@ -205,7 +206,7 @@ class SharedRun:
             return 0, self._model.embed(self._images), self._model.first_view(self._images)
         block, state = max(known, key=lambda found: found[0])
         method = self._model.schedule.method
-        view = self._model.first_view(self._images) if state.view is None else state.view.of(method)
+        view = self._model.first_view(self._images, block) if state.view is None else state.view.of(method)
         return block, state.x, view
 
     def _keep(self, branch: Branch, state: State) -> None:

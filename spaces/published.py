@@ -27,7 +27,7 @@ def published_schedules(layout: TokenLayout) -> list[PruningSchedule]:
     texts = PUBLISHED.get(layout.model)
     if texts is None:
         texts = tuple(dict.fromkeys(text for known in PUBLISHED.values() for text in known))
-        schedules = [_scaled(PruningSchedule.parse(text), layout.depth) for text in texts]
+        schedules = [_scaled(PruningSchedule.parse(text), layout) for text in texts]
     else:
         schedules = [PruningSchedule.parse(text) for text in texts]
     return list(dict.fromkeys(schedules))
@@ -63,7 +63,9 @@ def _patterns(space: SearchSpace) -> Iterator[PruningSchedule]:
 def _places(layout: TokenLayout) -> list[tuple[int, ...]]:
     """Return the blocks after which published schedules prune, those with most steps first."""
     schedules = published_schedules(layout)
-    found = dict.fromkeys(tuple(s.after for s in schedule.steps if s.after < layout.depth) for schedule in schedules)
+    found = dict.fromkeys(
+        tuple(s.after for s in schedule.steps if s.after in layout.places) for schedule in schedules
+    )
     return sorted((places for places in found if places), key=len, reverse=True)
 
 
@@ -78,8 +80,10 @@ def _open_methods(space: SearchSpace) -> list[PruningMethod]:
     return [method for method in dict.fromkeys(methods) if space.least_of(method) <= space.limit]
 
 
-def _scaled(schedule: PruningSchedule, depth: int) -> PruningSchedule:
+def _scaled(schedule: PruningSchedule, layout: TokenLayout) -> PruningSchedule:
     blocks: dict[int, float] = {}
     for step in schedule.steps:
-        blocks.setdefault(max(1, (2 * step.after * depth + _DEPTH) // (2 * _DEPTH)), step.keep)
-    return PruningSchedule(tuple(PruningStep(after, keep) for after, keep in blocks.items()), schedule.method)
+        block = max(1, (2 * step.after * layout.depth + _DEPTH) // (2 * _DEPTH))
+        blocks.setdefault(block if layout.prunes(block) else block - 1, step.keep)  # not at the end of a stage
+    steps = tuple(PruningStep(after, keep) for after, keep in blocks.items() if after)
+    return PruningSchedule(steps, schedule.method)

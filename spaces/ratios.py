@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate
 
 from spaces.layout import TokenLayout
 from spaces.schedule import PruningSchedule
@@ -41,14 +40,13 @@ def keep_ratio(tokens: int, kept: int) -> tuple[float, int]:
 def canonical(schedule: PruningSchedule, layout: TokenLayout) -> PruningSchedule:
     """Return the schedule that keeps the same tokens, each number of them by its one ratio.
 
+    Steps that drop nothing, as at the end of a stage, vanish.
+
     Raises:
         ScheduleError: it does not fit the model.
     """
-    left = layout.tokens(schedule)
-    firsts = accumulate((stage.blocks for stage in layout.stages[:-1]), initial=1)
-    grids = {first: stage.tokens for first, stage in zip(firsts, layout.stages, strict=True)}
-    steps = []
+    before, left, steps = layout.worked_on(schedule), layout.tokens(schedule), []
     for step in schedule.steps:
-        before = grids.get(step.after) or left[step.after - 2]
-        steps.append(replace(step, keep=keep_ratio(before, left[step.after - 1])[0]))
+        block = step.after - 1
+        steps.append(replace(step, keep=keep_ratio(before[block], left[block])[0]))
     return PruningSchedule(tuple(steps), schedule.method)

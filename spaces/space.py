@@ -17,7 +17,7 @@ from spaces.budget import FlopsBudget
 from spaces.errors import BudgetError, ScheduleError, SpaceError, UnknownNameError
 from spaces.layout import TokenLayout
 from spaces.schedule import METHOD_CHOICES, PruningMethod, PruningSchedule
-from spaces.strength import LEAST_KEEP, STRENGTHS, Place, Prunings, Shape
+from spaces.strength import LEAST_KEEP, STRENGTHS, Place, Pruning, Prunings, Shape
 
 Value = float | int | str
 
@@ -75,6 +75,8 @@ class SearchSpace(ABC):
         choices: Mapping[str, tuple[str, ...]],
         each: bool = False,
     ) -> None:
+        if not layout.places:
+            raise SpaceError(f"space {self.name}: {layout.model} has no block that works on what a step leaves")
         self.layout, self.choices, self.flops = layout, dict(choices), flops
         self.each = each and len(self.choices["context"]) > 1
         self.dense_flops = flops(PruningSchedule())
@@ -123,10 +125,10 @@ class SearchSpace(ABC):
         least = self.least_of(method)
         target = least + float(values["target"]) * (self.limit - least)
         shape = self._decode(values)
-        found = self.weakest(shape, target, method)
-        if self.each and found == self._cheapest(method):  # in the steps' own contexts the budget is out of reach
-            return self.weakest([place._replace(context=None) for place in shape], target, method)
-        return found
+        found = self._reached(shape, target, method)
+        if self.each and found.flops > self.limit:  # in the steps' own contexts the budget is out of reach
+            shape = [place._replace(context=None) for place in shape]
+        return self.weakest(shape, target, method)
 
     def _method(self, chosen: Mapping[str, str]) -> PruningMethod:
         """Return the method by which targets are spread: in the cheapest context if each step chooses its own."""
@@ -137,18 +139,27 @@ class SearchSpace(ABC):
     def weakest(self, shape: Shape, target: float, method: PruningMethod) -> PruningSchedule:
         """Return the weakest pruning of `shape` that costs at most `target` FLOPs, in canonical ratios.
 
-        Where even the strongest costs more, the steps move forward, a block at a time.
+        Where even the strongest costs more, the steps move forward, a block at a time within their stages; where the
+        limit is then still out of reach, the places of the cheapest schedules are taken: the first of every stage.
 
         Args:
             shape: the logarithms of the keep ratios are as its weights.
             target: at least what the space reaches with `method`.
             method: how tokens are pruned.
         """
-        found = Prunings(self.layout, self.flops, shape, method).weakest(target)
-        while found.flops > target and any(place.after > 1 for place in shape):
-            shape = _earlier(shape)
+        found = self._reached(shape, target, method)
+        if found.flops > self.limit:
+            found = Prunings(self.layout, self.flops, self._firsts(), method).weakest(target)
+        return found.schedule
+
+    def _reached(self, shape: Shape, target: float, method: PruningMethod) -> Pruning:
+        """Return the weakest pruning within the target, or the strongest with the steps as early as can be."""
+        while True:
             found = Prunings(self.layout, self.flops, shape, method).weakest(target)
-        return found.schedule if found.flops <= self.limit else self._cheapest(method)
+            earlier = self._earlier(shape)
+            if found.flops <= target or {place.after for place in earlier} == {place.after for place in shape}:
+                return found
+            shape = earlier
 
     def values(self, schedule: PruningSchedule) -> dict[str, Value] | None:
         """Return values that (nearly) give a schedule back; None if the space cannot express it."""
@@ -159,7 +170,7 @@ class SearchSpace(ABC):
             return None
         if not set(schedule.contexts) <= set(self.choices["context"] if self.each else [chosen["context"]]):
             return None
-        if any(step.after >= self.layout.depth or step.keep < LEAST_KEEP for step in schedule.steps):
+        if any(step.after not in self.layout.places or step.keep < LEAST_KEEP for step in schedule.steps):
             return None
         shape = self._encode(schedule)
         cost = self.flops(schedule)
@@ -169,6 +180,17 @@ class SearchSpace(ABC):
         found = {**shape, "target": (cost - least) / max(1, self.limit - least)}
         contexts = self._encode_contexts(schedule) if self.each else {}
         return found | contexts | {name: chosen[name] for name in self._open if name not in contexts}
+
+    def _firsts(self) -> list[Place]:
+        """Return the first place of every stage that has one."""
+        places = self.layout.places
+        firsts = {self.layout.stage_of(place): place for place in reversed(places)}
+        return [Place(place) for place in sorted(firsts.values())]
+
+    def _earlier(self, shape: Shape) -> list[Place]:
+        """Move each step a block forward, as far as its stage goes."""
+        places = self.layout.places
+        return _normalised([p._replace(after=p.after - 1 if p.after - 1 in places else p.after) for p in shape])
 
     def least_of(self, method: PruningMethod) -> int:
         """Return the FLOPs from which targets are spread for a method, which may not reach `least`."""
@@ -187,7 +209,7 @@ class SearchSpace(ABC):
         return min(self._floors, key=self._floors.__getitem__)
 
     def _cheapest(self, method: PruningMethod) -> PruningSchedule:
-        return Prunings(self.layout, self.flops, [Place(1)], method).at(STRENGTHS).schedule
+        return Prunings(self.layout, self.flops, self._firsts(), method).at(STRENGTHS).schedule
 
     @property
     @abstractmethod
@@ -200,12 +222,12 @@ class SearchSpace(ABC):
 
     @property
     @abstractmethod
-    def _step_numbers(self) -> range:
+    def _step_numbers(self) -> Sequence[int]:
         """The numbers in the names of the parameters that each step has."""
 
     @abstractmethod
     def _decode(self, values: Mapping[str, Value]) -> list[Place]:
-        """Return the shape: blocks in 1 … depth - 1, weights in (0, 1], one of them 1."""
+        """Return the shape: blocks of `layout.places`, weights in (0, 1], one of them 1."""
 
     @abstractmethod
     def _encode(self, schedule: PruningSchedule) -> dict[str, Value] | None:
@@ -230,8 +252,8 @@ class StagesSpace(SearchSpace):
         each: bool = False,
         count: int = 3,
     ) -> None:
-        if not 1 <= count < layout.depth:
-            raise SpaceError(f"space stages:{count}: {layout.model} has room for 1 to {layout.depth - 1} steps")
+        if not 1 <= count <= len(layout.places):
+            raise SpaceError(f"space stages:{count}: {layout.model} has room for 1 to {len(layout.places)} steps")
         self.count = count
         super().__init__(layout, flops, budget, choices, each)
 
@@ -240,7 +262,8 @@ class StagesSpace(SearchSpace):
         return f"stages:{self.count}"
 
     def _shape(self) -> dict[str, Parameter]:
-        places = {f"after_{i}": IntParameter(1, self.layout.depth - 1) for i in range(1, self.count + 1)}
+        # A place is told by its number among all places; without stages that is the block's.
+        places = {f"after_{i}": IntParameter(1, len(self.layout.places)) for i in self._step_numbers}
         weights = {f"weight_{i}": FloatParameter(0.0, 1.0) for i in range(1, self.count + 1)}
         return {**places, **weights}
 
@@ -249,10 +272,11 @@ class StagesSpace(SearchSpace):
         return range(1, self.count + 1)
 
     def _decode(self, values: Mapping[str, Value]) -> list[Place]:
+        blocks = {i: self.layout.places[int(values[f"after_{i}"]) - 1] for i in self._step_numbers}
         return _normalised(
             [
-                Place(int(values[f"after_{i}"]), float(values[f"weight_{i}"]), _text(values.get(f"context_{i}")))
-                for i in self._step_numbers
+                Place(block, float(values[f"weight_{i}"]), _text(values.get(f"context_{i}")))
+                for i, block in blocks.items()
             ]
         )
 
@@ -260,11 +284,11 @@ class StagesSpace(SearchSpace):
         if len(schedule.steps) > self.count:
             return None
         weights = _weights(schedule)
-        last = schedule.steps[-1].after
+        numbers = [self.layout.places.index(step.after) + 1 for step in schedule.steps]
         places: dict[str, Value] = {}
         for i in range(1, self.count + 1):  # steps that the schedule does not have weigh nothing
             used = i <= len(weights)
-            places[f"after_{i}"] = schedule.steps[i - 1].after if used else last
+            places[f"after_{i}"] = numbers[i - 1] if used else numbers[-1]
             places[f"weight_{i}"] = weights[i - 1] if used else 0.0
         return places
 
@@ -274,7 +298,7 @@ class StagesSpace(SearchSpace):
 
 
 class PerBlockSpace(SearchSpace):
-    """A step after every block but the last, each with its share of the pruning; small ones vanish."""
+    """A step after every block but the last of a stage, each with its share of the pruning; small ones vanish."""
 
     name = "per-block"
     _LEAST = 0.5  # weights below it are none, so that a random draw prunes after half of the blocks
@@ -284,11 +308,11 @@ class PerBlockSpace(SearchSpace):
         return self.name
 
     def _shape(self) -> dict[str, Parameter]:
-        return {f"weight_{i}": FloatParameter(0.0, 1.0) for i in range(1, self.layout.depth)}
+        return {f"weight_{i}": FloatParameter(0.0, 1.0) for i in self._step_numbers}
 
     @property
-    def _step_numbers(self) -> range:
-        return range(1, self.layout.depth)
+    def _step_numbers(self) -> tuple[int, ...]:
+        return self.layout.places
 
     def _decode(self, values: Mapping[str, Value]) -> list[Place]:
         weights = {i: max(0.0, float(values[f"weight_{i}"]) - self._LEAST) for i in self._step_numbers}
@@ -297,7 +321,7 @@ class PerBlockSpace(SearchSpace):
         )
 
     def _encode(self, schedule: PruningSchedule) -> dict[str, Value] | None:
-        found: dict[str, Value] = {f"weight_{i}": 0.0 for i in range(1, self.layout.depth)}
+        found: dict[str, Value] = {f"weight_{i}": 0.0 for i in self._step_numbers}
         for step, weight in zip(schedule.steps, _weights(schedule), strict=True):
             found[f"weight_{step.after}"] = self._LEAST + weight * (1 - self._LEAST)
         return found
@@ -386,10 +410,6 @@ def _normalised(places: Shape) -> list[Place]:
     if most <= 0:
         return [place._replace(weight=1.0) for place in found.values()]
     return [place._replace(weight=place.weight / most) for place in found.values() if place.weight > 0]
-
-
-def _earlier(shape: Shape) -> list[Place]:
-    return _normalised([place._replace(after=max(1, place.after - 1)) for place in shape])
 
 
 def _text(value: Value | None) -> str | None:

@@ -65,7 +65,7 @@ class Prunings:
             last = first + stage.blocks - 1
             mine = [place for place in shape if first <= place.after <= last]
             ends = [*(place.after for place in mine), last]
-            weights = [place.weight for place in mine]
+            weights = [place.weight if layout.prunes(place.after) else 0.0 for place in mine]
             for i, weight in enumerate(weights):
                 self._steps.append((weight, ends[i + 1] - ends[i], 0 if i else stage.tokens))
             first = last + 1

@@ -11,6 +11,7 @@ from spaces import PruningSchedule, PruningStep, TokenLayout
 from spaces.errors import ScheduleError
 from ssm_models.importance import Signals, image_seeds
 from ssm_models.pruning import TokenView, prune
+from ssm_models.ways import Direction
 
 
 class PrunableModel(nn.Module, ABC):
@@ -19,7 +20,8 @@ class PrunableModel(nn.Module, ABC):
     A family gives `embed`, `blocks` and `classify`, reads its own checkpoints (`settings_of`, `adapt`), and says
     in the class attributes what it can do. A block is a module called as block(x, view, signal) with the features
     that travel (b, S, D), the view of the kept tokens, and whether a pruning step follows; it returns these
-    features with those of the kept tokens updated, and its `Signals` if a step follows, else None.
+    features with those of the kept tokens updated, and its `Signals` if a step follows, else None. A family whose
+    layout has several stages also gives `downsample`, which leads from the whole grid of one to that of the next.
 
     A model is used by one thread at a time, in any process: by a worker's evaluator, a training, a user's script.
     The schedule is the only state that `forward` reads, and nothing of a forward pass stays behind. What a method
@@ -27,7 +29,7 @@ class PrunableModel(nn.Module, ABC):
 
     Attributes:
         contexts, reductions, importances: what a schedule may ask of the family.
-        directions: for each sequence of Δ, whether it is scanned backwards. Directions that share their Δ count once.
+        directions: in which each sequence of Δ is scanned. Directions that share their Δ count once.
         published_directions: those of them that the `published` count of FLOPs includes.
         layout: blocks and tokens, for the search.
         num_classes: outputs.
@@ -37,8 +39,8 @@ class PrunableModel(nn.Module, ABC):
     contexts: ClassVar[tuple[str, ...]] = ("drop", "conv", "freeze")
     reductions: ClassVar[tuple[str, ...]] = ("prune", "merge")
     importances: ClassVar[tuple[str, ...]] = ("clip", "l1", "l2", "sum", "delta", "random")
-    directions: tuple[bool, ...]
-    published_directions: tuple[bool, ...]
+    directions: tuple[Direction, ...]
+    published_directions: tuple[Direction, ...]
 
     pretrained_cfg: dict[str, Any]
 
@@ -47,7 +49,7 @@ class PrunableModel(nn.Module, ABC):
         self.layout, self.num_classes = layout, num_classes
         self._schedule = PruningSchedule()
 
-    def use_directions(self, directions: tuple[bool, ...]) -> None:
+    def use_directions(self, directions: tuple[Direction, ...]) -> None:
         """Scan in these directions only; for counting FLOPs by the published convention."""
         self.directions = directions
 
@@ -106,12 +108,19 @@ class PrunableModel(nn.Module, ABC):
 
     @abstractmethod
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Turn the features that travelled through all blocks into logits (b, classes)."""
+        """Turn the features that travelled through all blocks into logits (b, classes).
+
+        With stages these are the last stage's whole grid, and the view that of all its tokens.
+        """
+
+    def downsample(self, stage: int, x: Tensor) -> Tensor:
+        """Turn the whole grid (b, L, D) that stage `stage` (from 0) leaves into the tokens of the next one."""
+        raise NotImplementedError(f"{type(self).__name__} has stages, and no way from one to the next")
 
     @classmethod
     @abstractmethod
     def settings_of(cls, config: Any, state: dict[str, Tensor]) -> dict[str, int]:
-        """Read num_classes and img_size (of a square image) off the shapes of a state dict."""
+        """Read num_classes and, where shapes depend on it, img_size (of a square image) off a state dict."""
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict of the authors' as this model names and shapes it."""
@@ -122,7 +131,7 @@ class PrunableModel(nn.Module, ABC):
         return self.classify(*self.run_blocks(images)[:2])
 
     def kept_patches(self, images: Tensor) -> list[Tensor]:
-        """Return, for each step of the schedule, the raster indices (b, k) of the patches it kept."""
+        """Return, for each step, the raster indices (b, k) of the patches it kept, on the grid of its stage."""
         patches = []
         for positions in self.run_blocks(images)[2]:
             keep = torch.ones_like(positions, dtype=torch.bool)
@@ -132,30 +141,58 @@ class PrunableModel(nn.Module, ABC):
             patches.append(rest - sum((rest > cls).long() for cls in self.protected))
         return patches
 
-    def first_view(self, images: Tensor) -> TokenView:
-        """Return the view in which all tokens are kept."""
+    def first_view(self, images: Tensor, index: int = 0) -> TokenView:
+        """Return the view in which all tokens are kept, for block `index` (from 0)."""
         method = self._schedule.method
         seeds = image_seeds(images) if method.importance == "random" else images.new_zeros(len(images)).long()
-        return TokenView(self._length, seeds, method)
+        return self._whole_view(self.layout.stage_of(index + 1), seeds)
 
-    @property
-    def _length(self) -> int:
-        return self.layout.stages[0].tokens + self.layout.protected
+    def _whole_view(self, stage: int, seeds: Tensor) -> TokenView:
+        here = self.layout.stages[stage]
+        return TokenView(
+            here.tokens + self.layout.protected,
+            seeds,
+            self._schedule.method,
+            grid=(here.height, here.width),
+            returning=self.layout.returning,
+        )
 
     def step(self, index: int, x: Tensor, view: TokenView, step: PruningStep | None) -> tuple[Tensor, TokenView]:
-        """Run block `index` (from 0) and, if one is given, the pruning step after it."""
+        """Run block `index` (from 0), the pruning step after it if one is given, and what ends its stage."""
+        return self.end_stage(index, *self.prune_block(index, x, view, step))
+
+    def prune_block(
+        self, index: int, x: Tensor, view: TokenView, step: PruningStep | None
+    ) -> tuple[Tensor, TokenView]:
+        """Run block `index` (from 0) and, if one is given that has an effect there, the pruning step after it."""
+        if step is not None and not self.layout.prunes(index + 1):
+            step = None
         x, signals = self.blocks[index](x, view, step is not None)
         if step is None:
             return x, view
         assert isinstance(signals, Signals)
         return prune(x, view, signals, step, self.protected, self.directions)
 
+    def end_stage(self, index: int, x: Tensor, view: TokenView) -> tuple[Tensor, TokenView]:
+        """Behind the last block of a stage let all tokens come back, and lead on to the next one."""
+        layout = self.layout
+        if not layout.returning or index + 1 not in layout.ends:
+            return x, view
+        x, stage = view.whole(x), layout.stage_of(index + 1)
+        if index + 1 < layout.depth:
+            x, stage = self.downsample(stage, x), stage + 1
+        return x, self._whole_view(stage, view.seeds)
+
     def run_blocks(self, images: Tensor) -> tuple[Tensor, TokenView, list[Tensor]]:
-        """Return the features after the last block, the last view, and the kept positions after each step."""
+        """Return the features after the last block, the last view, and the kept positions after each step.
+
+        Positions are those on the grid of the step's stage.
+        """
         steps = {step.after: step for step in self._schedule.steps}
         x, view, kept = self.embed(images), self.first_view(images), []
         for index in range(len(self.blocks)):
-            x, view = self.step(index, x, view, steps.get(index + 1))
+            x, view = self.prune_block(index, x, view, steps.get(index + 1))
             if index + 1 in steps:
                 kept.append(view.all_positions())
+            x, view = self.end_stage(index, x, view)
         return x, view, kept

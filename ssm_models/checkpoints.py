@@ -166,7 +166,7 @@ def build(
     path = shipped_weights(info) if checkpoint is None else Path(checkpoint)
     state, metadata = read_checkpoint(path)
     settings = _settings(info, state, metadata, path)
-    model = create_model(name, settings["num_classes"], img_size or settings["img_size"])
+    model = create_model(name, settings["num_classes"], img_size or settings.get("img_size"))
     _load(model, state, f"checkpoint {path}")
     return model.eval()
 

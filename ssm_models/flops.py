@@ -13,9 +13,10 @@ the figures that are quoted for Vim do; for the other families the two agree.
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -34,12 +35,13 @@ from ssm_models.pruning import SETS_LEFT, TokenView
 CONVENTIONS = ("full", "published")
 
 _FREE_ATEN = """
-    abs add add_ arange argmax argsort batch_norm bitwise_and __and__ bitwise_or __or__ __xor__ __rshift__
-    bitwise_xor bitwise_right_shift cat clamp clamp_min clone constant_pad_nd pad div div_ embedding eq exp expand
-    expand_as fill_ flip flatten full gather gelu index index_put_ layer_norm lift_fresh linalg_vector_norm
-    masked_fill mean mul mul_ ne neg new_zeros new_ones new_full ones ones_like permute pow relu reshape rms_norm
-    round rsub scatter scatter_add select sigmoid silu slice softplus sort split split_with_sizes square squeeze
-    stack sub transpose unflatten unsqueeze view where zeros zeros_like
+    abs add add_ __and__ arange argmax argsort batch_norm bitwise_and bitwise_or bitwise_right_shift bitwise_xor
+    cat clamp clamp_min clone constant_pad_nd div div_ embedding eq exp expand expand_as fill_ flatten flip
+    floor_divide full gather gelu index index_put_ index_select layer_norm lift_fresh linalg_vector_norm
+    masked_fill mean mul_ mul ne neg new_full new_ones new_zeros ones ones_like __or__ pad permute pow relu
+    remainder reshape rms_norm round __rshift__ rsub scatter scatter_add select sigmoid silu slice softplus sort
+    split split_with_sizes square squeeze stack sub t transpose unflatten unsqueeze view where __xor__ zeros
+    zeros_like
 """
 FREE = frozenset(f"aten::{name}" for name in _FREE_ATEN.split()) | {"prim::PythonOp.Identity"}
 
@@ -197,10 +199,10 @@ class _Load:
         return _Load(self.length, (sizes[0], sizes[1], sizes[2]), (told[0], told[1], told[2]))
 
     def view(
-        self, method: PruningMethod, protected: Iterable[int], like: Tensor, channels: Iterable[int]
+        self, dense: TokenView, method: PruningMethod, model: PrunableModel, block: int, like: Tensor
     ) -> TokenView:
-        """Return a view of one image with these tokens; `channels` of each sequence of Δ."""
-        first = list(protected)
+        """Return a view of one image with these tokens before a block, whose whole grid `dense` shows."""
+        first = list(model.protected)
         order = first + [position for position in range(self.length) if position not in set(first)]
         around, chain = list(range(self.length)), list[Tensor | None]()
         for size, told in zip(reversed(self.sizes), reversed(self.smaller), strict=True):
@@ -210,10 +212,10 @@ class _Load:
             around = inside
         held: tuple[Tensor, ...] = ()
         if method.alignment == "hold" and (self.smaller[1] or self.smaller[2]):
-            held = tuple(like.new_zeros(1, self.sizes[1], c) for c in channels)
-        seeds = torch.zeros(1, dtype=torch.int64, device=like.device)
+            held = tuple(like.new_zeros(1, self.sizes[1], c) for c in model.scan_channels(block))
         travelling, scanned, emit = chain
-        return TokenView(self.length, seeds, method, travelling, scanned, emit, held)
+        left = like.new_zeros(1, self.length, like.shape[2]) if dense.returning and travelling is not None else None
+        return replace(dense, method=method, travelling=travelling, scanned=scanned, emit=emit, held=held, left=left)
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,7 @@ class CostTable:
     Attributes:
         dense: FLOPs of the dense model.
         embedding, head: FLOPs before the first and after the last block.
+        between: FLOPs from each stage but the last to the next; they do not depend on the schedule.
         seeding: FLOPs that the random score adds before the first block.
     """
 
@@ -252,16 +255,25 @@ class CostTable:
         self._model, self._convention = model, convention
         self._polynomials: dict[_Part, Polynomial] = {}
         self._memo: dict[tuple[PruningMethod, _Load], dict[tuple[int, str | None, int], int]] = {}
-        signatures = [_signature(block) for block in model.blocks]
+        layout = model.layout
+        self._stages = [layout.stage_of(index + 1) for index in range(layout.depth)]
+        signatures = [(stage, *_signature(block)) for stage, block in zip(self._stages, model.blocks, strict=True)]
         self._like = [signatures.index(signature) for signature in signatures]  # the first block that costs the same
         image = _image(model)
         with _counting(model, convention), torch.no_grad():
             model.set_schedule(None)
             self.embedding = sum(_count(_Unit(model, model.embed), (image,)).values())
             self.seeding = sum(_count(_Unit(model, image_seeds), (image,)).values())
-            features, view = model.embed(image), model.first_view(image)
-            self._features = features.shape[2]
-            self.head = sum(_count(_Unit(model, lambda x: model.classify(x, view)), (features,)).values())
+            features, self.between = model.embed(image), list[int]()
+            self._features = [features.shape[2]]  # width of each stage
+            for stage in range(len(layout.stages) - 1):
+                passage = _Unit(model, partial(model.downsample, stage))
+                self.between.append(sum(_count(passage, (features,)).values()))
+                features = model.downsample(stage, features)
+                self._features.append(features.shape[2])
+            self._views = [model.first_view(image, end - 1) for end in layout.ends]
+            head = _Unit(model, lambda x: model.classify(x, self._views[-1]))
+            self.head = sum(_count(head, (features,)).values())
         self.dense = self.flops(PruningSchedule())
 
     def flops(self, schedule: PruningSchedule) -> int:
@@ -274,21 +286,26 @@ class CostTable:
         return self.embedding + seeding + sum(self.by_block(schedule)) + self.head
 
     def by_block(self, schedule: PruningSchedule) -> list[int]:
-        """Return the FLOPs of each block, with those of the pruning step after it."""
-        layout, method = self._model.layout, schedule.method
+        """Return the FLOPs of each block, with those of the pruning step or of the way to the next stage after it."""
+        layout, method, found = self._model.layout, schedule.method, list[int]()
         contexts = dict(zip((step.after for step in schedule.steps), schedule.contexts, strict=True))
-        length = layout.stages[0].tokens + layout.protected
-        load = _Load(length, (length, length, length))
-        memo, found = self._memo.setdefault((method, load), {}), []
-        for index, (patches, like) in enumerate(zip(layout.tokens(schedule), self._like, strict=True)):
-            context, kept = contexts.get(index + 1), patches + layout.protected
-            key = (like, context, kept)
-            if key not in memo:
-                memo[key] = self._cost(_Part(like, method, load.smaller, context), load, kept)
-            found.append(memo[key])
-            if context is not None:
-                load = load.after(kept, context)
-                memo = self._memo.setdefault((method, load), {})
+        left = layout.tokens(schedule)
+        for stage, end in enumerate(layout.ends):
+            length = layout.stages[stage].tokens + layout.protected
+            load = _Load(length, (length, length, length))
+            memo = self._memo.setdefault((method, load), {})
+            for index in range(len(found), end):
+                context = contexts.get(index + 1) if layout.prunes(index + 1) else None
+                like, kept = self._like[index], left[index] + layout.protected
+                key = (like, context, kept)
+                if key not in memo:
+                    memo[key] = self._cost(_Part(like, method, load.smaller, context), load, kept)
+                found.append(memo[key])
+                if context is not None:
+                    load = load.after(kept, context)
+                    memo = self._memo.setdefault((method, load), {})
+        for end, cost in zip(layout.ends, self.between, strict=False):
+            found[end - 1] += cost
         return found
 
     def _cost(self, part: _Part, load: _Load, kept: int) -> int:
@@ -317,17 +334,17 @@ class CostTable:
     def _measure(self, part: _Part, load: _Load, kept: int | None) -> int:
         """Count a part at a load; `kept`: tokens that the step after it leaves, if there is one."""
         model, protected = self._model, self._model.layout.protected
-        parameter = next(model.parameters())
-        x = torch.zeros(1, load.sizes[2], self._features, device=parameter.device, dtype=parameter.dtype)
+        stage, parameter = self._stages[part.block], next(model.parameters())
+        x = torch.zeros(1, load.sizes[2], self._features[stage], device=parameter.device, dtype=parameter.dtype)
         step = None
         if kept is not None:
             ratio = (kept - protected) / (load.sizes[0] - protected)
             step = PruningStep(part.block + 1, ratio, part.context)
         with _counting(model, self._convention), torch.no_grad():
-            view = load.view(part.method, model.protected, x, model.scan_channels(part.block))
+            view = load.view(self._views[stage], part.method, model, part.block, x)
 
             def run(x: Tensor) -> Any:  # all that is used later is returned: the tracer drops what is not
-                x, after = model.step(part.block, x, view, step)
+                x, after = model.prune_block(part.block, x, view, step)
                 return x if step is None else (x, after.all_positions(), *after.held)
 
             return sum(_count(_Unit(model.blocks[part.block], run), (x,)).values())

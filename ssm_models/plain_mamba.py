@@ -34,6 +34,7 @@ from ssm_models.layers import MambaConfig, a_log, dt_projection, precise, resize
 from ssm_models.pruning import TokenView, take
 from ssm_models.registry import ModelInfo, register
 from ssm_models.scan import channel_last_scan
+from ssm_models.ways import FORWARD
 
 START, RIGHT, LEFT, UP, DOWN = range(5)  # the move into a step, as the rows of `direction_Bs` stand for
 
@@ -114,7 +115,7 @@ class PlainMambaMixer(nn.Module):
         y = channel_last_scan(
             u, delta, -torch.exp(precise(self.A_log)), B, C, precise(self.D),
             z, 2 * precise(bias), True,
-            gap=view.gap(delta, 2 * bias, 2 * bias, 0, False), emit=view.emit,
+            gap=view.gap(delta, 2 * bias, 2 * bias, 0, FORWARD), emit=view.emit,
             orders=orders, B_orders=precise(self.direction_Bs)[moves],
         )  # fmt: skip
         change: Tensor = self.out_proj(y)
@@ -191,7 +192,7 @@ class Backbone(nn.Module):
 class PlainMamba(PrunableModel):
     """PlainMamba for classification: the mean of the tokens, then a linear head."""
 
-    directions = published_directions = (False,)  # of the one sequence of Δ that the four scans share
+    directions = published_directions = (FORWARD,)  # of the one sequence of Δ that the four scans share
 
     def __init__(
         self,

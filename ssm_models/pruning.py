@@ -6,6 +6,9 @@ with `freeze` they are no longer kept, so that later blocks see them, as they la
 with `conv` they are not scanned either and feed the local convolution alone; with `drop` and `zeros` nothing of them
 travels. With `zeros` a convolution over the sequence still sees the places of those gone. Steps may differ
 in their contexts, so that in one view kept, frozen, convolved and gone tokens stand side by side.
+
+In a model with stages all tokens come back at the end of a stage with the value they last had. So the first step
+after which fewer travel sets the features of the whole grid aside, once, and later ones write into a copy of it.
 """
 
 from collections.abc import Callable
@@ -21,6 +24,7 @@ from spaces.schedule import PruningMethod, kept_tokens
 from ssm_models.importance import SCORES, Signals
 from ssm_models.layers import precise
 from ssm_models.scan import alignment
+from ssm_models.ways import Direction, Way
 
 T = TypeVar("T")
 
@@ -44,6 +48,10 @@ class TokenView:
         emit: (b, K) places, among those that are scanned, of the kept tokens: these give an output.
         held: with the alignment policy `hold`, the gap sums (b, S, D) of each sequence of Δ.
         sizes: with merging, how many tokens each kept one stands for, (b, K); None: one each.
+        grid: (height, width) of the tokens, for scans along the columns.
+        returning: whether tokens that are gone come back at the end of the stage.
+        left: (b, L, D) then, once fewer than all travel, the features of the whole sequence as they were set aside:
+            those of the tokens gone are their last.
     """
 
     length: int
@@ -54,12 +62,15 @@ class TokenView:
     emit: Tensor | None = None
     held: tuple[Tensor, ...] = ()
     sizes: Tensor | None = None
+    grid: tuple[int, int] = (0, 0)
+    returning: bool = False
+    left: Tensor | None = None
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What it holds of memory, remembered things aside."""
-        optional = (self.travelling, self.scanned, self.emit, self.sizes)
+        optional = (self.travelling, self.scanned, self.emit, self.sizes, self.left)
         return (self.seeds, *self.held, *(tensor for tensor in optional if tensor is not None))
 
     def of(self, method: PruningMethod) -> "TokenView":
@@ -102,6 +113,21 @@ class TokenView:
         """Return the tokens that the state sees (b, S, D) of those that travel."""
         return _some(x, self.scanned)
 
+    def whole(self, x: Tensor) -> Tensor:
+        """Return the whole sequence (b, L, D): those that travel as they are, those gone as they last were."""
+        if self.travelling is None:
+            return x
+        assert self.left is not None
+        return self.left.scatter(1, _across(self.travelling, x), x)
+
+    def way(self, direction: Direction) -> Way:
+        """Return the order in which a scan visits the tokens that the state sees."""
+
+        def laid() -> Way:
+            return Way.of(direction.columns, self.grid, self.seen, self.emit, self.seeds.device)
+
+        return self.remember(f"way {direction.columns}", laid)
+
     def spread(self, x: Tensor) -> Tensor:
         """Return those that travel as the whole sequence (b, L, D), with zeros where nothing is left of one."""
         if self.travelling is None:
@@ -138,22 +164,25 @@ class TokenView:
         new = _some(grid.flatten(2).transpose(1, 2), self.positions)
         return new if self.rows is None else x.scatter(1, _across(self.rows, x), new)
 
-    def gap(self, delta: Tensor, delta_bias: Tensor, idle: Tensor, sequence: int, reverse: bool) -> Tensor | None:
+    def gap(
+        self, delta: Tensor, delta_bias: Tensor, idle: Tensor, sequence: int, direction: Direction
+    ) -> Tensor | None:
         """Return the Σ Δ (b, S, D) of the positions passed over before each seen one, or None if none counts.
 
         Args:
-            delta: (b, S, D) Δ of the tokens that the state sees, before bias and softplus.
+            delta: (b, S, D) Δ of the tokens that the state sees, before bias and softplus, in the order of the way.
             delta_bias: (D,).
             idle: (D,) what a token of zero feature has for `delta + delta_bias`.
             sequence: index of the sequence of Δ, for families with several.
-            reverse: whether that sequence is scanned backwards.
+            direction: in which that sequence is scanned.
         """
-        seen = self.seen
-        if seen is None or self.method.alignment == "off":
+        if self.seen is None or self.method.alignment == "off":
             return None
         if self.method.alignment == "hold":
             return self.held[sequence]
-        counts = self.remember(f"skipped {reverse}", lambda: alignment.skipped(seen, self.length, reverse))
+        seen, reverse = self.way(direction).seen, direction.reverse
+        assert seen is not None
+        counts = self.remember(f"skipped {direction}", lambda: alignment.skipped(seen, self.length, reverse))
         if self.method.alignment == "neighbour":
             return alignment.gap_of_neighbours(counts, F.softplus(delta + delta_bias), reverse)
         return alignment.gap_of_bias(counts, idle)
@@ -221,7 +250,7 @@ def prune(
     signals: Signals,
     step: PruningStep,
     protected: tuple[int, ...],
-    reverse: tuple[bool, ...],
+    directions: tuple[Direction, ...],
 ) -> tuple[Tensor, TokenView]:
     """Keep the most important share of the current patch tokens.
 
@@ -231,7 +260,7 @@ def prune(
         signals: what the block before the step saw.
         step: the share of the patch tokens kept so far that stays, and the context of the others.
         protected: positions that always stay.
-        reverse: for each sequence of Δ, whether it is scanned backwards.
+        directions: in which each sequence of Δ is scanned.
 
     Returns:
         The features that travel on, and the view of what is kept. Ties go to the earlier token.
@@ -246,10 +275,11 @@ def prune(
     stays, gone = ranked[:, :count].sort(dim=1).values, ranked[:, count:]
     after, scanned, travelling = view.without(stays, gone, SETS_LEFT[step.context or view.method.context])
     if view.method.alignment == "hold" and scanned is not None:
-        before = view.held or (None,) * len(reverse)
-        deltas = zip(signals.deltas(), before, reverse, strict=True)
-        held = (alignment.hold(_among_scanned(view, delta), scanned, old, flag) for delta, old, flag in deltas)
-        after = replace(after, held=tuple(held))
+        before = view.held or (None,) * len(directions)
+        deltas = zip(signals.deltas(), before, directions, strict=True)
+        after = replace(after, held=tuple(_held(view, delta, scanned, old, way) for delta, old, way in deltas))
+    if view.returning and travelling is not None:
+        after = replace(after, left=view.whole(x))
     onwards = _some(x, travelling)
     if view.method.reduction == "prune":
         return onwards, after
@@ -283,6 +313,12 @@ def merge(x: Tensor, sizes: Tensor, stays: Tensor, gone: Tensor, taboo: Tensor) 
     here = take(x, stays)
     pull = (take(x, gone) - take(here, goal)) * share[..., None]
     return torch.zeros_like(here, dtype=pull.dtype).scatter_add(1, _across(goal, pull), pull).to(x.dtype), sizes
+
+
+def _held(view: TokenView, delta: Tensor, scanned: Tensor, old: Tensor | None, direction: Direction) -> Tensor:
+    """Return the gap sums (b, S, D) of those that stay scanned, in the order of their way."""
+    way = view.way(direction)
+    return alignment.hold(way.arrange(_among_scanned(view, delta)), way.places(scanned), old, direction.reverse)
 
 
 def _among_scanned(view: TokenView, delta: Tensor) -> Tensor:

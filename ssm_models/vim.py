@@ -23,6 +23,7 @@ from ssm_models.layers import MambaConfig, a_log, dt_projection, precise, resize
 from ssm_models.pruning import TokenView, take
 from ssm_models.registry import ModelInfo, register
 from ssm_models.scan import channel_last_scan
+from ssm_models.ways import BACKWARD, FORWARD, Direction
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class VimMixer(nn.Module):
         super().__init__()
         dim, inner, states, rank = config.dim, config.inner, config.states, config.rank
         self.states, self.rank = states, rank
-        self.directions: tuple[bool, ...] = (False, True)
+        self.directions: tuple[Direction, ...] = (FORWARD, BACKWARD)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.out_proj = nn.Linear(inner, dim, bias=False)
         for suffix in ("", "_b"):
@@ -60,14 +61,14 @@ class VimMixer(nn.Module):
         w_x, w_z = self.in_proj.weight.chunk(2)
         u = F.linear(x, w_x)
         z = F.linear(view.kept(x), w_z)
-        outputs = [self._scan(u, z, view, reverse) for reverse in self.directions]
+        outputs = [self._scan(u, z, view, direction) for direction in self.directions]
         y = sum((y for y, _ in outputs[1:]), outputs[0][0])
         change = F.linear(y, self.out_proj.weight / 2)  # of the directions' mean, without a pass over y
         if not signal:
             return change, None
 
         def deltas() -> tuple[Tensor, ...]:
-            biases = [self._parameter("dt_proj", reverse).bias for reverse in self.directions]
+            biases = [self._parameter("dt_proj", direction.reverse).bias for direction in self.directions]
             raw = [delta if view.emit is None else take(delta, view.emit) for _, delta in outputs]
             return tuple(F.softplus(delta + bias) for delta, bias in zip(raw, biases, strict=True))
 
@@ -76,8 +77,9 @@ class VimMixer(nn.Module):
     def _parameter(self, name: str, reverse: bool) -> Any:
         return getattr(self, f"{name}_b" if reverse else name)
 
-    def _scan(self, u: Tensor, z: Tensor, view: TokenView, reverse: bool) -> tuple[Tensor, Tensor]:
+    def _scan(self, u: Tensor, z: Tensor, view: TokenView, direction: Direction) -> tuple[Tensor, Tensor]:
         """Return one direction's gated output (b, K, D) and the Δ of what it scanned, before bias and softplus."""
+        reverse = direction.reverse
         u = causal_conv(view.in_sequence(u), self._parameter("conv1d", reverse), reverse)
         u = F.silu(view.from_sequence(u))
         w = self._parameter("x_proj", reverse).weight
@@ -92,7 +94,7 @@ class VimMixer(nn.Module):
         y = channel_last_scan(
             u, delta, -torch.exp(precise(log_a)), B, C,
             precise(self._parameter("D", reverse)), z, precise(dt_proj.bias), True,
-            gap=view.gap(delta, dt_proj.bias, dt_proj.bias, int(reverse), reverse), emit=view.emit, reverse=reverse,
+            gap=view.gap(delta, dt_proj.bias, dt_proj.bias, int(reverse), direction), emit=view.emit, reverse=reverse,
         )  # fmt: skip
         return y, delta
 
@@ -127,7 +129,7 @@ class Vim(PrunableModel):
 
     contexts = (*PrunableModel.contexts, "zeros")
     importances = IMPORTANCE
-    published_directions = (False,)
+    published_directions = (FORWARD,)
 
     def __init__(
         self,
@@ -142,7 +144,7 @@ class Vim(PrunableModel):
         if min(grid) < 1:
             raise ValueError(f"{name}: images of {img_size} pixels are smaller than a patch of {config.patch}")
         super().__init__(TokenLayout(name, img_size, (Stage(config.depth, *grid),), protected=1), num_classes)
-        self.config, self.directions = config, (False, True)
+        self.config, self.directions = config, (FORWARD, BACKWARD)
         tokens = self.layout.stages[0].tokens
         self.cls_index = tokens // 2
         proj = nn.Conv2d(in_chans, config.dim, config.patch, config.stride)
@@ -180,7 +182,7 @@ class Vim(PrunableModel):
         """See `PrunableModel`."""
         return (self.config.inner,) * len(self.directions)
 
-    def use_directions(self, directions: tuple[bool, ...]) -> None:
+    def use_directions(self, directions: tuple[Direction, ...]) -> None:
         """See `PrunableModel`."""
         self.directions = directions
         for block in self.blocks:

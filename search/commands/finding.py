@@ -174,7 +174,8 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
         model.set_schedule(evaluation.schedule)
         pruned = model(images).argmax(1)
         kept = model.kept_patches(images)
-    stage = model.layout.stages[0]
+    layout = model.layout
+    stages = [layout.stages[layout.stage_of(step.after)] for step in evaluation.schedule.steps]
     pixels = batches.pixels(count).permute(0, 2, 3, 1).contiguous().numpy()
     return [
         TokenPicture(
@@ -182,7 +183,7 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
             label=data.classes[int(labels[i])],
             schedule=evaluation.schedule,
             kept=[step[i].tolist() for step in kept],
-            grid=(stage.height, stage.width),
+            grids=[(stage.height, stage.width) for stage in stages],
             dense_answer=data.classes[int(dense[i])],
             pruned_answer=data.classes[int(pruned[i])],
         )

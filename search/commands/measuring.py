@@ -138,7 +138,7 @@ def flops(
     if not by_block:
         print_object(found, FLOPS_COLUMNS, format)
         return
-    parts = _parts(table, chosen, [network.layout.stages[0].tokens, *found["tokens"]])
+    parts = _parts(table, chosen, network.layout.worked_on(chosen))
     if format is Format.json:
         print_object({**found, "parts": parts}, {}, format)
     else:

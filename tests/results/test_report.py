@@ -60,7 +60,7 @@ def confirmed(make_spec: MakeSpec, evaluations: list[Evaluation]) -> tuple[Study
 def make_picture(label: str = "seven") -> TokenPicture:
     image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     schedule = PruningSchedule.parse("3:0.5,6:0.2")
-    return TokenPicture(image, label, schedule, [list(range(25)), [0, 8, 24, 10, 11]], (7, 7), label, "one")
+    return TokenPicture(image, label, schedule, [list(range(25)), [0, 8, 24, 10, 11]], [(7, 7)] * 2, label, "one")
 
 
 def write_evil_report(path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]) -> None:
@@ -160,7 +160,7 @@ def test_numbers_above_the_bars_have_room(make_evaluation: MakeEvaluation) -> No
 def test_dropped_patches_are_veiled_and_kept_ones_are_not() -> None:
     picture = make_picture()
     shown = tiles(picture)
-    assert [tile.caption for tile in shown] == ["49", "after 3: 25", "after 6: 5"]
+    assert [tile.caption for tile in shown] == ["whole", "after 3: 25 of 49", "after 6: 5 of 49"]
     whole, first, second = (
         np.asarray(Image.open(io.BytesIO(base64.b64decode(tile.source.partition(",")[2])))) for tile in shown
     )
@@ -174,12 +174,23 @@ def test_dropped_patches_are_veiled_and_kept_ones_are_not() -> None:
             assert np.array_equal(pixels[patch], whole[patch]) == (index in kept)
 
 
+def test_each_step_is_shown_on_the_grid_of_its_stage() -> None:
+    picture = replace(make_picture(), kept=[list(range(25)), [0, 3]], grids=[(7, 7), (2, 4)])
+    whole, _, last = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(tile.source.partition(",")[2])))) for tile in tiles(picture)
+    )
+    same = (whole == last).all(-1)
+    assert same[: TILE // 2, : TILE // 4].all() and same[: TILE // 2, 3 * TILE // 4 :].all()
+    assert same.mean() == pytest.approx(2 / 8, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"image": np.zeros((28, 28), np.uint8)}, "expected"),
         ({"image": np.zeros((28, 28, 3), np.float32)}, "uint8"),
         ({"kept": [[0]]}, "1 lists for 2 steps"),
+        ({"grids": [(7, 7)]}, "1 lists for 2 steps"),
         ({"kept": [[0], [49]]}, "outside the grid of 49"),
     ],
 )

@@ -1,5 +1,6 @@
 """What candidates share of a forward pass changes no number, and stays within its bound."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from spaces import PruningSchedule, PruningStep
 from spaces.schedule import PruningMethod
 from ssm_models import PrunableModel
 
-NAMES = ("vim_nano", "plain_mamba_nano")
+NAMES = ("vim_nano", "plain_mamba_nano", "vmamba_nano")
+STAGED = "vmamba_nano"  # which offers no merging
 MODELS = {name: ssm_models.build(name, "random", num_classes=10).eval() for name in NAMES}
 
 
@@ -37,7 +39,9 @@ def schedules(draw: st.DrawFn) -> PruningSchedule:
 @torch.inference_mode()
 def test_shared_runs_give_the_same_numbers_to_the_bit(name: str, brood: list[PruningSchedule], room: int) -> None:
     model = MODELS[name]
-    images = [torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    brood = [replace(s, method=replace(s.method, reduction="prune")) for s in brood] if name == STAGED else brood
+    size = model.img_size
+    images = [torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     cache = PrefixCache(room)
     paths = [branches(schedule, model.layout) for schedule in brood]
     for _ in range(2):  # the second time from what the first one left
@@ -152,3 +156,9 @@ def test_branching_points_name_what_was_done_before() -> None:
     assert second.stem.steps == ((4, 25, "conv"),)
     assert second.block == 7
     assert second.work == pytest.approx(1 + 3 * 25 / 49)
+
+
+def test_the_work_before_a_branching_point_counts_each_block_by_its_own_grid() -> None:
+    layout = MODELS[STAGED].layout  # stages of 2, 6 and 4 blocks
+    first, second = branches(PruningSchedule.parse("3:0.5,10:0.5"), layout)
+    assert (first.work, second.work) == (2.0, 1 + 5 * 0.5 + 1)

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spaces import PruningSchedule, Stage, TokenLayout
 from spaces.errors import ScheduleError
@@ -21,3 +23,23 @@ def test_tokens_come_back_at_the_next_stage():
 def test_a_block_that_does_not_exist():
     with pytest.raises(ScheduleError, match=r"block 6.*5 blocks"):
         STAGED.check(PruningSchedule.parse("6:0.5"))
+
+
+def test_blocks_and_their_stages():
+    assert STAGED.ends == (2, 5)
+    assert STAGED.places == (1, 3, 4)
+    assert [STAGED.stage_of(block) for block in range(1, 6)] == [0, 0, 1, 1, 1]
+    assert STAGED.returning and not VIM.returning
+    assert VIM.places == tuple(range(1, 24)) and all(VIM.prunes(block) for block in range(1, 25))
+
+
+def test_a_step_at_the_end_of_a_stage_drops_nothing():
+    assert STAGED.tokens(PruningSchedule.parse("1:0.5,2:0.25,5:0.5")) == [32, 32, 16, 16, 16]
+    assert [STAGED.prunes(block) for block in range(1, 6)] == [True, False, True, True, False]
+
+
+@given(st.dictionaries(st.integers(1, 5), st.floats(0.1, 1.0)))
+def test_a_block_works_on_what_the_one_before_left_or_on_the_whole_grid(keeps):
+    schedule = PruningSchedule.of(keeps.items())
+    left = STAGED.tokens(schedule)
+    assert STAGED.worked_on(schedule) == [64, left[0], 16, left[2], left[3]]

@@ -61,3 +61,7 @@ def test_what_keeps_the_same_tokens_is_one_schedule(keeps):
 
 def test_a_step_that_drops_nothing_vanishes():
     assert canonical(PruningSchedule.parse("1:0.5,5:0.995"), LAYOUT) == PruningSchedule.parse("1:0.5")
+
+
+def test_a_step_at_the_end_of_a_stage_vanishes():
+    assert canonical(PruningSchedule.parse("1:0.5,3:0.5,8:0.2"), LAYOUT) == PruningSchedule.parse("1:0.5")

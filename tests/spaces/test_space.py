@@ -239,3 +239,48 @@ def test_targets_do_not_depend_on_which_context_stands_first():
     ]
     values = {"after_1": 2, "weight_1": 1.0, "context_1": "drop", "target": 0.0}
     assert spaces[0].schedule(values) == spaces[1].schedule(values)
+
+
+STAGED = TokenLayout("staged", (32, 32), (Stage(2, 16, 16), Stage(6, 8, 8), Stage(4, 4, 4)))
+
+
+def staged_flops(schedule: PruningSchedule) -> int:
+    """Blocks linear in their tokens, each stage's twice as dear a token as the one's before, and constant parts."""
+    widths = [2**stage for stage, s in enumerate(STAGED.stages) for _ in range(s.blocks)]
+    return 1000 + sum(100 * width * n for width, n in zip(widths, STAGED.worked_on(schedule), strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["stages", "stages:1", "stages:5", "per-block"]), st.floats(0.35, 1.0), st.data())
+def test_with_stages_no_step_stands_where_all_tokens_come_back(text, share, data):
+    space = make_space(text, STAGED, staged_flops, FlopsBudget(share))
+    values = data.draw(st.fixed_dictionaries({k: value_of(p) for k, p in space.parameters.items()}))
+    schedule = space.schedule(values)
+    assert staged_flops(schedule) <= space.limit
+    assert {step.after for step in schedule.steps} <= set(STAGED.places)
+    assert canonical(schedule, STAGED) == schedule
+    back = space.values(schedule)
+    if back is not None:
+        assert {step.after for step in space.schedule(back).steps} <= {step.after for step in schedule.steps}
+
+
+def test_with_stages_a_hand_made_schedule_comes_back_exactly():
+    space = make_space("stages", STAGED, staged_flops, FlopsBudget(0.95))
+    for text in ("1:0.8,5:0.8,9:0.8", "3:0.7,6:0.7", "4:0.6"):
+        schedule = PruningSchedule.parse(text)
+        assert space.schedule(space.values(schedule)) == schedule
+    assert space.values(PruningSchedule.parse("2:0.5,4:0.6")) is None
+
+
+def test_with_stages_starting_schedules_prune_inside_them():
+    space = make_space("stages", STAGED, staged_flops, FlopsBudget(0.7))
+    starts = starting_schedules(space)
+    assert starts and all(staged_flops(s) <= space.limit for s in starts)
+    assert all(step.after in STAGED.places for s in starts for step in s.steps)
+
+
+def test_a_model_without_a_place_to_prune():
+    layout = TokenLayout("short", (32, 32), (Stage(1, 8, 8), Stage(1, 4, 4)))
+    for text in ("stages:1", "per-block"):
+        with pytest.raises(SpaceError, match="short"):
+            make_space(text, layout, lambda schedule: 100, FlopsBudget(0.7))

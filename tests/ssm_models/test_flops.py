@@ -8,6 +8,7 @@ import ssm_models
 from spaces import PruningSchedule
 from spaces.errors import FlopsError, UnknownNameError
 from ssm_models import flops
+from ssm_models.ways import BACKWARD, FORWARD
 
 NANO = ssm_models.create_model("vim_nano").eval()
 
@@ -78,8 +79,8 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     model = ssm_models.create_model("vim_nano")
     model.set_schedule(PruningSchedule.parse("2:0.5"))
     ssm_models.count_flops(model, "3:0.5", "published")
-    assert (model.schedule.text, model.training, model.directions) == ("2:0.5", True, (False, True))
-    assert model.blocks[0].mixer.directions == (False, True)
+    assert (model.schedule.text, model.training, model.directions) == ("2:0.5", True, (FORWARD, BACKWARD))
+    assert model.blocks[0].mixer.directions == (FORWARD, BACKWARD)
 
 
 def test_an_operator_without_a_cost_is_an_error() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from spaces import PruningMethod, PruningStep
 from ssm_models.importance import Signals
 from ssm_models.pruning import SETS_LEFT, TokenView, merge, prune
+from ssm_models.ways import FORWARD
 from tests.ssm_models.conftest import KEPT, NESTED, places, view_of
 
 
@@ -32,7 +33,7 @@ def test_any_sequence_of_steps_leaves_what_the_fates_say(data: st.DataObject) ->
     for context in contexts:
         scores = torch.rand(batch, length)
         keep = data.draw(st.integers(30, 90)) / 100
-        x, view = prune(x, view, signals(view, scores), PruningStep(1, keep, context), protected, (False,))
+        x, view = prune(x, view, signals(view, scores), PruningStep(1, keep, context), protected, (FORWARD,))
         for b, image in enumerate(fates):
             kept = set(view.all_positions()[b].tolist())
             pruned = set(places(image, KEPT)) - kept
@@ -54,7 +55,7 @@ def test_one_context_gathers_nothing_but_its_own_set(context: str) -> None:
     view = TokenView(9, torch.zeros(2).long(), PruningMethod(context=context))
     x = torch.randn(2, 9, 3)
     for _ in range(3):
-        x, view = prune(x, view, signals(view, torch.rand(2, 9)), PruningStep(1, 0.7), (), (False,))
+        x, view = prune(x, view, signals(view, torch.rand(2, 9)), PruningStep(1, 0.7), (), (FORWARD,))
         told = [view.emit is not None, view.scanned is not None, view.travelling is not None]
         assert told == [depth + 1 == SETS_LEFT[context] for depth in range(3)]
 
@@ -102,7 +103,7 @@ def test_merged_tokens_keep_all_that_the_patches_add_up_to(contexts: list[str], 
     full, rows = first.clone(), torch.arange(2)[:, None]
     for context in contexts:
         given_ = signals(view, torch.rand(2, 11))
-        x, view = prune(x, view, given_, PruningStep(1, 0.7, context), (5,), (False,))
+        x, view = prune(x, view, given_, PruningStep(1, 0.7, context), (5,), (FORWARD,))
         positions, sizes = view.all_positions(), view.sizes
         assert sizes is not None and (sizes.sum(1) == 11).all() and (sizes[positions == 5] == 1).all()
         assert torch.allclose((view.kept(x) * sizes[..., None]).sum(1), first.sum(1))

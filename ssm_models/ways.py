@@ -1,0 +1,101 @@
+"""The ways that scans take over a grid of tokens: along its rows or columns, forwards or backwards.
+
+Tokens are kept in raster order, along the rows. A way along the columns is a permutation of them; a way backwards is
+a flag of the scan. What is pruned leaves gaps of its own on each way: two tokens that are neighbours in a row are a
+whole column apart on the other way.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Direction(NamedTuple):
+    """How one scan visits the tokens: backwards or not, column by column or in raster order."""
+
+    reverse: bool = False
+    columns: bool = False
+
+
+FORWARD, BACKWARD = Direction(), Direction(reverse=True)
+COLUMNS, COLUMNS_BACK = Direction(columns=True), Direction(reverse=True, columns=True)
+CROSS = (FORWARD, COLUMNS, BACKWARD, COLUMNS_BACK)  # the cross-scan of VMamba (arXiv:2401.10166), in its order
+
+
+@dataclass(frozen=True)
+class Way:
+    """The tokens that a state sees, in the order of a way over the grid; None stands for raster order or for all.
+
+    Attributes:
+        order: (S,) or (b, S) for each place on the way the token's place in raster order, among those seen.
+        emit: (b, K) ascending places on the way of the tokens that give an output.
+        back: (K,) or (b, K) for each of these tokens in raster order its place among them on the way.
+        seen: (b, S) ascending positions on the way over the whole grid; None: the state sees all.
+    """
+
+    order: Tensor | None
+    emit: Tensor | None
+    back: Tensor | None
+    seen: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        columns: bool,
+        grid: tuple[int, int],
+        seen: Tensor | None,
+        emit: Tensor | None,
+        device: torch.device,
+    ) -> "Way":
+        """Return the way, from the positions seen (b, S) and the places among them that emit (b, K), in raster order.
+
+        Args:
+            columns: whether it goes column by column.
+            grid: (height, width) of the whole grid.
+            seen, emit: as in the attributes, but in raster order; None is all.
+        """
+        if not columns:
+            return cls(None, emit, None, seen)
+        height, width = grid
+        if seen is None:
+            order = torch.arange(height * width, device=device).view(height, width).t().flatten()
+            rank = torch.arange(height * width, device=device).view(width, height).t().flatten()
+            on_way = None
+        else:
+            on_way, order = (seen % width * height + seen // width).sort(1)
+            rank = order.argsort(1)
+        if emit is None:
+            return cls(order, None, rank, on_way)
+        places = rank[emit] if seen is None else rank.gather(1, emit)
+        emitted, back = places.sort(1)
+        return cls(order, emitted, back.argsort(1), on_way)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Put what the state sees (b, S, D) from raster order into that of the way."""
+        return _permuted(x, self.order)
+
+    def restore(self, y: Tensor) -> Tensor:
+        """Put outputs (b, K, D) from the order of the way into raster order."""
+        return _permuted(y, self.back)
+
+    def emitting(self, x: Tensor) -> Tensor:
+        """Return those that give an output, (b, K, D), of what the state sees in the order of the way."""
+        return x if self.emit is None else _permuted(x, self.emit)
+
+    def places(self, stays: Tensor) -> Tensor:
+        """Return the ascending places on the way of some tokens (b, k), given by their places in raster order."""
+        if self.order is None:
+            return stays
+        if self.order.dim() == 1:
+            return self.order.argsort()[stays].sort(1).values
+        return self.order.argsort(1).gather(1, stays).sort(1).values
+
+
+def _permuted(x: Tensor, order: Tensor | None) -> Tensor:
+    if order is None:
+        return x
+    if order.dim() == 1:
+        return x.index_select(1, order)
+    return x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))

@@ -39,7 +39,7 @@ _FREE_ATEN = """
     cat clamp clamp_min clone constant_pad_nd div div_ embedding eq exp expand expand_as fill_ flatten flip
     floor_divide full gather gelu index index_put_ index_select layer_norm lift_fresh linalg_vector_norm
     masked_fill mean mul_ mul ne neg new_full new_ones new_zeros ones ones_like __or__ pad permute pow relu
-    remainder reshape rms_norm round __rshift__ rsub scatter scatter_add select sigmoid silu slice softplus sort
+    remainder reshape rms_norm round __rshift__ rsub scatter scatter_add select sigmoid silu slice softmax softplus sort
     split split_with_sizes square squeeze stack sub t transpose unflatten unsqueeze view where __xor__ zeros
     zeros_like
 """

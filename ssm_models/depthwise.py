@@ -1,16 +1,77 @@
-"""Depthwise convolutions over a grid of which some tokens are pruned."""
+"""Depthwise convolutions over a grid of which some tokens are pruned.
 
-from torch import Tensor, nn
+While all positions are asked for, it is a convolution over the grid. For fewer, each asked position adds up its
+neighbours, of those that travel, weighted: the same values at a cost that falls with the positions. On a CPU that
+takes no longer than the grid's even where most are kept, so one rule serves, and the cost stays a polynomial.
+"""
 
-from ssm_models.pruning import TokenView, take
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssm_models.pruning import TokenView
 
 
-def at_seen(conv: nn.Conv2d, x: Tensor, view: TokenView) -> Tensor:
-    """Convolve those that travel, x (b, T, D), on their grid; return what the state sees of it, (b, S, D)."""
-    return view.from_grid(conv(view.to_grid(x, *view.grid)))
+def at_seen(x: Tensor, weight: Tensor, bias: Tensor, view: TokenView) -> Tensor:
+    """Convolve those that travel on their grid, with zeros around it and where nothing is left of a token.
+
+    Args:
+        x: (b, T, D) features of those that travel.
+        weight: (D, 1, side, side), of an odd side.
+        bias: (D,).
+        view: the tokens, with their grid.
+
+    Returns:
+        What the state sees of it, (b, S, D).
+    """
+    if view.seen is None:
+        return _over_the_grid(x, weight, bias, view)
+    return _at(x, weight, bias, view, "seen", view.seen)
 
 
-def at_kept(conv: nn.Conv2d, x: Tensor, view: TokenView) -> Tensor:
+def at_kept(x: Tensor, weight: Tensor, bias: Tensor, view: TokenView) -> Tensor:
     """Return the kept tokens (b, K, D) of the same."""
-    seen = at_seen(conv, x, view)
-    return seen if view.emit is None else take(seen, view.emit)
+    if view.positions is None:
+        return _over_the_grid(x, weight, bias, view)
+    return _at(x, weight, bias, view, "kept", view.positions)
+
+
+def _over_the_grid(x: Tensor, weight: Tensor, bias: Tensor, view: TokenView) -> Tensor:
+    grid = view.to_grid(x, *view.grid)
+    return F.conv2d(grid, weight, bias, padding=weight.shape[2] // 2, groups=len(weight)).flatten(2).transpose(1, 2)
+
+
+def _at(x: Tensor, weight: Tensor, bias: Tensor, view: TokenView, name: str, positions: Tensor) -> Tensor:
+    """Return the convolution at some positions (b, P) alone."""
+    side = weight.shape[2]
+    rows = view.remember(f"around the {name}, {side}", lambda: neighbours(view, positions, side))
+    taps = weight.flatten(1).t().to(x.dtype)
+    table = F.pad(x, (0, 0, 0, 1)).flatten(0, 1)
+    total = bias.to(x.dtype).expand(positions.numel(), -1)
+    for row, tap in zip(rows, taps, strict=True):
+        total = torch.addcmul(total, table.index_select(0, row), tap)
+    return total.view(*positions.shape, -1)
+
+
+def neighbours(view: TokenView, positions: Tensor, side: int) -> tuple[Tensor, ...]:
+    """Return where the features stand that a convolution of `side` × `side` reads at some positions (b, P).
+
+    Returns:
+        For each tap (b · P) rows of those that travel, (b, T + 1, D), as one table; row T of an image is zeros.
+    """
+    (height, width), reach = view.grid, side // 2
+    wide, batch = width + 2 * reach, len(positions)
+
+    def padded(places: Tensor) -> Tensor:
+        """Return where positions stand in raster order on the grid with its border."""
+        return (places // width + reach) * wide + places % width + reach
+
+    where = view.travelling
+    if where is None:
+        where = torch.arange(view.length, device=positions.device).expand(batch, -1)
+    count = where.shape[1]
+    filled = torch.arange(count, device=positions.device).expand(batch, -1)
+    table = positions.new_full((batch, (height + 2 * reach) * wide), count).scatter(1, padded(where), filled)
+    table = table + torch.arange(batch, device=positions.device)[:, None] * (count + 1)
+    centre, steps = padded(positions), range(-reach, reach + 1)
+    return tuple(table.gather(1, centre + down * wide + right).flatten() for down in steps for right in steps)

@@ -1,7 +1,7 @@
 """What every family of models must hold; a new one is found by its registration and tested like the rest."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 
 import pytest
@@ -160,7 +160,7 @@ def test_the_highest_scores_stay(any_model: PrunableModel, importance: str) -> N
 class Masked(TokenView):
     """A view of all tokens in which only some of them, `stays` (b, L), are ever updated."""
 
-    stays: Tensor = torch.empty(0)
+    stays: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def update(self, x: Tensor, change: Tensor) -> Tensor:
         return torch.where(self.stays[..., None], x + change, x)

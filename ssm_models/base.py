@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from spaces import PruningSchedule, PruningStep, TokenLayout
 from spaces.errors import ScheduleError
+from spaces.schedule import ALIGNMENT
 from ssm_models.importance import Signals, image_seeds
 from ssm_models.pruning import TokenView, prune
 from ssm_models.ways import Direction
@@ -28,7 +29,7 @@ class PrunableModel(nn.Module, ABC):
     returns belongs to the caller.
 
     Attributes:
-        contexts, reductions, importances: what a schedule may ask of the family.
+        contexts, reductions, importances, alignments: what a schedule may ask of the family.
         directions: in which each sequence of Δ is scanned. Directions that share their Δ count once.
         published_directions: those of them that the `published` count of FLOPs includes.
         layout: blocks and tokens, for the search.
@@ -39,6 +40,7 @@ class PrunableModel(nn.Module, ABC):
     contexts: ClassVar[tuple[str, ...]] = ("drop", "conv", "freeze")
     reductions: ClassVar[tuple[str, ...]] = ("prune", "merge")
     importances: ClassVar[tuple[str, ...]] = ("clip", "l1", "l2", "sum", "delta", "random")
+    alignments: ClassVar[tuple[str, ...]] = ALIGNMENT
     directions: tuple[Direction, ...]
     published_directions: tuple[Direction, ...]
 
@@ -81,6 +83,7 @@ class PrunableModel(nn.Module, ABC):
         asked = [
             ("reduction", method.reduction, self.reductions),
             ("importance", method.importance, self.importances),
+            ("alignment", method.alignment, self.alignments),
         ]
         asked += [("context", context, self.contexts) for context in schedule.contexts]
         for name, chosen, offered in asked:

@@ -1,65 +1,76 @@
-"""A depthwise convolution over a grid of which some tokens are left, for those whose output is needed."""
+"""Depthwise convolutions over a grid of which some tokens are pruned.
+
+While all positions are asked for, it is a convolution over the grid. For fewer, each asked position adds up its
+neighbours, of those that travel, weighted: the same values at a cost that falls with the positions, so that the cost
+stays a polynomial. Gradients go by way of the whole grid, which keeps one copy of the tokens and not one a tap.
+"""
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssm_models.pruning import TokenView, take
 
 
-def depthwise(x: Tensor, conv: nn.Conv2d, view: TokenView, kept: bool = False) -> Tensor:
-    """Convolve the tokens that travel on their grid, which holds zeros where nothing is left of one.
-
-    Where not all outputs are needed, only these are computed, tap by tap from the tokens that are there. With 3 × 3
-    taps this takes half of the time of scattering, convolving and gathering, or less, whatever the share. Gradients
-    go by way of the whole grid, which keeps one copy of the tokens and not one a tap.
+def at_seen(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView) -> Tensor:
+    """Convolve those that travel on their grid, with zeros around it and where nothing is left of a token.
 
     Args:
-        x: (b, T, D) those that travel.
-        conv: D groups of one channel, odd sides, stride 1, padded so that the grid stays as large.
-        view: the tokens; there are no protected ones.
-        kept: whether outputs are those of the kept tokens, not of all that the state sees.
+        x: (b, T, D) features of those that travel.
+        weight: (D, 1, side, side), of an odd side.
+        bias: (D,), or None.
+        view: the tokens, with their grid.
 
     Returns:
-        (b, S, D) of the tokens that the state sees, or (b, K, D) of the kept.
+        What the state sees of it, (b, S, D).
     """
-    at = view.positions if kept else view.seen
-    if at is None or torch.is_grad_enabled():
-        grid = conv(view.to_grid(x, *view.grid)).flatten(2).transpose(1, 2)
-        return grid if at is None else take(grid, at)
-    sides = (conv.kernel_size[0], conv.kernel_size[1])
-    table = view.remember(f"neighbours {sides} {kept}", lambda: neighbours(view, at, sides))
-    rows = torch.cat([x.reshape(-1, x.shape[2]), x.new_zeros(1, x.shape[2])])
-    taps = conv.weight.flatten(1).t().contiguous()
-    out = rows.new_zeros(table.shape[1], x.shape[2])
-    for tap in range(table.shape[0]):
-        out.addcmul_(rows.index_select(0, table[tap]), taps[tap])
-    out = out.view(*at.shape, -1)
-    return out if conv.bias is None else out + conv.bias
+    return _at(x, weight, bias, view, "seen", view.seen)
 
 
-def neighbours(view: TokenView, at: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Return, for each tap of a kernel, which row each output reads.
+def at_kept(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView) -> Tensor:
+    """Return the kept tokens (b, K, D) of the same."""
+    return _at(x, weight, bias, view, "kept", view.positions)
 
-    Args:
-        view: the tokens; row i · T + j is token j of those that travel in image i, and the last row, b · T, is zero.
-        at: (b, K) positions of the outputs.
-        sides: of the kernel, both odd.
+
+def _at(
+    x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, name: str, positions: Tensor | None
+) -> Tensor:
+    """Return the convolution at some positions (b, P), None: at all."""
+    side = weight.shape[2]
+    if positions is None or torch.is_grad_enabled():
+        grid = F.conv2d(view.to_grid(x, *view.grid), weight, bias, padding=side // 2, groups=len(weight))
+        whole = grid.flatten(2).transpose(1, 2)
+        return whole if positions is None else take(whole, positions)
+    rows = view.remember(f"around the {name}, {side}", lambda: neighbours(view, positions, side))
+    taps = weight.flatten(1).t().to(x.dtype)
+    table = F.pad(x, (0, 0, 0, 1)).flatten(0, 1)
+    total = x.new_zeros(positions.numel(), x.shape[2])
+    if bias is not None:
+        total += bias.to(x.dtype)
+    for row, tap in zip(rows, taps, strict=True):
+        total.addcmul_(table.index_select(0, row), tap)
+    return total.view(*positions.shape, -1)
+
+
+def neighbours(view: TokenView, positions: Tensor, side: int) -> tuple[Tensor, ...]:
+    """Return where the features stand that a convolution of `side` × `side` reads at some positions (b, P).
 
     Returns:
-        (taps, b · K) whole numbers in 0 … b · T.
+        For each tap (b · P) rows of those that travel, (b, T + 1, D), as one table; row T of an image is zeros.
     """
-    (height, width), (tall, wide) = view.grid, sides
-    batch, device = len(at), at.device
-    travelling = view.travelling
-    if travelling is None:
-        travelling = torch.arange(view.length, device=device).expand(batch, -1)
-    count = travelling.shape[1]
-    rows = torch.arange(batch * count, device=device).view(batch, count)
-    grid = rows.new_full((batch, height * width), batch * count).scatter(1, travelling, rows)
-    margin = (wide // 2, wide // 2, tall // 2, tall // 2)
-    padded = F.pad(grid.view(batch, height, width), margin, value=batch * count).flatten(1)
-    across = width + wide - 1
-    corner = at // width * across + at % width  # of the window around each output
-    taps = [padded.gather(1, corner + row * across + column) for row in range(tall) for column in range(wide)]
-    return torch.stack(taps).flatten(1)
+    (height, width), reach = view.grid, side // 2
+    wide, batch = width + 2 * reach, len(positions)
+
+    def padded(places: Tensor) -> Tensor:
+        """Return where positions stand in raster order on the grid with its border."""
+        return (places // width + reach) * wide + places % width + reach
+
+    where = view.travelling
+    if where is None:
+        where = torch.arange(view.length, device=positions.device).expand(batch, -1)
+    count = where.shape[1]
+    filled = torch.arange(count, device=positions.device).expand(batch, -1)
+    table = positions.new_full((batch, (height + 2 * reach) * wide), count).scatter(1, padded(where), filled)
+    table = table + torch.arange(batch, device=positions.device)[:, None] * (count + 1)
+    centre, steps = padded(positions), range(-reach, reach + 1)
+    return tuple(table.gather(1, centre + down * wide + right).flatten() for down in steps for right in steps)

@@ -39,8 +39,8 @@ _FREE_ATEN = """
     cat clamp clamp_min clone constant_pad_nd div div_ embedding eq exp expand expand_as fill_ flatten flip
     floor_divide full gather gelu index index_put_ index_select layer_norm lift_fresh linalg_vector_norm
     masked_fill mean mul_ mul ne neg new_full new_ones new_zeros ones ones_like __or__ pad permute pow relu
-    remainder reshape rms_norm round __rshift__ rsub scatter scatter_add select sigmoid silu slice softplus sort
-    split split_with_sizes square squeeze stack sub t transpose unflatten unsqueeze view where __xor__ zeros
+    remainder reshape rms_norm round __rshift__ rsub scatter scatter_add select sigmoid silu slice softmax softplus
+    sort split split_with_sizes square squeeze stack sub t transpose unflatten unsqueeze view where __xor__ zeros
     zeros_like
 """
 FREE = frozenset(f"aten::{name}" for name in _FREE_ATEN.split()) | {"prim::PythonOp.Identity"}
@@ -78,10 +78,16 @@ def _input_elements(inputs: list[Any], outputs: list[Any]) -> int:
     return prod(shape)
 
 
+def _output_elements(inputs: list[Any], outputs: list[Any]) -> int:
+    shape = _shape(outputs[0])
+    assert shape is not None
+    return prod(shape)
+
+
 _HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "prunefront::selective_scan": _scan_flops,
     "aten::sum": _input_elements,
-    "aten::addcmul_": _input_elements,  # a tap of a convolution over some of the grid's tokens
+    "aten::addcmul_": _output_elements,  # a tap of a convolution at some positions
     "aten::cumsum": _input_elements,
 }
 

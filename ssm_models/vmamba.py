@@ -26,7 +26,7 @@ from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
 from ssm_models.cross_scan import directional_scan
-from ssm_models.depthwise import depthwise
+from ssm_models.depthwise import at_seen
 from ssm_models.importance import Signals
 from ssm_models.layers import a_log, dt_projection
 from ssm_models.pruning import TokenView
@@ -93,7 +93,8 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
         """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
-        u = F.silu(depthwise(F.linear(x, self.in_proj.weight[: self.inner]), self.conv2d, view))
+        u = F.linear(x, self.in_proj.weight[: self.inner])
+        u = F.silu(at_seen(u, self.conv2d.weight, self.conv2d.bias, view))
         along = {False: u, True: view.way(CROSS[1]).arrange(u)}
         A_logs, Ds = self.A_logs.chunk(len(CROSS)), self.Ds.chunk(len(CROSS))
         scans = [

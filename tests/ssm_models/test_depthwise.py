@@ -1,34 +1,41 @@
-"""Some outputs of a convolution, tap by tap, equal those on the scattered grid."""
+"""Depthwise convolutions at some positions: the same as over the grid with zeros where nothing is left of a token."""
 
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from ssm_models.depthwise import depthwise
+from ssm_models.depthwise import at_kept, at_seen
 from tests.ssm_models.conftest import NESTED, fates_of_a_batch, places, view_of
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_it_is_the_convolution_of_the_scattered_grid(data: st.DataObject) -> None:
-    height, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))
-    tall, wide = data.draw(st.sampled_from([(3, 3), (5, 3), (1, 1), (7, 7)]))
-    kept, bias = data.draw(st.booleans()), data.draw(st.booleans())
+def test_at_some_positions_it_is_the_convolution_over_the_scattered_grid(data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))
     fates = data.draw(fates_of_a_batch(2, height * width, "drop", "conv", "freeze"))
+    side, biased = data.draw(st.sampled_from([1, 3, 5])), data.draw(st.booleans())
     torch.manual_seed(data.draw(st.integers(0, 1000)))
-    conv = nn.Conv2d(4, 4, (tall, wide), padding=(tall // 2, wide // 2), groups=4, bias=bias)
-    view = replace(view_of(fates), grid=(height, width))
-    full = torch.zeros(2, height * width, 4)
-    x = torch.randn(2, len(places(fates[0], *NESTED[0])), 4)
-    for b, image in enumerate(fates):
-        full[b, places(image, *NESTED[0])] = x[b]
-    whole = conv(full.transpose(1, 2).unflatten(2, (height, width))).flatten(2).transpose(1, 2)
-    expected = torch.stack([whole[b, places(image, *NESTED[2 if kept else 1])] for b, image in enumerate(fates)])
+    full, weight, bias = torch.randn(2, height * width, 3), torch.randn(3, 1, side, side), torch.randn(3)
+    bias = bias if biased else None
+    travels, seen, kept = (torch.tensor([places(image, *members) for image in fates]) for members in NESTED)
+    rows = torch.arange(2)[:, None]
+    scattered = torch.zeros_like(full)
+    scattered[rows, travels] = full[rows, travels]
+    grid = scattered.transpose(1, 2).unflatten(2, (height, width))
+    expected = F.conv2d(grid, weight, bias, padding=side // 2, groups=3).flatten(2).transpose(1, 2)
+    x, view = full[rows, travels].requires_grad_(), replace(view_of(fates), grid=(height, width))
     with torch.inference_mode():
-        found = depthwise(x, conv, view, kept)
-    assert torch.allclose(found, expected, atol=1e-5)
-    with_gradients = depthwise(x, conv, replace(view), kept)
-    assert torch.allclose(with_gradients, expected, atol=1e-5)
+        plain = replace(view)
+        assert torch.allclose(at_seen(x.detach(), weight, bias, plain), expected[rows, seen], atol=1e-5)
+        assert torch.allclose(at_kept(x.detach(), weight, bias, plain), expected[rows, kept], atol=1e-5)
+    assert torch.allclose(at_seen(x, weight, bias, view), expected[rows, seen], atol=1e-5)
+    found = at_kept(x, weight, bias, view)
+    assert torch.allclose(found, expected[rows, kept], atol=1e-5)
+    scattered.requires_grad_()
+    grid = scattered.transpose(1, 2).unflatten(2, (height, width))
+    F.conv2d(grid, weight, bias, padding=side // 2, groups=3).flatten(2).transpose(1, 2)[rows, kept].sum().backward()
+    found.sum().backward()
+    assert torch.allclose(x.grad, scattered.grad[rows, travels], atol=1e-5)

@@ -1,7 +1,7 @@
 """What every family of models must hold; a new one is found by its registration and tested like the rest."""
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 
 import pytest
@@ -9,6 +9,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import ssm_models
 from spaces import PruningSchedule
@@ -16,6 +17,7 @@ from spaces.errors import CheckpointError, ScheduleError
 from spaces.schedule import ALIGNMENT, CONTEXT, IMPORTANCE, REDUCTION
 from ssm_models import PrunableModel, flops
 from ssm_models.importance import SCORES
+from ssm_models.pruning import TokenView
 from tests.ssm_models.conftest import FAMILIES, pictures
 
 
@@ -40,6 +42,7 @@ def offered(model: PrunableModel, method: str) -> bool:
         set(schedule.contexts) <= set(model.contexts)
         and chosen.importance in model.importances
         and chosen.reduction in model.reductions
+        and chosen.alignment in model.alignments
     )
 
 
@@ -153,6 +156,19 @@ def test_the_highest_scores_stay(any_model: PrunableModel, importance: str) -> N
     assert torch.equal(kept, expected)
 
 
+@dataclass(frozen=True)
+class Masked(TokenView):
+    """A view of all tokens in which only some of them, `stays` (b, L), are ever updated."""
+
+    stays: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def update(self, x: Tensor, change: Tensor) -> Tensor:
+        return torch.where(self.stays[..., None], x + change, x)
+
+    def overwrite(self, x: Tensor, grid: Tensor) -> Tensor:
+        return torch.where(self.stays[..., None], grid.flatten(2).transpose(1, 2), x)
+
+
 @torch.inference_mode()
 def test_freeze_is_a_dense_pass_whose_pruned_updates_are_masked(any_model: PrunableModel) -> None:
     schedule = within(any_model, PruningSchedule.parse("3:0.5,5:0.8,9:0.4;context=freeze"))
@@ -163,7 +179,7 @@ def test_freeze_is_a_dense_pass_whose_pruned_updates_are_masked(any_model: Pruna
     x, view = any_model.embed(images), any_model.first_view(images)
     stays = torch.ones(x.shape[:2], dtype=torch.bool)
     for index, block in enumerate(any_model.blocks):
-        x = torch.where(stays[..., None], block(x, view, False)[0], x)
+        x, _ = block(x, Masked(view.length, view.seeds, view.method, grid=view.grid, stays=stays), False)
         for step, positions in zip(schedule.steps, kept, strict=True):
             if step.after == index + 1:
                 stays = torch.zeros_like(stays).scatter(1, positions, True)
@@ -209,6 +225,7 @@ def test_a_schedule_that_does_not_fit_changes_nothing(any_model: PrunableModel) 
     wrong += [f"2:0.5:{c},3:0.5:{c}" for c in CONTEXT if c not in any_model.contexts]
     wrong += [f"2:0.5;reduction={r}" for r in REDUCTION if r not in any_model.reductions]
     wrong += [f"2:0.5;importance={i}" for i in IMPORTANCE if i not in any_model.importances]
+    wrong += [f"2:0.5;alignment={a}" for a in ALIGNMENT if a not in any_model.alignments]
     for text in wrong:
         with pytest.raises(ScheduleError, match=any_model.model_name):
             any_model.set_schedule(PruningSchedule.parse(text))
@@ -231,7 +248,7 @@ def test_the_table_is_fvcore_s_whole_count(
     family: str, after: list[int], convention: str, data: st.DataObject
 ) -> None:
     model = MODELS[family]
-    choices = {"importance": model.importances, "alignment": ALIGNMENT, "reduction": model.reductions}
+    choices = {"importance": model.importances, "alignment": model.alignments, "reduction": model.reductions}
     method = {name: data.draw(st.sampled_from(names)) for name, names in choices.items()}
     mixing = [context for context in model.contexts if context != "zeros"]
     contexts = data.draw(st.sampled_from([*([context] for context in model.contexts), mixing]))

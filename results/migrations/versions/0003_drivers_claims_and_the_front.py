@@ -54,20 +54,24 @@ def upgrade() -> None:
 def _mark_fronts() -> None:
     """Mark what the pure function finds among the standing scores, the earliest of equal points."""
     connection = op.get_bind()
+    e = sa.table(
+        "evaluations", *map(sa.column, ("id", "number", "study_id", "schedule_hash", "state", *_COLUMNS.values()))
+    )
+    c = sa.table("confirmations", *map(sa.column, ("study_id", "schedule_hash", *_COLUMNS.values())))
     studies = connection.execute(sa.text("SELECT id, CAST(objectives AS TEXT) FROM studies")).all()
     for study, text in studies:
         objectives = json.loads(text)
         values = [
-            f"e.{_COLUMNS[name]}" if name == "flops" else f"COALESCE(c.{_COLUMNS[name]}, e.{_COLUMNS[name]})"
+            e.c[_COLUMNS[name]] if name == "flops" else sa.func.coalesce(c.c[_COLUMNS[name]], e.c[_COLUMNS[name]])
             for name in objectives
         ]
         rows = connection.execute(
-            sa.text(
-                f"SELECT e.id, {', '.join(values)} FROM evaluations e LEFT JOIN confirmations c"
-                " ON c.study_id = e.study_id AND c.schedule_hash = e.schedule_hash"
-                " WHERE e.study_id = :study AND e.state = 'done' ORDER BY e.number"
-            ),
-            {"study": study},
+            sa.select(e.c.id, *values)
+            .select_from(
+                e.outerjoin(c, sa.and_(c.c.study_id == e.c.study_id, c.c.schedule_hash == e.c.schedule_hash))
+            )
+            .where(e.c.study_id == study, e.c.state == "done")
+            .order_by(e.c.number)
         ).all()
         best = [{"id": rows[i][0]} for i in objectives_front([row[1:] for row in rows], objectives)]
         if best:

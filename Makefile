@@ -1,5 +1,5 @@
 # make quickstart   install, search on the embedded images, write quickstart/report.html
-# make test         install if needed, run the tests
+# make test         install if needed, run the tests, on two cores
 PYTHON ?= python3
 BIN := .venv/bin
 DB := sqlite:///quickstart/prunefront.db
@@ -29,7 +29,7 @@ quickstart: install
 	@echo "  $(BIN)/prunefront finetune quickstart/schedule.json --data embedded --epochs 2 --out quickstart/finetuned --study quickstart --db $(DB)"
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

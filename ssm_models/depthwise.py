@@ -44,7 +44,7 @@ def _at(
     rows = view.remember(f"around the {name}, {side}", lambda: neighbours(view, positions, side))
     taps = weight.flatten(1).t().to(x.dtype)
     table = F.pad(x, (0, 0, 0, 1)).flatten(0, 1)
-    total = x.new_zeros(positions.numel(), x.shape[2])
+    total = x.new_zeros(len(rows[0]), x.shape[2])
     if bias is not None:
         total += bias.to(x.dtype)
     for row, tap in zip(rows, taps, strict=True):

@@ -54,7 +54,7 @@ def confirmed(make_spec: MakeSpec, evaluations: list[Evaluation]) -> tuple[Study
     }
     stopped = [replace(evaluations[-2], schedule=PruningSchedule.parse(f"{i}:0.2"), state="stopped") for i in (1, 2)]
     found = [replace(e, confirmed=scores.get(e.hash)) for e in evaluations]
-    return Study(1, NOW, make_spec(), 12, 1, 2, 4), [*found, *stopped]
+    return Study(1, NOW, make_spec(), 12, 1, 2, confirmed=4), [*found, *stopped]
 
 
 def make_picture(label: str = "seven") -> TokenPicture:

@@ -45,7 +45,7 @@ class Stub(nn.Module):
             raise self.error("DefaultCPUAllocator: can't allocate memory")
         return images[:, 0, :1, :10].clone()
 
-    def first_view(self, images: Tensor) -> TokenView:
+    def first_view(self, images: Tensor, index: int = 0) -> TokenView:
         return TokenView(49, torch.zeros(len(images), dtype=torch.long), self.schedule.method)
 
     def step(self, index: int, x: Tensor, view: TokenView, keep: Any) -> tuple[Tensor, TokenView]:

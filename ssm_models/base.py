@@ -66,6 +66,16 @@ class PrunableModel(nn.Module, ABC):
         return self.layout.img_size
 
     @property
+    def offers(self) -> dict[str, tuple[str, ...]]:
+        """What a schedule may ask of the family, by choice of the method."""
+        return {
+            "reduction": self.reductions,
+            "importance": self.importances,
+            "alignment": self.alignments,
+            "context": self.contexts,
+        }
+
+    @property
     def schedule(self) -> PruningSchedule:
         """The schedule that the next forward pass obeys."""
         return self._schedule
@@ -79,16 +89,12 @@ class PrunableModel(nn.Module, ABC):
         """
         schedule = schedule or PruningSchedule()
         self.layout.check(schedule)
-        method = schedule.method
-        asked = [
-            ("reduction", method.reduction, self.reductions),
-            ("importance", method.importance, self.importances),
-            ("alignment", method.alignment, self.alignments),
-        ]
-        asked += [("context", context, self.contexts) for context in schedule.contexts]
-        for name, chosen, offered in asked:
-            if chosen not in offered:
-                raise ScheduleError(f"method {name}={chosen!r}: {self.model_name} offers {', '.join(offered)}")
+        asked = [(name, choice) for name, choice in schedule.method.as_dict().items() if name != "context"]
+        for name, choice in [*asked, *(("context", context) for context in schedule.contexts)]:
+            if choice not in self.offers[name]:
+                raise ScheduleError(
+                    f"method {name}={choice!r}: {self.model_name} offers {', '.join(self.offers[name])}"
+                )
         self._schedule = schedule
 
     @property

@@ -6,3 +6,17 @@ import os
 # more of them than cores: a training step of vim_nano on 2 busy cores then takes 10 s instead of 0.3 s.
 # It must be set before torch is loaded; the workers of a search inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Ray reads these when it is imported: nothing on stderr, no files for each trial, no statistics sent home, and
+# the signals left to us.
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    RAY_CHDIR_TO_TRIAL_DIR="0",
+    RAY_AIR_NEW_OUTPUT="0",
+    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+    TUNE_DISABLE_SIGINT_HANDLER="1",
+    TUNE_GLOBAL_CHECKPOINT_S="1000000000",
+    TUNE_PRINT_ALL_TRIAL_ERRORS="0",
+    TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S="1000000000",
+)

@@ -66,7 +66,7 @@ def train(
     import ssm_models
     from search.data import open_data
     from search.epoch_log import EpochLog
-    from search.fitting import Recipe
+    from search.recipe import Recipe
     from search.training import train_model
 
     ssm_models.model_info(model)

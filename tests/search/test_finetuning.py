@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 import ssm_models
 from search.data import ImageData, open_data
-from search.finetuning import Distillation, finetune_model, finetune_recipe
+from search.distillation import Distillation
+from search.finetuning import finetune_model, finetune_recipe
 from spaces import PruningSchedule, errors
 from tests.search.pictures import write_brightness
 
@@ -54,7 +55,7 @@ class TestFinetuneModel:
         record = result.record
         assert (record.schedule_hash, record.epochs, record.images) == (SCHEDULE.hash, 3, 16)
         assert (record.top1, record.weights_digest) == (result.fit.top1, result.weights_digest)
-        assert record.config["distillation"] == {"share": 0.5, "temperature": 2.0}
+        assert record.config["distillation"] == {"share": 0.5, "temperature": 2.0, "features": 0.0}
 
     def test_accuracies_are_measured_on_the_images_of_a_study(self, data: ImageData, tmp_path: Path) -> None:
         model = nano()

@@ -36,9 +36,7 @@ class TrainingBatches:
         UsageError: a process would get no part of a batch.
     """
 
-    def __init__(
-        self, data: ImageData, preprocessing: Preprocessing, batch_size: int, share: Share = WHOLE
-    ) -> None:
+    def __init__(self, data: ImageData, preprocessing: Preprocessing, batch_size: int, share: Share = WHOLE) -> None:
         self._split = data.training_split()
         self.images = len(self._split.labels)
         self.batch_size = min(batch_size, self.images)

@@ -163,9 +163,7 @@ class Crew:
         scratch = self._open.enter_context(scratch_folder())
         if self._address is None:
             self._open.enter_context(_gloo_on_loopback())
-        self._open.enter_context(
-            ray_session(scratch, cpus=self.workers * self._threads, address=self._address)
-        )
+        self._open.enter_context(ray_session(scratch, cpus=self.workers * self._threads, address=self._address))
         for name in ("ray.train", "ray.util"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._started = True
@@ -242,7 +240,8 @@ class _Messages:
         self._say("epoch", dict(row))
 
     def _say(self, kind: str, *values: Any) -> None:
-        self._messages.actor.put_nowait.remote((kind, values))
+        actor: Any = self._messages.actor
+        actor.put_nowait.remote((kind, values))
 
 
 def _member(config: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ class Distillation:
                 raise UsageError(f"distillation {name}={value!r}: expected a value from 0 to 1")
         if self.share + self.features > 1:
             raise UsageError(
-                f"distillation share={self.share:g} and features={self.features:g}: together they are more than the loss"
+                f"distillation share={self.share:g}, features={self.features:g}: together more than the whole loss"
             )
         if not 0 < self.temperature < 1000:
             raise UsageError(f"distillation temperature={self.temperature!r}: expected a value above 0")
@@ -70,9 +70,7 @@ class Distillation:
         # t² keeps the gradient's size, whatever the temperature (Hinton et al., arXiv:1503.02531)
         return self.share * t * t * divergence + rest * labels + self.features * distance
 
-    def of(
-        self, teacher: PrunableModel, label_smoothing: float
-    ) -> Callable[[PrunableModel, Tensor, Tensor], Tensor]:
+    def of(self, teacher: PrunableModel, label_smoothing: float) -> Callable[[PrunableModel, Tensor, Tensor], Tensor]:
         """Return the loss of a student as `search.fitting.fit` calls it.
 
         The teacher runs once a batch, for answers and features alike, and without a graph.

@@ -94,7 +94,7 @@ def finetune_model(
     dense: Scores | None = None,
     crew: "Crew | None" = None,
 ) -> FineTuneResult:
-    """Fine-tune a model under a schedule; once all epochs are done, write OUT/model.safetensors and OUT/finetune.json.
+    """Fine-tune a model under a schedule; at its end write OUT/model.safetensors and OUT/finetune.json.
 
     Args:
         model: with the weights that the search saw; changed in place, and left under the schedule.

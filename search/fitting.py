@@ -130,7 +130,7 @@ def fit(
         if batches is not None:  # what fits in memory is read now: a broken image is found before anything is written
             next(iter(batches))
     mix = _mixer(recipe, train.batch_size, data.num_classes)
-    _make_folder(out)
+    make_folder(out)
     state = TrainingState(model.to(where), recipe, where)
     checkpoint, last = out / CHECKPOINT, pace.last(recipe)
     if resume:
@@ -144,8 +144,8 @@ def fit(
             raise TrainingError(f"{checkpoint}: the workers left {len(state.curve)} epochs of {last}")
     if not state.curve:
         for name, reference in (references or {}).items():
-            known = isinstance(reference, tuple)
-            state.start[name] = reference if known else score(reference.to(where), val, where, share)
+            known = reference if isinstance(reference, tuple) else score(reference.to(where), val, where, share)
+            state.start[name] = known
             if log:
                 log.reference(name, *state.start[name])
     if log:
@@ -286,7 +286,8 @@ def _mixer(recipe: Recipe, batch_size: int, classes: int) -> Callable[[Tensor, T
     return mixing(recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=classes)  # the loss smooths
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
+    """Make a folder, if it is not there; raise a TrainingError where that cannot be."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

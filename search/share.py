@@ -54,7 +54,8 @@ class Share:
                 f"batch_size={batch}: {self.world} workers need {2 * self.world} images in a step, two for each"
             )
         front = torch.arange(*self.span(pairs))
-        return torch.cat([front, batch - 1 - front]).unique()
+        mine: Tensor = torch.cat([front, batch - 1 - front]).unique()  # type: ignore[no-untyped-call]
+        return mine
 
     def total(self, values: Sequence[float], device: torch.device) -> list[float]:
         """Return the sums of the processes' values, the same in all of them; each must call it."""

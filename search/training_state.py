@@ -40,7 +40,7 @@ class TrainingState:
         self.optimiser = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr)
         self.ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         scaled = PRECISIONS[recipe.amp] is torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.curve: list[dict[str, Any]] = []
         self.start: dict[str, Scores] = {}
         self._device = device

@@ -135,7 +135,8 @@ def fit(
     checkpoint, last = out / CHECKPOINT, pace.last(recipe)
     if resume:
         state.restore(checkpoint, whole_identity)
-    if delegate is not None and len(state.curve) < last:
+    delegated = delegate is not None and len(state.curve) < last
+    if delegate is not None and delegated:
         if not resume:
             checkpoint.unlink(missing_ok=True)
         delegate()
@@ -148,7 +149,7 @@ def fit(
             state.start[name] = known
             if log:
                 log.reference(name, *state.start[name])
-    if log:
+    if log and not delegated:
         log.start(recipe.epochs, len(train), len(state.curve))
     network, total = share.join(_LossOf(model, loss)), recipe.epochs * len(train)
     for epoch in range(len(state.curve), last):

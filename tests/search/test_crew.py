@@ -1,9 +1,11 @@
 """Two workers on Ray Train: what one process would get, and errors in one line."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -36,6 +38,7 @@ class Said:
 
     def __init__(self) -> None:
         self.said: list[tuple[Any, ...]] = []
+        self.listening: set[str] = set()
 
     def reference(self, name: str, top1: float, loss: float) -> None:
         self.said.append(("reference", name))
@@ -45,6 +48,9 @@ class Said:
 
     def batch(self, epoch: int, loss: float) -> None:
         self.said.append(("batch", epoch))
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                self.listening |= {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
 
     def epoch(self, row: Any) -> None:
         self.said.append(("epoch", row["epoch"]))
@@ -70,6 +76,8 @@ def test_two_begin_and_one_ends_with_what_one_would_get(two: Crew, data: ImageDa
         *[("batch", 1)] * 3,
         ("epoch", 1),
     ]
+    assert log.listening
+    assert log.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert half.checkpoint is None
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["last.pt"]
     resumed, found = run(data, tmp_path / "two")

@@ -59,7 +59,7 @@ def neighbours(view: TokenView, positions: Tensor, side: int) -> tuple[Tensor, .
         For each tap (b · P) rows of those that travel, (b, T + 1, D), as one table; row T of an image is zeros.
     """
     (height, width), reach = view.grid, side // 2
-    wide, batch = width + 2 * reach, len(positions)
+    wide, batch = width + 2 * reach, positions.shape[0]
 
     def padded(places: Tensor) -> Tensor:
         """Return where positions stand in raster order on the grid with its border."""

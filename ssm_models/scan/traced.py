@@ -8,7 +8,6 @@ loop (`Scan`). It follows the reference's order of operations, step by step, and
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._higher_order_ops.scan import scan
 
 
 def forward(
@@ -80,14 +79,14 @@ def _loop(drive: Tensor, decay: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse
             return x.flip(1)
         return torch.stack([x[:, :, g].flip(1) if back else x[:, :, g] for g, back in enumerate(reverse)], 2)
 
-    def step(state: Tensor, at: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        drive, decay, B, C = at
+    def step(state: Tensor, drive: Tensor, decay: Tensor, B: Tensor, C: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
         state = torch.exp(decay[..., None] * A) * state + drive[..., None] * B[..., None, :]
         return state, (state * C[..., None, :]).sum(-1)
 
     first = drive.new_zeros(batch, groups, width, A.shape[-1])
-    steps = tuple(turned(x).movedim(1, 0).contiguous() for x in (drive, decay, B, C))
-    _, y = scan(step, first, steps)
+    steps = [turned(x).movedim(1, 0).contiguous() for x in (drive, decay, B, C)]
+    # The operator itself: torch's function around it would compile the body anew for each block.
+    _, y = torch.ops.higher_order.scan(step, [first], steps, (A,))
     return turned(y.movedim(0, 1)).flatten(2)
 
 

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from search.commands.doctor import doctor
-from search.commands.finding import export, front, report, studies
+from search.commands.export import export
+from search.commands.finding import front, report, studies
 from search.commands.learning import finetune, train
 from search.commands.measuring import evaluate, flops, models
 from search.commands.mirroring import mirror

@@ -76,9 +76,7 @@ def write_parts(folder: Path, model: PrunableModel, schedule: Mapping[str, Any])
     """
     height, width = model.img_size
     assert PruningSchedule.from_dict(dict(schedule)) == model.schedule
-    save_checkpoint(
-        model, folder / WEIGHTS, {"model": model.model_name, "img_size": json.dumps([height, width])}
-    )
+    save_checkpoint(model, folder / WEIGHTS, {"model": model.model_name, "img_size": json.dumps([height, width])})
     _write_json(folder / SCHEDULE, schedule)
     _write_json(folder / PREPROCESSING, model.pretrained_cfg)
     sizes = {"num_classes": model.num_classes, "img_size": [height, width]}
@@ -100,7 +98,7 @@ def load_bundle(directory: str | Path) -> PrunableModel:
 
     Raises:
         ExportError: no bundle, or one of which a file is missing, damaged or of another format.
-        ScheduleError, UnknownNameError, CheckpointError: its parts do not fit one another, or this version of prunefront.
+        ScheduleError, UnknownNameError, CheckpointError: its parts do not fit one another, or this version.
     """
     folder = Path(directory)
     check_bundle(folder)
@@ -137,7 +135,7 @@ def check_bundle(folder: Path) -> None:
         if not path.is_file():
             raise ExportError(f"bundle {folder}: {name} is missing")
         if _sha256(path) != digest:
-            raise ExportError(f"bundle {folder}: {name} is not what was written: its SHA-256 differs from {MANIFEST}'s")
+            raise ExportError(f"bundle {folder}: {name} is not what was written: its SHA-256 differs")
 
 
 def _files(manifest: Mapping[str, Any], folder: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 The schedule is part of the graph: how many tokens each block works on is a constant, which ones is computed from the
 image. The size of the images is fixed, the number of images is not. Selective scans become loops of plain operations
-(`scan/traced.py`). Whatever the two exporters do not take is refused with their reason; there is no list of what works.
+(`scan/traced.py`). What the exporters do not take is refused with their reason; there is no list of what works.
 """
 
 import contextlib
@@ -150,8 +150,9 @@ def _write_onnx(program: "ExportedProgram", path: Path) -> int:
 
 def _sorted(x: Any, stable: Any = None, dim: int = -1, descending: bool = False) -> Any:
     """A stable sort: of equal values ONNX's TopK puts that of the lower index first, whichever way it sorts."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
+    op: Any = opset20
     count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
     return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 

@@ -1,8 +1,8 @@
 """The selective scan as `torch.export` traces it: one loop over positions, whose body stands in the graph once.
 
-An exported model has to run where nobody knows our operator. Unrolled, the reference would give a graph that grows with
-the number of tokens; as a higher-order `scan` it is the same few nodes for any number, and ONNX has the same
-loop (`Scan`). It follows the reference's order of operations, step by step, and computes in float32 at least.
+An exported model has to run where nobody knows our operator. Unrolled, the reference would give a graph that grows
+with the number of tokens; as a higher-order `scan` it is the same few nodes for any number, and ONNX has the same
+loop, `Scan`. It takes the reference's operations in the reference's order.
 """
 
 import torch
@@ -92,12 +92,12 @@ def _loop(drive: Tensor, decay: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse
 
 def _grouped(x: Tensor, like: Tensor) -> Tensor:
     """Turn (b, L, D) into (b, L, G, D / G)."""
-    return x.unflatten(2, (like.shape[2], -1))
+    return x.reshape(*x.shape[:2], like.shape[2], -1)
 
 
 def _grouped_states(A: Tensor, like: Tensor) -> Tensor:
     """Turn (D, N) into (G, D / G, N)."""
-    return A.unflatten(0, (like.shape[2], -1))
+    return A.reshape(like.shape[2], -1, A.shape[1])
 
 
 def _tokens(x: Tensor, index: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ def model_card(
         "## Where it comes from",
         _table(["", ""], _provenance(provenance, digest, finetune)),
         "## Licence",
-        "The licence of the weights is not known to prunefront. It is that of whoever trained them, and may depend on "
-        "the images that they were trained on. State it here before you pass them on.",
+        "The licence of the weights is not known to prunefront. It is that of whoever trained them, and may depend "
+        "on the images that they were trained on. State it here before you pass them on.",
         "## Limits",
         "The figures are of the images named above and of no others. A schedule is found for these weights and "
         "images: with other ones search again.",

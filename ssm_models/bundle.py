@@ -114,7 +114,8 @@ def load_bundle(directory: str | Path) -> PrunableModel:
     model = create_model(name, classes, (height, width))
     load_checkpoint(model, folder / WEIGHTS)
     model.set_schedule(PruningSchedule.from_file(folder / SCHEDULE))
-    model.pretrained_cfg = {"architecture": name, **_read_json(folder / PREPROCESSING)}
+    given = _read_json(folder / PREPROCESSING)
+    model.pretrained_cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     return model.eval()
 
 

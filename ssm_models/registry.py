@@ -73,10 +73,12 @@ def register(info: ModelInfo) -> None:
             options.pop(ignored, None)
         model = create_model(info.name, **options)
         model.set_schedule(PruningSchedule.parse(schedule))
+        named = {**(pretrained_cfg if isinstance(pretrained_cfg, dict) else {}), **(pretrained_cfg_overlay or {})}
+        given = {key: named[key] for key in ("mean", "std", "interpolation", "crop_pct") if key in named}
+        model.pretrained_cfg |= {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
         if pretrained:
             from ssm_models.checkpoints import load_checkpoint
 
-            named = {**(pretrained_cfg if isinstance(pretrained_cfg, dict) else {}), **(pretrained_cfg_overlay or {})}
             load_checkpoint(model, weights_file(info, named.get("file")))
         return model
 

@@ -14,12 +14,12 @@ from ssm_models import PrunableModel, exporting
 from ssm_models.exporting import export
 from tests.ssm_models.conftest import pictures, shaken
 
-# Two blocks in the stage that prunes, another stage where there are some: exporters take seconds a block.
+# Two blocks, between which tokens are pruned: exporters take seconds for each scan. One has another stage, too.
 TINY: dict[str, dict[str, Any]] = {
     "vim_nano": {"depth": 2},
     "plain_mamba_nano": {"depth": 2},
-    "vmamba_nano": {"depths": (2, 1)},
-    "group_mamba_nano": {"depths": (2, 1), "dims": (32, 64), "mlp": (4, 4)},
+    "vmamba_nano": {"depths": (2,)},
+    "group_mamba_nano": {"depths": (2,), "dims": (32,), "mlp": (4,)},
     "vssd_nano": {"depths": (2, 1), "heads": (2, 4)},
 }
 # Each has its own way to be scored, and to be seen by later blocks.
@@ -48,7 +48,7 @@ def test_an_export_answers_as_the_model_does(name: str, tmp_path: Path) -> None:
     model = tiny(name)
     images = pictures(model, 7)
     before = ssm_models.weights_digest(model), model.schedule, model.training
-    for target, file in exporting.TARGETS.items():
+    for target, file in exporting.TARGETS.items() if name == "vim_nano" else [("onnx", "model.onnx")]:
         parity = export(model, target, tmp_path, images)
         assert (parity.target, parity.images, parity.same_answers) == (target, 7, 1.0)
         assert parity.max_difference < 1e-4 * max(1.0, parity.largest_logit)

@@ -146,14 +146,14 @@ class PrunableModel(nn.Module, ABC):
             keep = torch.ones_like(positions, dtype=torch.bool)
             for cls in self.protected:
                 keep &= positions != cls
-            rest = positions[keep].view(len(positions), -1)
+            rest = positions[keep].view(positions.shape[0], -1)
             patches.append(rest - sum((rest > cls).long() for cls in self.protected))
         return patches
 
     def first_view(self, images: Tensor, index: int = 0) -> TokenView:
         """Return the view in which all tokens are kept, for block `index` (from 0)."""
         method = self._schedule.method
-        seeds = image_seeds(images) if method.importance == "random" else images.new_zeros(len(images)).long()
+        seeds = image_seeds(images) if method.importance == "random" else images.new_zeros(images.shape[0]).long()
         return self._whole_view(self.layout.stage_of(index + 1), seeds)
 
     def _whole_view(self, stage: int, seeds: Tensor) -> TokenView:

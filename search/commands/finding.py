@@ -1,4 +1,4 @@
-"""What a search found: `front`, `export`, `report` and `studies`."""
+"""What a search found: `front`, `report` and `studies`."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -117,27 +117,6 @@ def _check_out(form: FrontFormat, out: Path | None) -> None:
         raise UsageError("--format parquet is binary: name a file with --out FILE")
     if form is FrontFormat.table and out is not None:
         raise UsageError("--out takes --format csv, json or parquet")
-
-
-def export(
-    study: Study,
-    out: Annotated[Path, typer.Option(metavar="FILE.json", help="Where to write the schedule.")],
-    db: Database = None,
-    max_flops: MaxFlops = None,
-    min_top1: MinTop1 = None,
-) -> None:
-    """Write the most accurate schedule within the bounds as JSON."""
-    from results.export import export_schedule, write_json
-    from results.store import Store
-
-    check_top1(min_top1)
-    with Store.open(database(db)) as store:
-        found = store.study(study)
-        limit = flops_limit(max_flops, found.spec.dense_flops)
-        best = store.best(found, max_flops=limit, min_top1=min_top1)
-        write_json(out, export_schedule(best, found, _dense(store, found)))
-    top1 = f"top-1 {best.standing.top1:.4f}{', confirmed' if best.confirmed else ''}"
-    say(f"wrote {out}: {best.schedule.text or 'dense'}, {top1}, {best.flops_ratio:.3f} of dense FLOPs")
 
 
 def report(

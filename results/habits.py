@@ -105,7 +105,7 @@ def good(chart: FrontChart) -> list[Evaluation]:
 def in_words(habits: Sequence[Habit]) -> list[str]:
     """Return a sentence for each habit."""
     return [
-        f"After block {habit.block} prune {100 * habit.share:.0f} % of them; the median keeps {habit.keep:.2g}"
+        f"{100 * habit.share:.0f} % prune after block {habit.block}; the median keeps {habit.keep:.2g} there"
         for habit in habits
         if habit.keep is not None
     ]

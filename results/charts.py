@@ -139,7 +139,13 @@ class FrontChart:
         return {
             "axes": {
                 "x": {"title": self.x.title, "name": self.x.name},
-                "y": {"title": self.y.title, "name": self.y.name, "unit": self.y.unit, "digits": self.y.digits},
+                "y": {
+                    "title": self.y.title,
+                    "name": self.y.name,
+                    "unit": self.y.unit,
+                    "digits": self.y.digits,
+                    "rising": self.y.rising,
+                },
             },
             "line": self.line,
             "name": self.front_name,
@@ -189,6 +195,7 @@ class FrontChart:
             "latency": e.standing.latency_ms,
             "latency_ratio": e.standing.latency_ratio,
             "hash": e.hash,
+            "number": e.number,
         }
 
 

@@ -132,14 +132,14 @@ def report(
     with Store.open(database(db)) as store:
         found = store.study(study)
         evaluations = store.evaluations(found, done_only=False)
-        best, dense = store.front(found), _dense(store, found)
+        best, dense, finetunes = store.front(found), _dense(store, found), store.finetunes(found)
     shown: Sequence[TokenPicture] = []
     if best and pictures:
         try:
             shown = token_pictures(found, chosen(best), pictures)
         except (PrunefrontError, OSError) as error:
             say(f"warning: without pictures of tokens: {error}")
-    write_report(out, found, evaluations, shown, dense_confirmed=dense)
+    write_report(out, found, evaluations, shown, dense_confirmed=dense, finetunes=finetunes)
     say(f"wrote {out}")
 
 

@@ -45,6 +45,9 @@ class Stub(nn.Module):
             raise self.error("DefaultCPUAllocator: can't allocate memory")
         return images[:, 0, :1, :10].clone()
 
+    def begin(self, images: Tensor) -> tuple[Tensor, TokenView]:
+        return self.embed(images), self.first_view(images)
+
     def first_view(self, images: Tensor) -> TokenView:
         return TokenView(49, torch.zeros(len(images), dtype=torch.long), self.schedule.method)
 
@@ -62,7 +65,7 @@ class Stub(nn.Module):
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.embed(images), self.first_view(images))
+        return self.classify(*self.begin(images))
 
     @property
     def sizes(self) -> list[int]:

@@ -35,10 +35,10 @@ from ssm_models.pruning import SETS_LEFT, TokenView
 CONVENTIONS = ("full", "published")
 
 _FREE_ATEN = """
-    abs add add_ amax amin __and__ arange argmax argsort batch_norm bitwise_and bitwise_or
-    bitwise_right_shift bitwise_xor cat clamp clamp_min clone constant_pad_nd div div_ embedding eq exp expand expand_as fill_
-    flatten flip floor_divide full gather gelu index index_put_ index_select layer_norm lift_fresh
-    linalg_vector_norm masked_fill mean mul_ mul ne neg new_full new_ones new_zeros numel ones ones_like __or__ pad permute pow relu
+    abs add add_ amax amin __and__ arange argmax argsort batch_norm bitwise_and bitwise_or bitwise_right_shift
+    bitwise_xor cat clamp clamp_min clone constant_pad_nd div div_ embedding eq exp expand expand_as fill_ flatten
+    flip floor_divide full gather gelu index index_put_ index_select layer_norm lift_fresh linalg_vector_norm
+    masked_fill mean mul_ mul ne neg new_full new_ones new_zeros numel ones ones_like __or__ pad permute pow relu
     remainder reshape rms_norm round __rshift__ rsub scatter scatter_add select sigmoid silu slice softmax softplus
     sort split split_with_sizes square squeeze stack sub t transpose unflatten unsqueeze view where __xor__ zeros
     zeros_like

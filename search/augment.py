@@ -1,7 +1,7 @@
 """Batches to train on: shuffled and moved about anew each epoch, the same for the same seed.
 
-What an epoch gives depends on its seed alone, not on what was drawn before or on how many threads
-decode, so a training that was interrupted goes on exactly.
+What an epoch gives depends on its seed alone, not on what was drawn before, on how many threads decode or
+on how many processes share each batch, so a training that was interrupted goes on exactly.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,11 @@ from torch.nn import functional as F
 
 from search import data as image_data
 from search.data import Batch, ImageData, Preprocessing, read_images, stream_images
+from search.share import Share
 from search.sources import Augmentation
 from spaces.errors import DataError
+
+WHOLE = Share()
 
 
 class TrainingBatches:
@@ -26,13 +29,14 @@ class TrainingBatches:
 
     Attributes:
         images: how many images there are in the split.
-        batch_size: images in every batch; the odd ones left over sit an epoch out.
+        batch_size: images in every batch, over all processes; the odd ones left over sit an epoch out.
 
     Raises:
         DataError: the split is missing or has not even one batch.
+        UsageError: a process would get no part of a batch.
     """
 
-    def __init__(self, data: ImageData, preprocessing: Preprocessing, batch_size: int) -> None:
+    def __init__(self, data: ImageData, preprocessing: Preprocessing, batch_size: int, share: Share = WHOLE) -> None:
         self._split = data.training_split()
         self.images = len(self._split.labels)
         self.batch_size = min(batch_size, self.images)
@@ -42,16 +46,17 @@ class TrainingBatches:
         self._kept: Tensor | None = None
         if self.images < 2:
             raise DataError(f"{data.spec}: {self.images} training image; at least 2 are needed")
+        self._mine = share.places(self.batch_size)
 
     def __len__(self) -> int:
         """How many batches an epoch has."""
         return self.images // self.batch_size
 
     def epoch(self, seed: int) -> Iterator[Batch]:
-        """Yield the (images, labels) of one epoch: (B, 3, H, W) float32 normalised, (B,) int64."""
+        """Yield this process's part of each batch: images (b, 3, H, W) float32 normalised, labels (b,) int64."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.images, generator=generator)[: len(self) * self.batch_size]
-        chunks = torch.split(order, self.batch_size)
+        chunks = [chunk[self._mine] for chunk in torch.split(order, self.batch_size)]
         if self._preprocessing.bytes_for(self.images) > image_data.MEMORY_LIMIT:
             crops = stream_images(lambda index: self._crop(index, seed), [chunk.tolist() for chunk in chunks])
             for chunk, pixels in zip(chunks, crops, strict=True):
@@ -60,7 +65,8 @@ class TrainingBatches:
         if self._kept is None:
             self._kept = read_images(self._read, range(self.images), 256)
         for chunk in chunks:
-            pixels = move_images(self._kept[chunk].float().div_(255), self.augmentation, generator)
+            moves = draw_moves(self.batch_size, generator)[self._mine]  # of the whole batch, in every process
+            pixels = move_images(self._kept[chunk].float().div_(255), self.augmentation, moves)
             yield self._preprocessing.normalise(pixels), self._labels[chunk]
 
     def _read(self, index: int) -> Tensor:
@@ -72,26 +78,32 @@ class TrainingBatches:
         return random_crop(self._split.image(index), self._preprocessing, self.augmentation, random)
 
 
-def move_images(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Shift, turn, zoom and flip each image of a batch by its own amount; black comes in at the edges.
+def draw_moves(images: int, generator: torch.Generator) -> Tensor:
+    """Return five random numbers in 0..1 an image, (images, 5), for `move_images`."""
+    return torch.stack([torch.rand(images, generator=generator) for _ in range(5)], dim=1)
+
+
+def move_images(images: Tensor, augmentation: Augmentation, moves: Tensor) -> Tensor:
+    """Turn, zoom, flip and shift each image of a batch by its own amount; black comes in at the edges.
 
     Args:
         images: (B, C, H, W) float.
         augmentation: the bounds to draw from, uniformly.
-        generator: gives all the randomness.
+        moves: (B, 5) in 0..1 from `draw_moves`: where between its bounds each amount of an image lies.
     """
-    count, _, height, width = images.shape
+    _, _, height, width = images.shape
     a = augmentation
+    turn, grow, flip, right, down = moves.unbind(1)
 
-    def between(bound: float) -> Tensor:
-        return (torch.rand(count, generator=generator) * 2 - 1) * bound
+    def between(bound: float, move: Tensor) -> Tensor:
+        return (move * 2 - 1) * bound
 
-    angle = torch.deg2rad(between(a.degrees))
-    zoom = 1 / (1 + between(a.zoom))
-    mirror = torch.where(torch.rand(count, generator=generator) < 0.5 * a.flip, -1.0, 1.0)
+    angle = torch.deg2rad(between(a.degrees, turn))
+    zoom = 1 / (1 + between(a.zoom, grow))
+    mirror = torch.where(flip < 0.5 * a.flip, -1.0, 1.0)
     # grid_sample's coordinates run from -1 to 1 over a side, so a whole pixel is 2/side
-    shift_x = between(a.shift * width).round() * 2 / width
-    shift_y = between(a.shift * height).round() * 2 / height
+    shift_x = between(a.shift * width, right).round() * 2 / width
+    shift_y = between(a.shift * height, down).round() * 2 / height
     ratio = height / width
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     theta = torch.stack(

@@ -14,7 +14,8 @@ import typer
 
 from search.commands.doctor import doctor
 from search.commands.finding import export, front, report, studies
-from search.commands.learning import finetune, train
+from search.commands.finetuning import finetune
+from search.commands.learning import train
 from search.commands.measuring import evaluate, flops, models
 from search.commands.mirroring import mirror
 from search.commands.searching import search

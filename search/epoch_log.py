@@ -11,6 +11,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 class TrainingLog(Protocol):
     """Told by `search.training.fit`, in its own thread, how far it is; it must not raise."""
 
+    def reference(self, name: str, top1: float, loss: float) -> None:
+        """Something was measured on val before the first epoch."""
+
     def start(self, epochs: int, batches: int, done: int) -> None:
         """Training begins: so many epochs of so many batches, of which `done` epochs are behind it."""
 
@@ -18,7 +21,7 @@ class TrainingLog(Protocol):
         """One batch of an epoch (from 1) is done."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is done: `row` is its line of the curve."""
+        """An epoch is done: `row` is its line of the curve, without scores if val was not looked at."""
 
 
 class EpochLog:
@@ -50,6 +53,10 @@ class EpochLog:
         """Take the bar away."""
         self._bar.stop()
 
+    def reference(self, name: str, top1: float, loss: float) -> None:
+        """Print what there was before the first epoch."""
+        self._line(f"{name}  val top-1 {top1:.4f}  val loss {loss:.4f}")
+
     def start(self, epochs: int, batches: int, done: int) -> None:
         """Show how much there is to do."""
         self._epochs = epochs
@@ -65,10 +72,9 @@ class EpochLog:
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print the epoch's line."""
-        self._line(
-            f"epoch {row['epoch']}/{self._epochs}  loss {row['train_loss']:.4f}  "
-            f"val top-1 {row['top1']:.4f}  val loss {row['loss']:.4f}  {row['seconds']:.0f} s"
-        )
+        val = "" if row["top1"] is None else f"val top-1 {row['top1']:.4f}  val loss {row['loss']:.4f}  "
+        epoch = f"epoch {row['epoch']}/{self._epochs}"
+        self._line(f"{epoch}  loss {row['train_loss']:.4f}  {val}{row['seconds']:.0f} s")
 
     def _line(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,58 +1,28 @@
-"""Fine-tuning under a schedule: the pruned model learns the labels and the dense model's answers."""
+"""Fine-tuning under a schedule: the pruned model learns the labels and what the dense model makes of the images."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from results.export import write_json
 from results.records import FineTune
 from search.data import ImageData
+from search.distillation import Distillation
 from search.epoch_log import TrainingLog
-from search.fitting import FitResult, Recipe, accuracy, best_device, fit
+from search.fitting import ONE, WHOLE, FitResult, best_device, fit
+from search.recipe import Pace, Recipe
+from search.share import Share
 from search.training import save_weights, training_record
+from search.training_state import Scores
 from search.versions import versions
 from spaces import PruningSchedule
-from spaces.errors import UsageError
 from ssm_models import PrunableModel, weights_digest
 
-
-@dataclass(frozen=True)
-class Distillation:
-    """How much the student learns from the teacher.
-
-    Attributes:
-        share: of the loss that is the distance to the teacher's answers; the rest is the labels'.
-        temperature: by which the logits of both are divided before they are compared.
-
-    Raises:
-        UsageError: a share outside [0, 1], or a temperature that is not above 0.
-    """
-
-    share: float = 0.5
-    temperature: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UsageError(f"distillation share={self.share!r}: expected a value from 0 to 1")
-        if not 0 < self.temperature < 1000:
-            raise UsageError(f"distillation temperature={self.temperature!r}: expected a value above 0")
-
-    def loss(self, student: Tensor, teacher: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        """Return the loss of a batch from the logits of both, (B, C) each, and the targets."""
-        t = self.temperature
-        distance = F.kl_div(
-            F.log_softmax(student / t, dim=1),
-            F.log_softmax(teacher / t, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        labels = F.cross_entropy(student, targets, label_smoothing=label_smoothing)
-        # t² keeps the gradient's size, whatever the temperature
-        return self.share * t * t * distance + (1 - self.share) * labels
+if TYPE_CHECKING:
+    from search.crew import Crew
 
 
 @dataclass(frozen=True)
@@ -64,16 +34,16 @@ class FineTuneResult:
         before: (top-1 in 0..1, mean cross-entropy) of the untouched weights.
         dense: the same of the teacher, without a schedule.
         fit: how the training went; its `top1` and `loss` are those after it.
-        checkpoint: OUT/model.safetensors.
-        weights_digest: of these weights.
+        checkpoint: OUT/model.safetensors; None while epochs of the recipe are left.
+        weights_digest: of the weights that the model was left with.
         config: recipe and distillation.
     """
 
     schedule: PruningSchedule
-    before: tuple[float, float]
-    dense: tuple[float, float]
+    before: Scores
+    dense: Scores
     fit: FitResult
-    checkpoint: Path
+    checkpoint: Path | None
     weights_digest: str
     config: dict[str, Any]
 
@@ -87,7 +57,7 @@ class FineTuneResult:
             epochs=len(self.fit.curve),
             images=self.fit.images,
             seconds=self.fit.seconds,
-            checkpoint=str(self.checkpoint),
+            checkpoint=str(self.checkpoint or ""),
             weights_digest=self.weights_digest,
             config=self.config,
             curve=self.fit.curve,
@@ -120,71 +90,111 @@ def finetune_model(
     log: TrainingLog | None = None,
     command: str | None = None,
     images: int | None = None,
+    pace: Pace = WHOLE,
+    dense: Scores | None = None,
+    crew: "Crew | None" = None,
 ) -> FineTuneResult:
-    """Fine-tune a model under a schedule and write OUT/model.safetensors and OUT/finetune.json.
+    """Fine-tune a model under a schedule; at its end write OUT/model.safetensors and OUT/finetune.json.
 
     Args:
         model: with the weights that the search saw; changed in place, and left under the schedule.
         teacher: a second model of the same classes, as a rule with the same weights; run dense, not changed.
         data: with the splits train and val.
         schedule: fits the model; ScheduleError otherwise, before anything is written.
-        recipe: the settings, such as `finetune_recipe` gives.
-        out, resume, device, log, command: as for `train_model`.
+        recipe: the settings.
+        out, resume, device, log, command, pace: as for `train_model`.
         distillation: how much the teacher has to say.
         images: how many of the val split accuracies are measured on, a study's number to compare with
             it; None for all.
+        dense: what is known of the teacher on these images; it is measured if None.
+        crew: workers that train in this process's place; they open model and teacher by the crew's checkpoint.
 
     Raises:
         UsageError: OUT holds a training of other settings.
         DataError: a split is missing or broken, or its classes are not the models'.
-        TrainingError: the loss is not finite, or OUT cannot be written.
+        TrainingError: the loss is not finite, OUT cannot be written, or a worker was lost.
     """
     teaching = distillation or Distillation()
-    where = best_device(device)
-    for one in (model, teacher):
-        data.check_classes(one.num_classes, one.model_name)
-    model.set_schedule(schedule)
-    teacher.set_schedule(None)
-    teacher.to(where).eval().requires_grad_(False)
-    val = data.batches(model.pretrained_cfg, model.img_size, images=images)
-    before = accuracy(model.to(where), val, where)
-    dense = accuracy(teacher, val, where)
+    job = FineTuning(schedule.text, recipe, teaching, str(out), images, pace, dense)
+    delegate = None
+    if crew is not None:
+        team = crew
+        work = crew.work(job, model, teacher, data)
 
-    def loss(network: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
-        with torch.inference_mode():
-            answers = teacher(images)
-        return teaching.loss(network(images), answers.clone(), targets, recipe.label_smoothing)
+        def delegate() -> None:
+            team.run(work, Path(out), log)
 
-    identity = {
-        "schedule": schedule.text,
-        "teacher": weights_digest(teacher),
-        "distillation": asdict(teaching),
-    }
-    fitted = fit(
-        model,
-        loss,
-        data,
-        recipe,
-        out=Path(out),
-        identity=identity,
-        resume=resume,
-        device=where,
-        log=log,
-        val_images=images,
-    )
+    result = job.run(model, teacher, data, resume=resume, device=device, log=log, delegate=delegate)
+    config = {**asdict(recipe), "distillation": asdict(teaching), "workers": 1 if crew is None else crew.workers}
+    before, of_teacher = result.start["before"], result.start["dense"]
+    if pace.last(recipe) < recipe.epochs:
+        return FineTuneResult(schedule, before, of_teacher, result, None, weights_digest(model), config)
     path, digest = save_weights(model, data, Path(out))
-    config = {**asdict(recipe), "distillation": asdict(teaching)}
-    result = FineTuneResult(schedule, before, dense, fitted, path, digest, config)
     record = {
-        **training_record(model, data, recipe, fitted, digest, command),
+        **training_record(model, data, recipe, result, digest, command),
         "schedule": schedule.text,
         "schedule_hash": schedule.hash,
         "distillation": asdict(teaching),
-        "teacher_digest": identity["teacher"],
-        "dense_top1": dense[0],
-        "dense_loss": dense[1],
+        "teacher_digest": weights_digest(teacher),
+        "dense_top1": of_teacher[0],
+        "dense_loss": of_teacher[1],
         "before_top1": before[0],
         "before_loss": before[1],
     }
     write_json(Path(out) / "finetune.json", record)
-    return result
+    return FineTuneResult(schedule, before, of_teacher, result, path, digest, config)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """A fine-tuning as plain values, the same for every process that takes part in it; as for `finetune_model`."""
+
+    schedule: str
+    recipe: Recipe
+    distillation: Distillation
+    out: str
+    images: int | None
+    pace: Pace
+    dense: Scores | None
+
+    def run(
+        self,
+        model: PrunableModel,
+        teacher: PrunableModel,
+        data: ImageData,
+        *,
+        resume: bool = True,
+        device: str | torch.device | None = None,
+        log: TrainingLog | None = None,
+        share: Share = ONE,
+        delegate: Callable[[], None] | None = None,
+    ) -> FitResult:
+        """Train this process's share; arguments as for `finetune_model` and `fit`."""
+        where = best_device(device)
+        for one in (model, teacher):
+            data.check_classes(one.num_classes, one.model_name)
+        model.set_schedule(PruningSchedule.parse(self.schedule))
+        teacher.set_schedule(None)
+        teacher.eval().requires_grad_(False)
+        identity = {
+            "schedule": self.schedule,
+            "teacher": weights_digest(teacher),
+            "distillation": asdict(self.distillation),
+        }
+        teacher.to(where)
+        return fit(
+            model,
+            self.distillation.of(teacher, self.recipe.label_smoothing),
+            data,
+            self.recipe,
+            out=Path(self.out),
+            identity=identity,
+            resume=resume,
+            device=where,
+            log=log,
+            val_images=self.images,
+            pace=self.pace,
+            references={"dense": self.dense or teacher, "before": model},
+            share=share,
+            delegate=delegate,
+        )

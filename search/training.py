@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from results.export import write_json
 from search.data import ImageData
 from search.epoch_log import TrainingLog
-from search.fitting import FitResult, Recipe, fit
+from search.fitting import WHOLE, FitResult, fit
+from search.recipe import Pace, Recipe
 from search.versions import versions
 from ssm_models import PrunableModel, save_checkpoint, weights_digest
 
@@ -40,6 +41,7 @@ def train_model(
     device: str | torch.device | None = None,
     log: TrainingLog | None = None,
     command: str | None = None,
+    pace: Pace = WHOLE,
 ) -> TrainResult:
     """Train a dense model from scratch and write OUT/model.safetensors and OUT/train.json.
 
@@ -55,6 +57,7 @@ def train_model(
         device: cuda where there is one if None.
         log: told how far it is.
         command: what the user typed; by default this process's arguments.
+        pace: how it is run; its `until` is not for here.
 
     Raises:
         UsageError: OUT holds a training of other settings.
@@ -64,9 +67,11 @@ def train_model(
     data.check_classes(model.num_classes, model.model_name)
 
     def loss(network: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(network(images), targets, label_smoothing=recipe.label_smoothing)
+        return F.cross_entropy(network(images).float(), targets, label_smoothing=recipe.label_smoothing)
 
-    fitted = fit(model, loss, data, recipe, out=Path(out), identity={}, resume=resume, device=device, log=log)
+    fitted = fit(
+        model, loss, data, recipe, out=Path(out), identity={}, resume=resume, device=device, log=log, pace=pace
+    )
     path, digest = save_weights(model, data, Path(out))
     record = training_record(model, data, recipe, fitted, digest, command)
     write_json(Path(out) / "train.json", record)

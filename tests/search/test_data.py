@@ -10,8 +10,9 @@ from PIL import Image
 from torchvision.transforms.functional import normalize, to_tensor
 
 from search import data as data_module
-from search.augment import TrainingBatches, move_images, random_crop
+from search.augment import TrainingBatches, draw_moves, move_images, random_crop
 from search.data import ImageData, Preprocessing, mixed_order, open_data
+from search.share import Share
 from search.sources import DIGITS, OBJECTS, Augmentation
 from spaces import errors
 from tests.search.pictures import noise, write_folder
@@ -315,7 +316,31 @@ class TestErrors:
             digits.check_classes(1000, "vim_tiny")
 
 
+def moves(images: int, seed: int = 0) -> torch.Tensor:
+    return draw_moves(images, torch.Generator().manual_seed(seed))
+
+
 class TestTraining:
+    @pytest.mark.parametrize("limit", [2**30, 10], ids=["kept", "streamed"])
+    @pytest.mark.parametrize(("batch", "world"), [(8, 2), (7, 3), (5, 1), (12, 6)])
+    def test_parts_of_a_batch_are_what_one_process_would_get(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int, batch: int, world: int
+    ) -> None:
+        monkeypatch.setattr(data_module, "MEMORY_LIMIT", limit)
+        data = open_data(f"folder:{folder}")
+        whole = list(TrainingBatches(data, Preprocessing(CFG, (12, 12)), batch).epoch(3))
+        shares = [Share(rank, world) for rank in range(world)]
+        parts = [list(TrainingBatches(data, Preprocessing(CFG, (12, 12)), batch, s).epoch(3)) for s in shares]
+        for number, (images, labels) in enumerate(whole):
+            for share, part in zip(shares, parts, strict=True):
+                mine = share.places(batch)
+                assert torch.allclose(part[number][0], images[mine], atol=1e-6)
+                assert torch.equal(part[number][1], labels[mine])
+
+    def test_more_processes_than_a_batch_has_pairs(self, folder: Path) -> None:
+        with pytest.raises(errors.UsageError, match="3 workers need 6 images"):
+            TrainingBatches(open_data(f"folder:{folder}"), Preprocessing(CFG, (12, 12)), 4, Share(0, 3))
+
     @pytest.mark.parametrize("limit", [2**30, 10], ids=["kept", "streamed"])
     def test_an_epoch_depends_on_its_seed_alone(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int
@@ -339,11 +364,11 @@ class TestTraining:
 
     def test_no_augmentation_changes_nothing(self) -> None:
         images = torch.rand(4, 3, 10, 14)
-        assert torch.allclose(move_images(images, PLAIN, torch.Generator()), images, atol=1e-5)
+        assert torch.allclose(move_images(images, PLAIN, draw_moves(4, torch.Generator())), images, atol=1e-5)
 
     def test_shifts_are_whole_pixels(self) -> None:
         image = torch.rand(1, 3, 10, 20).expand(40, -1, -1, -1)
-        moved = move_images(image, Augmentation(shift=0.1, flip=False), torch.Generator().manual_seed(0))
+        moved = move_images(image, Augmentation(shift=0.1, flip=False), moves(40))
         padded = torch.nn.functional.pad(image[0], (2, 2, 1, 1))
         windows = [padded[:, y : y + 10, x : x + 20] for y in range(3) for x in range(5)]
         hits = [[i for i, window in enumerate(windows) if torch.allclose(window, m, atol=1e-5)] for m in moved]
@@ -352,7 +377,7 @@ class TestTraining:
 
     def test_flip_mirrors_half_of_them(self) -> None:
         image = torch.rand(1, 3, 8, 8).expand(60, -1, -1, -1)
-        moved = move_images(image, Augmentation(shift=0.0, flip=True), torch.Generator().manual_seed(0))
+        moved = move_images(image, Augmentation(shift=0.0, flip=True), moves(60))
         mirrored = [torch.allclose(m, image[0].flip(2), atol=1e-5) for m in moved]
         same = [torch.allclose(m, image[0], atol=1e-5) for m in moved]
         assert all(a != b for a, b in zip(mirrored, same, strict=True))
@@ -362,7 +387,7 @@ class TestTraining:
         # a disc stays a disc: with a wrong aspect in the rotation it would become an ellipse
         y, x = torch.meshgrid(torch.arange(40) - 19.5, torch.arange(80) - 39.5, indexing="ij")
         disc = ((x**2 + y**2) < 15**2).float().expand(8, 3, 40, 80)
-        moved = move_images(disc, Augmentation(shift=0.0, degrees=45.0, flip=False), torch.Generator().manual_seed(3))
+        moved = move_images(disc, Augmentation(shift=0.0, degrees=45.0, flip=False), moves(8, 3))
         assert (moved - disc).abs().mean() < 0.01
 
     @pytest.mark.parametrize("size", [(50, 40), (400, 3), (3, 400), (1, 1)])

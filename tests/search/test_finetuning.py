@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import ssm_models
 from search.data import ImageData, open_data
-from search.finetuning import Distillation, finetune_model, finetune_recipe
+from search.finetuning import finetune_model, finetune_recipe
 from spaces import PruningSchedule, errors
 from tests.search.pictures import write_brightness
 
@@ -54,7 +54,7 @@ class TestFinetuneModel:
         record = result.record
         assert (record.schedule_hash, record.epochs, record.images) == (SCHEDULE.hash, 3, 16)
         assert (record.top1, record.weights_digest) == (result.fit.top1, result.weights_digest)
-        assert record.config["distillation"] == {"share": 0.5, "temperature": 2.0}
+        assert record.config["distillation"] == {"share": 0.5, "temperature": 2.0, "features": 0.0}
 
     def test_accuracies_are_measured_on_the_images_of_a_study(self, data: ImageData, tmp_path: Path) -> None:
         model = nano()
@@ -77,22 +77,3 @@ class TestFinetuneModel:
                 nano(), nano(), data, PruningSchedule.parse("99:0.5"), finetune_recipe(1), out=tmp_path / "out"
             )
         assert not (tmp_path / "out").exists()
-
-
-class TestDistillation:
-    def test_equal_answers_cost_nothing(self) -> None:
-        logits = torch.randn(5, 3)
-        loss = Distillation(share=1.0).loss(logits, logits.clone(), torch.zeros(5, dtype=torch.long), 0.0)
-        assert float(loss) == pytest.approx(0.0, abs=1e-6)
-
-    def test_by_hand(self) -> None:
-        student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, -2.0]])
-        p = torch.softmax(torch.tensor([1.0, -1.0]), dim=0)  # at temperature 2
-        distance = float((p * (p.log() - torch.tensor(0.5).log())).sum())
-        loss = Distillation(share=0.25, temperature=2.0).loss(student, teacher, torch.tensor([0]), 0.0)
-        assert float(loss) == pytest.approx(0.25 * 4 * distance + 0.75 * 0.6931472, abs=1e-5)
-
-    @pytest.mark.parametrize(("share", "temperature"), [(-0.1, 1.0), (1.1, 1.0), (0.5, 0.0), (0.5, float("nan"))])
-    def test_values_that_make_no_sense(self, share: float, temperature: float) -> None:
-        with pytest.raises(errors.UsageError, match="distillation"):
-            Distillation(share, temperature)

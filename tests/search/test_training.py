@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import ssm_models
 from search.data import ImageData, open_data
-from search.fitting import CHECKPOINT, Recipe, epoch_seed, learning_rate, parameter_groups
+from search.recipe import Recipe, epoch_seed, learning_rate
 from search.training import train_model
+from search.training_state import CHECKPOINT, parameter_groups
 from spaces import errors
 from ssm_models.checkpoints import read_checkpoint
 from tests.search.pictures import write_brightness
@@ -49,6 +50,9 @@ class Stop:
 
     def __init__(self, epoch: int, how: Any) -> None:
         self.at, self.how = epoch, how
+
+    def reference(self, name: str, top1: float, loss: float) -> None:
+        pass
 
     def start(self, epochs: int, batches: int, done: int) -> None:
         self.done = done

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,12 +184,12 @@ def _searcher(
 ) -> ScheduleSearcher:
     config, space = subject.config, subject.space
     dense_score = store.confirmation(study, PruningSchedule().hash)
-    standing = Standing(config.objective, subject.model.layout, recorded, dense_score)
+    standing = Standing(subject.objectives, subject.model.layout, recorded, dense_score)
     seed = config.seed + driver.others  # drivers that search at once draw points of their own
     sampler = make_sampler(
         config.sampler,
         space,
-        config.objective,
+        subject.objectives,
         seed=seed,
         trials=config.trials,
         recorded=len(recorded),
@@ -244,11 +244,11 @@ def _search(
         threads=config.cpus_per_trial,
         gpu=config.gpus_per_trial > 0,
         folder=str(Path.cwd()),
-        dense=DenseResult(asdict(dense.metrics), dense.answers.numpy()),
+        dense=DenseResult(asdict(replace(dense.metrics, tally=None)), dense.answers.numpy()),
         prefix_cache=parse_bytes(config.prefix_cache),
         race_error=config.race_error,
         agreement=subject.raced == "agreement",
-        latency="latency" in config.objective,
+        latency="latency" in subject.objectives,
     )
     cpus = (config.workers or max(1, available_cpus() // config.cpus_per_trial)) * config.cpus_per_trial
     with ray_session(scratch, cpus=cpus, address=config.ray_address):

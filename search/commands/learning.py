@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from search.commands.options import Data, FormatOption, Model
+from search.commands.options import Data, FormatOption, Model, scored
 from search.output import Column, Format, print_object, share_text
 from spaces.errors import UsageError
 
@@ -104,6 +104,7 @@ def train(
         {
             "model": model,
             "checkpoint": str(result.checkpoint),
+            "metric": source.task.metric.name,
             "top1": result.fit.top1,
             "loss": result.fit.loss,
             "images": result.fit.images,
@@ -111,7 +112,7 @@ def train(
             "seconds": result.fit.seconds,
             "weights_digest": result.weights_digest,
         },
-        TRAINED_COLUMNS,
+        scored(TRAINED_COLUMNS, source.task.metric.name),
         format,
     )
 

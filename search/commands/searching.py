@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def search(
     model: Annotated[str | None, typer.Option(metavar="M", help="Name of a model; see `prunefront models`.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="D", help="embedded, folder:PATH, torchvision:NAME[:ROOT] or hf:NAME.")
+        str | None,
+        typer.Option(
+            metavar="D", help="embedded, folder:PATH, torchvision:NAME[:ROOT], hf:NAME or segmentation:PATH."
+        ),
     ] = None,
     flops_budget: Annotated[
         str | None, typer.Option(metavar="B", help="A share of the dense FLOPs (0.6), or FLOPs (3.6G, 900M).")
@@ -38,7 +41,9 @@ def search(
     sampler: Annotated[str | None, typer.Option(metavar="K", help=f"{', '.join(SAMPLERS)}. Default: gp.")] = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option(metavar="K", help=f"Of {', '.join(OBJECTIVES)}; once for each. Default: top1 and flops."),
+        typer.Option(
+            metavar="K", help=f"Of {', '.join(OBJECTIVES)}; once for each. Default: top1 (or miou) and flops."
+        ),
     ] = None,
     images: Images = None,
     batch_size: Annotated[

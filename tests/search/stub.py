@@ -25,6 +25,7 @@ class Stub(nn.Module):
         ran: each forward pass, as schedule and images.
     """
 
+    task, num_classes = "classification", 10
     layout = TokenLayout("stub", (28, 28), (Stage(6, 7, 7),))
 
     def __init__(self, fits: int = 100, error: type[Exception] = torch.OutOfMemoryError) -> None:

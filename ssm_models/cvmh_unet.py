@@ -115,14 +115,15 @@ class EFFN(nn.Module):
         super().__init__()
         hidden = max(1, dim // 4)
         self.narrow, self.widen = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.conv3 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.conv3 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
         self.conv5 = nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden)
 
     def forward(self, x: Tensor, view: TokenView) -> Tensor:
         """Turn those that travel (b, T, D) into the change of the kept tokens (b, K, D)."""
         hidden = self.narrow(x)
-        near, far = (at_kept(hidden, conv.weight, conv.bias, view) for conv in (self.conv3, self.conv5))
-        change: Tensor = self.widen(F.gelu(near + far))
+        # The sum of the two convolutions is one of 5 × 5, so one bias is enough.
+        weight = self.conv5.weight + F.pad(self.conv3.weight, (1, 1, 1, 1))
+        change: Tensor = self.widen(F.gelu(at_kept(hidden, weight, self.conv5.bias, view)))
         return change
 
 

@@ -16,12 +16,8 @@ from spaces.errors import UsageError
 DEFAULT_DB = "sqlite:///prunefront.db"
 
 Model = Annotated[str, typer.Option("--model", metavar="M", help="Name of a model; see `prunefront models`.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data", metavar="D", help="embedded, folder:PATH, torchvision:NAME[:ROOT], hf:NAME or segmentation:PATH."
-    ),
-]
+DATA_HELP = "embedded, folder:PATH, torchvision:NAME[:ROOT], hf:NAME or segmentation:PATH."
+Data = Annotated[str, typer.Option("--data", metavar="D", help=DATA_HELP)]
 Checkpoint = Annotated[
     str | None,
     typer.Option(

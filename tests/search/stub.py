@@ -49,7 +49,7 @@ class Stub(nn.Module):
     def begin(self, images: Tensor) -> tuple[Tensor, TokenView]:
         return self.embed(images), self.first_view(images)
 
-    def first_view(self, images: Tensor) -> TokenView:
+    def first_view(self, images: Tensor, index: int = 0, aside: tuple[Tensor, ...] = ()) -> TokenView:
         return TokenView(49, torch.zeros(len(images), dtype=torch.long), self.schedule.method)
 
     def step(self, index: int, x: Tensor, view: TokenView, keep: Any) -> tuple[Tensor, TokenView]:

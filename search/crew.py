@@ -7,16 +7,19 @@ driver takes the result from there: what Ray itself stores is thrown away, and n
 
 import logging
 import os
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import distributed
 
 from search.data import ImageData, open_data
 from search.epoch_log import TrainingLog
@@ -33,7 +36,8 @@ from ssm_models import PrunableModel, weights_digest
 
 import ray  # isort: skip  (behind search.runner, which sets what it reads when it is imported)
 from ray.train import FailureConfig, RunConfig, ScalingConfig  # isort: skip
-from ray.train.torch import TorchTrainer, get_device  # isort: skip
+from ray.train.backend import Backend, BackendConfig  # isort: skip
+from ray.train.torch import TorchConfig, TorchTrainer, get_device  # isort: skip
 from ray.util.queue import Empty, Queue  # isort: skip
 
 SHARED = ".crew"  # a folder in OUT: what Ray stores while it trains, and the sign that all see the same OUT
@@ -111,6 +115,7 @@ class Crew:
         self.workers, self._address, self._checkpoint = workers, address, checkpoint
         self._threads = max(1, available_cpus() // workers) if address is None else 1
         self._open = ExitStack()
+        self._scratch: Path | None = None  # where workers of this machine meet
         self._started = False
 
     def __enter__(self) -> Self:
@@ -162,7 +167,8 @@ class Crew:
             return
         scratch = self._open.enter_context(scratch_folder())
         if self._address is None:
-            self._open.enter_context(_gloo_on_loopback())
+            self._open.enter_context(_talk_on_loopback())
+            self._scratch = scratch
         self._open.enter_context(ray_session(scratch, cpus=self.workers * self._threads, address=self._address))
         for name in ("ray.train", "ray.util"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -178,15 +184,20 @@ class Crew:
         found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         if found.get("CPU", 0.0) < self.workers * self._threads:
             raise UsageError(f"{self.workers} workers ask for a CPU each, but Ray has {found.get('CPU', 0.0):g}")
+        gpus = found.get("GPU", 0.0) >= self.workers
+        config = TorchConfig()
+        if self._scratch is not None:
+            config = _MeetInFile(str(self._scratch / f"meet-{secrets.token_hex(8)}"), "nccl" if gpus else "gloo")
         messages = Queue(actor_options={"num_cpus": 0})
         trainer = TorchTrainer(
             _member,
             train_loop_config={"work": work, "messages": messages},
             scaling_config=ScalingConfig(
                 num_workers=self.workers,
-                use_gpu=found.get("GPU", 0.0) >= self.workers,
+                use_gpu=gpus,
                 resources_per_worker={"CPU": self._threads},
             ),
+            torch_config=config,
             run_config=RunConfig(
                 name="train", storage_path=str(shared.resolve()), failure_config=FailureConfig(max_failures=0)
             ),
@@ -254,14 +265,46 @@ def _member(config: dict[str, Any]) -> None:
         raise
 
 
+class _MeetInFile(TorchConfig):
+    """How workers of one machine find each other: in a file, for torch's own store listens on all interfaces."""
+
+    def __init__(self, path: str, backend: str) -> None:
+        super().__init__(backend=backend)
+        self.path = path
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What Ray Train starts and ends the process group by."""
+        return _FileBackend
+
+
+class _FileBackend(Backend):
+    share_cuda_visible_devices = True  # as for TorchConfig: NCCL needs to see the others' GPUs
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, _MeetInFile)
+        world = len(worker_group)
+        meeting = (backend_config.path, backend_config.backend, world)
+        ray.get([worker_group.execute_single_async(rank, _meet, rank, *meeting) for rank in range(world)])
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        """Nothing: the group ends with its workers."""
+
+
+def _meet(rank: int, path: str, backend: str, world: int) -> None:
+    """Join the process group; run in each worker."""
+    store = distributed.FileStore(path, world)  # type: ignore[attr-defined]
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(minutes=30))
+
+
 @contextmanager
-def _gloo_on_loopback() -> Iterator[None]:
-    """Let processes that are started in here, and talk by gloo, listen on the loopback interface alone."""
-    name, before = "GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME")
-    if before is None and Path("/sys/class/net/lo").exists():
-        os.environ[name] = "lo"
+def _talk_on_loopback() -> Iterator[None]:
+    """Let processes that are started in here, and talk by gloo or NCCL, listen on the loopback interface alone."""
+    names = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
+    if Path("/sys/class/net/lo").exists():
+        os.environ.update(dict.fromkeys(names, "lo"))
     try:
         yield
     finally:
-        if before is None:
+        for name in names:
             os.environ.pop(name, None)

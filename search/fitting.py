@@ -135,7 +135,8 @@ def fit(
     checkpoint, last = out / CHECKPOINT, pace.last(recipe)
     if resume:
         state.restore(checkpoint, whole_identity)
-    if delegate is not None and len(state.curve) < last:
+    delegated = delegate is not None and len(state.curve) < last
+    if delegate is not None and delegated:
         if not resume:
             checkpoint.unlink(missing_ok=True)
         delegate()
@@ -148,37 +149,15 @@ def fit(
             state.start[name] = known
             if log:
                 log.reference(name, *state.start[name])
-    if log:
+    if log and not delegated:
         log.start(recipe.epochs, len(train), len(state.curve))
-    network, total = share.join(_LossOf(model, loss)), recipe.epochs * len(train)
+    loop = _Loop(state, loss, train, mix, recipe, pace, share, where, log)
     for epoch in range(len(state.curve), last):
         began = time.perf_counter()
-        seed = epoch_seed(recipe.seed, epoch)
-        torch.manual_seed(seed if share.first else epoch_seed(seed, share.rank))
-        np.random.seed(seed % 2**32)  # timm's Mixup draws from it, the same in all processes
-        model.train()
-        losses = 0.0
-        for index, (inputs, labels) in enumerate(train.epoch(seed)):
-            step = epoch * len(train) + index
-            for group in state.optimiser.param_groups:
-                group["lr"] = learning_rate(step, total, recipe)
-            inputs, targets = inputs.to(where), labels.to(where)
-            if mix is not None:
-                inputs, targets = mix(inputs, targets)
-            number, norm = _step(state, network, inputs, targets, train.batch_size, recipe, pace, share)
-            if not (math.isfinite(number) and math.isfinite(norm)):
-                raise TrainingError(
-                    f"epoch {epoch + 1}, batch {index + 1}: the loss ({number:g}) or its gradient ({norm:g}) is not "
-                    f"finite; start again in another folder, with a learning rate below {recipe.lr:g}"
-                )
-            if state.ema is not None:
-                state.ema.update(model, step=step + 1)
-            losses += number
-            if log:
-                log.batch(epoch + 1, number)
+        train_loss = loop.epoch(epoch)
         looks = pace.looks(epoch + 1, recipe)
         top1, val_loss = score(state.kept, val, where, share) if looks else (None, None)
-        row = {"epoch": epoch + 1, "train_loss": losses / len(train), "top1": top1, "loss": val_loss}
+        row = {"epoch": epoch + 1, "train_loss": train_loss, "top1": top1, "loss": val_loss}
         lr = state.optimiser.param_groups[0]["lr"]
         state.curve.append({**row, "lr": lr, "seconds": time.perf_counter() - began})
         if share.first:
@@ -215,45 +194,82 @@ class _LossOf(nn.Module):
         return self._loss(self.model, images, targets)
 
 
-def _step(
-    state: TrainingState,
-    network: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    batch: int,
-    recipe: Recipe,
-    pace: Pace,
-    share: Share,
-) -> tuple[float, float]:
-    """Take a step on this process's part of a batch of `batch` images.
+@dataclass
+class _Loop:
+    """The epochs of a training, one at a time; its fields are as in `fit`."""
 
-    Returns the whole batch's loss and its gradient's norm: 0 for a step that fp16 left out.
-    The losses of parts are weighed by their images, so their sum has the gradient of the whole batch's loss.
-    """
-    dtype = PRECISIONS[recipe.amp]
-    state.optimiser.zero_grad()
-    value = torch.zeros((), device=images.device)
-    parts = list(zip(images.chunk(pace.accumulate), targets.chunk(pace.accumulate), strict=True))
-    for part, (some, goal) in enumerate(parts, 1):
-        with share.apart(network) if part < len(parts) else nullcontext():
-            with torch.autocast(images.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                loss = network(some, goal)
-            weighed = loss * (len(some) / batch)
-            state.scaler.scale(weighed * share.world).backward()  # the mean over the processes takes `world` back
-        value += weighed.detach()
-    (number,) = share.total([value.item()], images.device)
-    state.scaler.unscale_(state.optimiser)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip or math.inf).item()
-    if not math.isfinite(number):
-        return number, norm
-    if state.scaler.is_enabled():
-        # A gradient beyond fp16 is no error: the step is left out, and the next losses are scaled less.
-        state.scaler.step(state.optimiser)
-        state.scaler.update()
-        return number, norm if math.isfinite(norm) or state.scaler.get_scale() < 1 else 0.0
-    if math.isfinite(norm):
-        state.optimiser.step()
-    return number, norm
+    state: TrainingState
+    loss: Loss
+    train: TrainingBatches
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    recipe: Recipe
+    pace: Pace
+    share: Share
+    device: torch.device
+    log: TrainingLog | None
+
+    def __post_init__(self) -> None:
+        self._network = self.share.join(_LossOf(self.state.model, self.loss))
+
+    def epoch(self, epoch: int) -> float:
+        """Run an epoch, from 0, and return its mean loss; TrainingError where that is not finite."""
+        state, recipe, steps = self.state, self.recipe, len(self.train)
+        seed = epoch_seed(recipe.seed, epoch)
+        torch.manual_seed(seed if self.share.first else epoch_seed(seed, self.share.rank))
+        np.random.seed(seed % 2**32)  # timm's Mixup draws from it, the same in all processes
+        state.model.train()
+        losses = 0.0
+        for index, (images, labels) in enumerate(self.train.epoch(seed)):
+            step = epoch * steps + index
+            for group in state.optimiser.param_groups:
+                group["lr"] = learning_rate(step, recipe.epochs * steps, recipe)
+            inputs, targets = images.to(self.device), labels.to(self.device)
+            if self.mix is not None:
+                inputs, targets = self.mix(inputs, targets)
+            loss, norm = self._gradient(inputs, targets)
+            self._step(loss, norm, f"epoch {epoch + 1}, batch {index + 1}")
+            if state.ema is not None:
+                state.ema.update(state.model, step=step + 1)
+            losses += loss
+            if self.log:
+                self.log.batch(epoch + 1, loss)
+        return losses / steps
+
+    def _gradient(self, images: Tensor, targets: Tensor) -> tuple[float, float]:
+        """Leave the clipped gradient of the whole batch's loss; return this loss, and the norm before clipping.
+
+        The losses of parts are weighed by their images, so that their gradients add up to it.
+        """
+        state, parts, dtype = self.state, self.pace.accumulate, PRECISIONS[self.recipe.amp]
+        state.optimiser.zero_grad()
+        value = torch.zeros((), device=self.device)
+        left = len(images)
+        for some, goal in zip(images.chunk(parts), targets.chunk(parts), strict=True):
+            left -= len(some)
+            with self.share.apart(self._network) if left else nullcontext():
+                with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                    loss = self._network(some, goal)
+                weighed = loss * (len(some) / self.train.batch_size)
+                state.scaler.scale(weighed * self.share.world).backward()  # over which the gradients' mean is taken
+            value += weighed.detach()
+        state.scaler.unscale_(state.optimiser)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), self.recipe.clip or math.inf)
+        return self.share.total([value.item()], self.device)[0], norm.item()
+
+    def _step(self, loss: float, norm: float, where: str) -> None:
+        """Take the optimiser's step, unless loss or gradient are not finite.
+
+        A gradient beyond fp16 is no error: its step is left out, and the next losses are scaled less.
+        """
+        scaler = self.state.scaler
+        bearable = math.isfinite(norm) or (scaler.is_enabled() and scaler.get_scale() >= 1)
+        if not (math.isfinite(loss) and bearable):
+            raise TrainingError(
+                f"{where}: the loss ({loss:g}) or its gradient ({norm:g}) is not finite; start again in another "
+                f"folder, with a learning rate below {self.recipe.lr:g}"
+            )
+        scaler.step(self.state.optimiser)
+        scaler.update()
 
 
 @torch.inference_mode()

@@ -311,8 +311,9 @@ def _print_halving(halving: "Halving", form: Format) -> None:
         (f"after {first} epoch{'s' * (first > 1)}", halving.correlation, len(halving.contenders)),
         ("after all", halving.finished_correlation, sum(row["top1"] is not None for row in halving.rows())),
     ):
-        if tau is not None:
-            say(f"Kendall's τ between the order before fine-tuning and {what}: {tau:+.2f} ({many} schedules)")
+        if many > 1:
+            found = "not defined, for all are equal" if tau is None else f"{tau:+.2f}"
+            say(f"Kendall's τ between the order before fine-tuning and {what}: {found} ({many} schedules)")
 
 
 def _result_row(model: str, result: "FineTuneResult", epochs: int) -> Mapping[str, Any]:

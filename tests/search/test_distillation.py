@@ -54,7 +54,9 @@ class TestObserve:
             seen, answer = observe(model, images), model(images)
         assert torch.equal(seen.logits, answer)
         returned = model.layout.stages[-1].tokens  # where both steps lie in earlier stages
-        kept = returned if model.layout.returning else model.layout.tokens(model.schedule)[-1] + model.layout.protected
+        kept = (
+            returned if model.layout.returning else model.layout.tokens(model.schedule)[-1] + model.layout.protected
+        )
         assert seen.tokens.shape[:2] == seen.positions.shape == (2, kept)
         assert (seen.positions.diff(dim=1) > 0).all()
 

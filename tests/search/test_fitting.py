@@ -49,7 +49,8 @@ RECIPE = Recipe(epochs=4, lr=0.01, batch_size=8, ema=0.9, mixup=0.4)
 
 def difference(one: Any, other: Any) -> float:
     return max(
-        float((a - b).abs().max()) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        float((a - b).abs().max())
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     )
 
 

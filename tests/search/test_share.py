@@ -1,5 +1,7 @@
 """The parts of batches and of val that processes take."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -27,7 +29,7 @@ def test_parts_of_a_batch_cover_it_once_and_hold_an_image_with_its_pair(batch: i
 def test_spans_follow_each_other(count: int, world: int) -> None:
     spans = [Share(rank, world).span(count) for rank in range(world)]
     assert (spans[0][0], spans[-1][1]) == (0, count)
-    assert all(a[1] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(spans))
     sizes = [end - start for start, end in spans]
     assert max(sizes) - min(sizes) <= 1
 

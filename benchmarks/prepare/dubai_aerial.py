@@ -1,7 +1,7 @@
 """Lay the aerial images of Dubai out as a data set for segmentation: six areas to train, two to val.
 
-72 images of eight areas ("Tile 1" to "Tile 8") with masks; the colours are those that the masks have, not those that the
-archive's own list has. Images are made smaller by `--shrink`, masks to the nearest pixel:
+72 images of eight areas ("Tile 1" to "Tile 8") with masks; the colours are those that the masks have, not those that
+the archive's own list has. Images are made smaller by `--shrink`, masks to the nearest pixel:
 
     python benchmarks/prepare/dubai_aerial.py "Semantic segmentation dataset" dubai --shrink 4 --window 96
     prunefront train --model cvmh_unet_nano --data segmentation:dubai --img-size 96 --epochs 15 --out run

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from results.metrics import METRICS
 from search.commands.options import (
     FRONT_COLUMNS,
     Database,
@@ -136,8 +137,9 @@ def export(
         limit = flops_limit(max_flops, found.spec.dense_flops)
         best = store.best(found, max_flops=limit, min_top1=min_top1)
         write_json(out, export_schedule(best, found, _dense(store, found)))
-    top1 = f"top-1 {best.standing.top1:.4f}{', confirmed' if best.confirmed else ''}"
-    say(f"wrote {out}: {best.schedule.text or 'dense'}, {top1}, {best.flops_ratio:.3f} of dense FLOPs")
+    label, confirmed = METRICS[best.metric].label, ", confirmed" if best.confirmed else ""
+    score = f"{label} {best.standing.top1:.4f}{confirmed}"
+    say(f"wrote {out}: {best.schedule.text or 'dense'}, {score}, {best.flops_ratio:.3f} of dense FLOPs")
 
 
 def report(

@@ -202,7 +202,7 @@ class _Job:
         from search.subject import open_model
 
         student, teacher = (open_model(self.model, self.checkpoint, self.data) for _ in range(2))
-        with EpochLog(title) as log:
+        with EpochLog(title, score=self.data.task.metric.label) as log:
             return finetune_model(
                 student,
                 teacher,

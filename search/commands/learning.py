@@ -98,7 +98,7 @@ def train(
     network = ssm_models.create_model(model, source.num_classes, img_size)
     if checkpoint is not None:
         ssm_models.load_checkpoint(network, checkpoint)
-    with EpochLog("train") as log:
+    with EpochLog("train", score=source.task.metric.label) as log:
         result = train_model(network, source, recipe, out=out, log=log, pace=pace)
     print_object(
         {

@@ -15,8 +15,9 @@ from spaces.errors import PrunefrontError, UsageError
 def front_row(evaluation: Evaluation) -> dict[str, Any]:
     """Return the object that `front --format json` prints for one evaluation.
 
-    Top-1, its 95 % interval and loss are the standing ones, on `images` images: confirmed where `confirmed`
-    says so, else the search's own. What was not done has none; `images` then says how far it got.
+    `top1` is what `metric` names. Top-1, its 95 % interval and loss are the standing ones, on `images` images:
+    confirmed where `confirmed` says so, else the search's own. What was not done has none; `images` then says how
+    far it got.
     """
     standing, done = evaluation.standing, evaluation.state == "done"
     low, high = share_interval(evaluation, "top1") or (None, None)
@@ -36,6 +37,7 @@ def front_row(evaluation: Evaluation) -> dict[str, Any]:
         "search_top1": evaluation.top1 if done else None,
         "search_images": evaluation.images,
         "latency_ratio": standing.latency_ratio,
+        "metric": evaluation.metric,
     }
 
 

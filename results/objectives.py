@@ -5,6 +5,7 @@ from typing import cast
 
 from results.front import pareto_front
 from results.intervals import wilson_interval
+from results.metrics import METRICS
 from results.records import Evaluation
 
 # Whether more of it is better.
@@ -51,8 +52,11 @@ def objectives_front(points: Sequence[Sequence[float | None]], objectives: Seque
 def share_interval(evaluation: Evaluation, objective: str) -> tuple[float, float] | None:
     """Return the 95 % interval (low, high) of an evaluation's standing top-1 or agreement, in 0..1.
 
-    None for the other objectives, which are no shares of images, and where there is no value.
+    None for the other objectives, which are no shares of images, for a score that is none, and where there is no
+    value.
     """
+    if not METRICS[evaluation.metric].of_images:
+        return None
     value = objective_value(evaluation, objective)
     images = evaluation.standing.images
     if objective not in ("top1", "agreement") or value is None or images < 1:

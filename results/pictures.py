@@ -26,8 +26,9 @@ class TokenPicture:
         schedule: the schedule.
         kept: for each step in order the raster indices of the kept patches.
         grids: for each step (rows, columns) of the patches it chose from: those of its stage.
-        dense_answer: name of the class that the dense model gives.
-        pruned_answer: name of the class that the pruned model gives.
+        dense_answer: what the dense model answers: the name of a class, or how much of it is right.
+        pruned_answer: the same of the pruned model.
+        panels: pictures to show beside it, (H, W, 3) uint8 each, with what they are.
 
     Raises:
         ValueError: the parts do not fit one another.
@@ -40,6 +41,7 @@ class TokenPicture:
     grids: Sequence[tuple[int, int]]
     dense_answer: str
     pruned_answer: str
+    panels: Sequence[tuple[str, npt.NDArray[np.uint8]]] = ()
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
@@ -62,7 +64,7 @@ class Tile:
 
 
 def tiles(picture: TokenPicture) -> list[Tile]:
-    """Return the image as it is, then once for each step with the dropped patches veiled."""
+    """Return the image as it is, once for each step with the dropped patches veiled, then what goes beside it."""
     height, width = picture.image.shape[:2]
     scale = TILE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -79,6 +81,9 @@ def tiles(picture: TokenPicture) -> list[Tile]:
         text = f"{picture.label}: after block {step.after} {len(kept)} of {rows * columns} patches are left"
         caption = f"after {step.after}: {len(kept)} of {rows * columns}"
         found.append(Tile(caption, text, _png(np.where(shown[..., None], pixels, veiled))))
+    for caption, panel in picture.panels:
+        small = np.asarray(Image.fromarray(panel).resize(size, Image.Resampling.NEAREST), dtype=np.float32)
+        found.append(Tile(caption, f"{picture.label}: {caption}", _png(small)))
     return found
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from results.metrics import TOP1
 from results.process import Process
 from spaces import PruningSchedule, Stage, TokenLayout
 
@@ -36,7 +37,7 @@ class StudySpec:
         limit: the most FLOPs that a candidate may cost.
         least: FLOPs from which candidates are spread up to `limit`.
         dense_flops: FLOPs of the dense model on one image.
-        dense_top1: its accuracy in 0..1 on the same images.
+        dense_top1: its score in 0..1 on the same images: accuracy, or what `metric` names.
         dense_loss: its mean cross-entropy.
         dense_latency_ms: its running time per image, if measured.
         space: canonical text of the search space.
@@ -45,6 +46,7 @@ class StudySpec:
         seed: of the sampler and the choice of images.
         versions: of prunefront and the libraries that matter, by name.
         config: the resolved settings of the search.
+        metric: what `top1` is in all that is recorded of the study; a name from `results.metrics.METRICS`.
     """
 
     name: str
@@ -73,6 +75,7 @@ class StudySpec:
     seed: int
     versions: Mapping[str, str]
     config: Mapping[str, Any]
+    metric: str = TOP1.name
 
     @property
     def token_layout(self) -> TokenLayout:
@@ -157,7 +160,7 @@ class Evaluation:
         flops: exact, for one image.
         flops_ratio: as a share of the dense model's.
         state: `done`, `failed` or `stopped`.
-        top1: accuracy in 0..1; finite if done, None if failed. So is `loss`.
+        top1: accuracy in 0..1, or what `metric` names; finite if done, None if failed. So is `loss`.
         loss: mean cross-entropy.
         agreement: share of images on which the answer is the dense model's.
         images: how many were run.
@@ -176,6 +179,7 @@ class Evaluation:
         attempts: how often it was begun: once, and again for each worker or driver that was lost on it.
         finished_at: set by the store if not given; in UTC.
         finetuned_top1: best accuracy after fine-tuning, if it was; read only.
+        metric: the study's, what `top1` is; read only.
         confirmed: its score on the study's confirming images, if it was confirmed; read only.
     """
 
@@ -201,6 +205,7 @@ class Evaluation:
     attempts: int = 1
     finished_at: datetime | None = None
     finetuned_top1: float | None = None
+    metric: str = TOP1.name
     confirmed: Confirmation | None = None
 
     @property

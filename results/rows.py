@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, select
+from sqlalchemy import Row, Select, and_, func, literal, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from results.process import Process
@@ -12,7 +12,7 @@ from results.schema import ConfirmationRow, EvaluationRow, FineTuneRow
 from spaces import PruningSchedule
 
 SPEC_COLUMNS = [f.name for f in fields(StudySpec) if f.name not in ("img_size", "objectives")]
-_READ_ONLY = ("finetuned_top1", "confirmed")  # of an Evaluation, and kept in tables of their own
+_READ_ONLY = ("finetuned_top1", "metric", "confirmed")  # of an Evaluation, and kept in tables of their own
 _COLUMNS = [getattr(EvaluationRow, f.name) for f in fields(Evaluation) if f.name not in _READ_ONLY]
 CONFIRMATION = [getattr(ConfirmationRow, f.name) for f in fields(Confirmation)]
 SAME_SCHEDULE = and_(
@@ -42,7 +42,7 @@ def evaluations_query(study: Study) -> Select[Any]:
         .subquery()
     )
     return (
-        select(*_COLUMNS, best.c.top1, *CONFIRMATION)
+        select(*_COLUMNS, best.c.top1, literal(study.spec.metric), *CONFIRMATION)
         .outerjoin(best, best.c.schedule_hash == EvaluationRow.schedule_hash)
         .outerjoin(ConfirmationRow, SAME_SCHEDULE)
         .where(EvaluationRow.study_id == study.id)

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 from results.records import FAILURES, STATES
 
-REVISIONS = ("0001", "0002", "0003")  # every schema there ever was, oldest first
+REVISIONS = ("0001", "0002", "0003", "0004")  # every schema there ever was, oldest first
 VERSION_TABLE = "prunefront_version"  # not alembic's default name: Optuna's data bases use that
 
 
@@ -98,6 +98,7 @@ class StudyRow(Base):
     space: Mapped[str] = mapped_column(Text)
     sampler: Mapped[str] = mapped_column(String(64))
     objectives: Mapped[list[str]] = mapped_column(JSON)
+    metric: Mapped[str] = mapped_column(String(32), server_default="top1")
     seed: Mapped[int] = mapped_column(BigInteger)
     versions: Mapped[dict[str, str]] = mapped_column(JSON)
     config: Mapped[dict[str, Any]] = mapped_column(JSON)

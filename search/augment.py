@@ -43,6 +43,7 @@ class TrainingBatches:
         self.augmentation = data.augmentation
         self._labels = torch.from_numpy(self._split.labels)
         self._preprocessing = preprocessing
+        self._task = data.task
         self._kept: Tensor | None = None
         if self.images < 2:
             raise DataError(f"{data.spec}: {self.images} training image; at least 2 are needed")
@@ -53,29 +54,31 @@ class TrainingBatches:
         return self.images // self.batch_size
 
     def epoch(self, seed: int) -> Iterator[Batch]:
-        """Yield this process's part of each batch: images (b, 3, H, W) float32 normalised, labels (b,) int64."""
+        """Yield this process's part of each batch: images (b, 3, H, W) float32 normalised, and the task's targets."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.images, generator=generator)[: len(self) * self.batch_size]
         chunks = [chunk[self._mine] for chunk in torch.split(order, self.batch_size)]
         if self._preprocessing.bytes_for(self.images) > image_data.MEMORY_LIMIT:
             crops = stream_images(lambda index: self._crop(index, seed), [chunk.tolist() for chunk in chunks])
-            for chunk, pixels in zip(chunks, crops, strict=True):
-                yield self._preprocessing.normalise(pixels), self._labels[chunk]
+            for chunk, planes in zip(chunks, crops, strict=True):
+                pixels, targets = self._task.targets(planes, self._labels[chunk])
+                yield self._preprocessing.normalise(pixels), targets
             return
         if self._kept is None:
             self._kept = read_images(self._read, range(self.images), 256)
         for chunk in chunks:
             moves = draw_moves(self.batch_size, generator)[self._mine]  # of the whole batch, in every process
-            pixels = move_images(self._kept[chunk].float().div_(255), self.augmentation, moves)
-            yield self._preprocessing.normalise(pixels), self._labels[chunk]
+            grid = moved_grid(self._preprocessing.img_size, self.augmentation, moves)
+            pixels, targets = self._task.move(self._kept[chunk], self._labels[chunk], grid)
+            yield self._preprocessing.normalise(pixels), targets
 
     def _read(self, index: int) -> Tensor:
-        return self._preprocessing.geometry(self._split.image(index))
+        return self._task.read(self._split, index, self._preprocessing)
 
     def _crop(self, index: int, seed: int) -> Tensor:
         """Return a random part of one image, drawn by the image's own generator whichever thread it is."""
         random = np.random.default_rng((seed, index))
-        return random_crop(self._split.image(index), self._preprocessing, self.augmentation, random)
+        return self._task.crop(self._split, index, self._preprocessing, self.augmentation, random)
 
 
 def draw_moves(images: int, generator: torch.Generator) -> Tensor:
@@ -91,7 +94,19 @@ def move_images(images: Tensor, augmentation: Augmentation, moves: Tensor) -> Te
         augmentation: the bounds to draw from, uniformly.
         moves: (B, 5) in 0..1 from `draw_moves`: where between its bounds each amount of an image lies.
     """
-    _, _, height, width = images.shape
+    height, width = images.shape[2:]
+    grid = moved_grid((height, width), augmentation, moves)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def moved_grid(size: tuple[int, int], augmentation: Augmentation, moves: Tensor) -> Tensor:
+    """Return where each pixel of moved images (B, _, H, W) comes from, (B, H, W, 2) as `F.grid_sample` wants it.
+
+    Args:
+        size: (H, W).
+        augmentation, moves: as for `move_images`.
+    """
+    height, width = size
     a = augmentation
     turn, grow, flip, right, down = moves.unbind(1)
 
@@ -113,8 +128,7 @@ def move_images(images: Tensor, augmentation: Augmentation, moves: Tensor) -> Te
         ],
         dim=1,
     )
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.affine_grid(theta, [len(moves), 1, height, width], align_corners=False)
 
 
 def random_crop(

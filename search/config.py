@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from results.metrics import METRICS
 from results.objectives import OBJECTIVES as OBJECTIVES  # for those who read settings
 from spaces import FlopsBudget
 from spaces.errors import UnknownNameError, UsageError
@@ -66,7 +67,7 @@ class SearchConfig:
         checkpoint: file of weights, `random`, or None for the shipped ones.
         space: text of the search space.
         sampler: one of `SAMPLERS`.
-        objective: names from `OBJECTIVES`.
+        objective: names from `OBJECTIVES`; the score may be named by its metric, such as miou.
         images: how many of the val split an evaluation runs over; None for all.
         batch_size: images in a forward pass.
         workers: evaluations at a time; None for as many as the CPUs allow.
@@ -119,8 +120,8 @@ class SearchConfig:
         if self.sampler not in SAMPLERS:
             raise UnknownNameError("sampler", self.sampler, SAMPLERS)
         for name in self.objective:
-            if name not in OBJECTIVES:
-                raise UnknownNameError("objective", name, OBJECTIVES)
+            if name not in OBJECTIVES and name not in METRICS:
+                raise UnknownNameError("objective", name, dict.fromkeys([*OBJECTIVES, *METRICS]))
         if not self.objective or len(set(self.objective)) < len(self.objective):
             raise UsageError(f"objective {', '.join(self.objective)!r}: name each objective once")
         for name in ("trials", "images", "batch_size", "workers", "cpus_per_trial", "brood"):

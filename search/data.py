@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,19 +29,24 @@ from search.sources import (
     Split,
     TorchvisionSource,
 )
+from search.tasks import CLASSIFICATION, Task, task_named
+from search.tile_source import TileSource
 from spaces.errors import DataError, UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from ssm_models import PrunableModel
 
 MEMORY_LIMIT = 2**30  # bytes of uint8 pixels of a split that are kept
 ORDER_SEED = 0
 BATCH_SIZE = 100
 SPLITS = ("train", "val", "test")
-SPECS = ("embedded", "folder:PATH", "torchvision:NAME[:ROOT]", "hf:NAME")
+SPECS = ("embedded", "folder:PATH", "torchvision:NAME[:ROOT]", "hf:NAME", "segmentation:PATH")
 
 Batch = tuple[Tensor, Tensor]
 
 
 def open_data(spec: str) -> "ImageData":
-    """Open a data set: `embedded`, `folder:PATH`, `torchvision:NAME[:ROOT]` (ROOT: `data`) or `hf:NAME`.
+    """Open a data set by one of `SPECS`; ROOT is `data` if not given.
 
     Only names and labels are read here; images when they are asked for.
 
@@ -59,6 +64,8 @@ def open_data(spec: str) -> "ImageData":
         return ImageData(spec.strip(), TorchvisionSource(name, Path(root or "data").expanduser()))
     if kind == "hf" and rest:
         return ImageData(f"hf:{rest}", HubSource(rest))
+    if kind == "segmentation" and rest:
+        return ImageData(f"segmentation:{rest}", TileSource(Path(rest).expanduser()))
     known = next((form for form in SPECS if form.partition(":")[0] == kind), None)
     if known is None:
         raise UnknownNameError("data set", spec, SPECS)
@@ -72,12 +79,16 @@ class ImageData:
         spec: the text that opens it again.
         classes: names of the classes, by label.
         augmentation: what training may do to an image without changing its class.
+        task: what is to be answered.
+        colours: of the classes, as (red, green, blue), where answers are pictures.
     """
 
     def __init__(self, spec: str, source: Source) -> None:
         self.spec = spec
         self.classes = list(source.classes)
         self.augmentation: Augmentation = source.augmentation
+        self.task: Task = task_named(getattr(source, "task", CLASSIFICATION.name))
+        self.colours: Sequence[tuple[int, int, int]] = getattr(source, "colours", ())
         self._source = source
         self._opened: dict[str, Split] = {}
 
@@ -110,6 +121,12 @@ class ImageData:
                 "give a checkpoint trained on these classes"
             )
 
+    def check_model(self, model: "PrunableModel") -> None:
+        """Raise DataError unless a model has this task and as many classes."""
+        if model.task != self.task.name:
+            raise DataError(f"{self.spec} is for {self.task.name}, but {model.model_name} does {model.task}")
+        self.check_classes(model.num_classes, model.model_name)
+
     def batches(
         self,
         model_cfg: Mapping[str, Any],
@@ -134,7 +151,7 @@ class ImageData:
         if not 0 <= skip < len(chosen.labels):
             raise UsageError(f"skip={skip}: {split} has {len(chosen.labels)} images; fewer can be left out")
         order = mixed_order(chosen.labels)[skip:][:images]
-        return Batches(chosen, order, Preprocessing(model_cfg, img_size), batch_size)
+        return Batches(chosen, order, Preprocessing(model_cfg, img_size), batch_size, self.task)
 
     def training_split(self) -> Split:
         """The train split, for `search.augment`; DataError when it is missing."""
@@ -171,29 +188,37 @@ class Preprocessing:
         return (scaled - self._mean) / self._std
 
     def bytes_for(self, images: int) -> int:
-        """How much memory the pixels of so many images take."""
+        """How much memory the pixels of so many images take, their colours that is."""
         return images * 3 * self.img_size[0] * self.img_size[1]
 
 
 class Batches:
     """Images of a split in a fixed order: iterate as often as you like, in one thread at a time.
 
-    Each item is (images, labels): (B, 3, H, W) float32, normalised, and (B,) int64, on the CPU. The
-    pixels are read at the first pass and kept when they are small.
+    Each item is (images, targets): (B, 3, H, W) float32, normalised, and what the task asks for, int64: labels (B,)
+    or masks (B, H, W), on the CPU. The pixels are read at the first pass and kept when they are small.
 
     Attributes:
-        labels: all labels in order, (N,) int64.
+        labels: the split's, in order, (N,) int64.
         images: how many images there are, N.
         batch_size: images in a batch; the last may have fewer.
     """
 
-    def __init__(self, split: Split, order: NDArray[np.int64], preprocessing: Preprocessing, batch_size: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        order: NDArray[np.int64],
+        preprocessing: Preprocessing,
+        batch_size: int,
+        task: Task = CLASSIFICATION,
+    ) -> None:
         self.labels = torch.from_numpy(split.labels[order])
         self.images = len(order)
         self.batch_size = batch_size
         self._split = split
         self._order = order
         self._preprocessing = preprocessing
+        self._task = task
         self._kept: Tensor | None = None
 
     def __len__(self) -> int:
@@ -201,18 +226,19 @@ class Batches:
         return -(-self.images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield (images, labels); DataError names an image that is broken."""
+        """Yield (images, targets); DataError names an image that is broken."""
         labels = torch.split(self.labels, self.batch_size)
-        for pixels, label in zip(self._pixels(), labels, strict=True):
-            yield self._preprocessing.normalise(pixels), label
+        for planes, label in zip(self._planes(), labels, strict=True):
+            pixels, targets = self._task.targets(planes, label)
+            yield self._preprocessing.normalise(pixels), targets
 
     def pixels(self, images: int) -> Tensor:
         """Return the first images before normalisation, (N, 3, H, W) uint8, as for a picture of them."""
         if self._kept is not None:
-            return self._kept[:images]
-        return read_images(self._read, self._order[:images].tolist(), self.batch_size)
+            return self._kept[:images, :3]
+        return read_images(self._read, self._order[:images].tolist(), self.batch_size)[:, :3]
 
-    def _pixels(self) -> Iterator[Tensor]:
+    def _planes(self) -> Iterator[Tensor]:
         if self._preprocessing.bytes_for(self.images) > MEMORY_LIMIT:
             chunks = chunked(self._order.tolist(), self.batch_size)
             return stream_images(self._read, chunks)
@@ -221,7 +247,7 @@ class Batches:
         return iter(torch.split(self._kept, self.batch_size))
 
     def _read(self, index: int) -> Tensor:
-        return self._preprocessing.geometry(self._split.image(index))
+        return self._task.read(self._split, index, self._preprocessing)
 
 
 def mixed_order(labels: NDArray[np.int64], seed: int = ORDER_SEED) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from search.tasks import CLASSIFICATION, Task, task_named
 from spaces.errors import UsageError
 from ssm_models import PrunableModel
 from ssm_models.pruning import take
@@ -48,24 +49,21 @@ class Distillation:
         targets: Tensor,
         label_smoothing: float,
         distance: Tensor | float = 0.0,
+        task: Task = CLASSIFICATION,
     ) -> Tensor:
         """Return the loss of a batch.
 
         Args:
-            student, teacher: the logits of both, (B, C) each.
-            targets: labels (B,) or shares of classes (B, C).
+            student, teacher: the logits of both, (B, C, …) each.
+            targets: of the task.
             label_smoothing: share of a label that is spread over all classes.
             distance: of the features, as `feature_distance` gives it.
+            task: of both.
         """
         t = self.temperature
         student, teacher = student.float(), teacher.float()
-        divergence = F.kl_div(
-            F.log_softmax(student / t, dim=1),
-            F.log_softmax(teacher / t, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        labels = F.cross_entropy(student, targets, label_smoothing=label_smoothing)
+        divergence = task.divergence(student, teacher, t)
+        labels = task.loss(student, targets, label_smoothing)
         rest = 1 - self.share - self.features
         # t² keeps the gradient's size, whatever the temperature (Hinton et al., arXiv:1503.02531)
         return self.share * t * t * divergence + rest * labels + self.features * distance
@@ -79,11 +77,12 @@ class Distillation:
             teacher: dense, in eval mode and on the student's device.
             label_smoothing: as for `loss`.
         """
+        task = task_named(teacher.task)
 
         def answers(model: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
             with torch.no_grad():
                 wanted = teacher(images)
-            return self.loss(model(images), wanted, targets, label_smoothing)
+            return self.loss(model(images), wanted, targets, label_smoothing, task=task)
 
         def features_too(model: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
             student = observe(model, images)
@@ -91,7 +90,7 @@ class Distillation:
                 dense = observe(teacher, images)
                 wanted = take(dense.tokens, student.positions)
             distance = feature_distance(student.tokens, wanted)
-            return self.loss(student.logits, dense.logits, targets, label_smoothing, distance)
+            return self.loss(student.logits, dense.logits, targets, label_smoothing, distance, task)
 
         return features_too if self.features else answers
 
@@ -101,7 +100,7 @@ class Observed:
     """A forward pass with what its last block left.
 
     Attributes:
-        logits: (b, classes).
+        logits: (b, classes, …).
         tokens: (b, K, D) features of the tokens that are kept behind the last block, protected ones among them.
         positions: (b, K) where they stand in the sequence of the last stage.
     """
@@ -118,7 +117,7 @@ def observe(model: PrunableModel, images: Tensor) -> Observed:
     comes back has not been computed by the last blocks.
     """
     steps = {step.after: step for step in model.schedule.steps}
-    x, view = model.embed(images), model.first_view(images)
+    x, view = model.begin(images)
     tokens, positions = x, view.all_positions()
     for index in range(len(model.blocks)):
         x, view = model.prune_block(index, x, view, steps.get(index + 1))

@@ -7,6 +7,8 @@ from typing import Any, Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from results.metrics import TOP1
+
 
 class TrainingLog(Protocol):
     """Told by `search.training.fit`, in its own thread, how far it is; it must not raise."""
@@ -27,8 +29,9 @@ class TrainingLog(Protocol):
 class EpochLog:
     """The log for people; a context manager, which leaves the terminal as it was."""
 
-    def __init__(self, title: str, console: Console | None = None) -> None:
+    def __init__(self, title: str, console: Console | None = None, score: str = TOP1.label) -> None:
         self._console = console or Console(stderr=True)
+        self._score = score
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -55,7 +58,7 @@ class EpochLog:
 
     def reference(self, name: str, top1: float, loss: float) -> None:
         """Print what there was before the first epoch."""
-        self._line(f"{name}  val top-1 {top1:.4f}  val loss {loss:.4f}")
+        self._line(f"{name}  val {self._score} {top1:.4f}  val loss {loss:.4f}")
 
     def start(self, epochs: int, batches: int, done: int) -> None:
         """Show how much there is to do."""
@@ -72,7 +75,7 @@ class EpochLog:
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Print the epoch's line."""
-        val = "" if row["top1"] is None else f"val top-1 {row['top1']:.4f}  val loss {row['loss']:.4f}  "
+        val = "" if row["top1"] is None else f"val {self._score} {row['top1']:.4f}  val loss {row['loss']:.4f}  "
         epoch = f"epoch {row['epoch']}/{self._epochs}"
         self._line(f"{epoch}  loss {row['train_loss']:.4f}  {val}{row['seconds']:.0f} s")
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from search.prefix import Branch, PrefixCache, SharedRun, branches, cache_bytes
 from search.race import BroodRace
+from search.tasks import Tally, task_named
 from spaces import PruningSchedule
 from spaces.errors import EvaluationError, NonFiniteError, OutOfMemoryError
 from ssm_models import PrunableModel
@@ -28,26 +28,29 @@ class Metrics:
     """What an evaluation measured.
 
     Attributes:
-        top1: accuracy in 0..1.
+        top1: the task's score in 0..1, such as accuracy.
         loss: mean cross-entropy.
-        agreement: share of images on which the answer is the dense model's.
+        agreement: share of answers that are the dense model's, of images or of their pixels.
         images: how many were run; all of them unless `stopped`.
-        outcomes: (images,) bool: which were right, or for a race of agreement, answered as the dense model does.
+        outcomes: (images,) bool: which were right, or for a race of agreement, answered as the dense model does; None
+            where an image is more than right or wrong.
         stopped: whether the race against the front was given up; the figures are then those of `images` images.
         estimate: of a stopped one: the share of `outcomes` over all images, by its difference to the dense model.
         seconds: what it took; what candidates share is on the account of the first one.
         forward_seconds: what its forward passes took.
+        tally: all that was counted, for further figures; a worker's results are without it.
     """
 
     top1: float
     loss: float
     agreement: float
     images: int
-    outcomes: NDArray[np.bool_]
+    outcomes: NDArray[np.bool_] | None
     stopped: bool = False
     estimate: float | None = None
     seconds: float = 0.0
     forward_seconds: float = 0.0
+    tally: Tally | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class DenseAnswers:
-    """How the dense model does on the same images, and what it answers: (images,) int64 on the CPU."""
+    """How the dense model does on the same images; its `Task.answers` to all of them, (images, …), on the CPU."""
 
     metrics: Metrics
     answers: Tensor
@@ -87,9 +90,9 @@ class _Run:
 
     entry: Entry
     path: list[Branch]
-    loss: float = 0.0
-    right: int = 0
+    tally: Tally
     images: int = 0
+    agreeing: float = 0.0
     seconds: float = 0.0
     forward: float = 0.0
     answers: list[Tensor] = field(default_factory=list)
@@ -104,7 +107,8 @@ class Evaluator:
 
     Args:
         model: taken over: moved to `device`, set to eval mode, and its schedule set at will.
-        batches: re-iterable of (images (B, 3, H, W) float32, labels (B,)), in the same order each time.
+        batches: re-iterable of (images (B, 3, H, W) float32, targets of the model's task), in the same order each
+            time.
         device: where to run.
         dense: answers of the dense model on these batches if they are known already; otherwise they
             are computed when they are first needed.
@@ -127,6 +131,7 @@ class Evaluator:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.cache = PrefixCache(cache_bytes(self.device, prefix_cache))
+        self._task, self._classes = task_named(model.task), model.num_classes
         self._batches = batches
         self._dense = dense
         self._agreement, self._error = agreement, error
@@ -144,7 +149,7 @@ class Evaluator:
             if run.error is not None:
                 raise run.error
             answers = torch.cat(run.answers).clone()
-            self._dense = DenseAnswers(self._metrics(run, answers), answers)
+            self._dense = DenseAnswers(self._metrics(run), answers)
         return self._dense
 
     def evaluate(self, schedule: PruningSchedule) -> Metrics:
@@ -169,7 +174,7 @@ class Evaluator:
         """
         dense = self.dense_answers
         runs = self._run([entry for entry in brood if not entry.schedule.dense], dense)
-        metrics = iter([run.error or self._metrics(run, dense.answers) for run in runs])
+        metrics = iter([run.error or self._metrics(run) for run in runs])
         return [dense.metrics if entry.schedule.dense else next(metrics) for entry in brood]
 
     @torch.inference_mode()
@@ -235,7 +240,7 @@ class Evaluator:
                     run.error = error
                 run.seconds += time.perf_counter() - started
             images_run += len(labels)
-            outcomes = [None if run.error else np.concatenate(run.outcomes) for run in runs]
+            outcomes = [None if run.error or not run.outcomes else np.concatenate(run.outcomes) for run in runs]
             for beaten, winner in race.lost(outcomes).items():
                 runs[beaten].stopped = True
                 runs[beaten].lost_to = None if winner is None else runs[winner]
@@ -251,46 +256,50 @@ class Evaluator:
         try:
             self.model.set_schedule(entry.schedule)
         except Exception as error:
-            return _Run(entry, [], error=error)
-        return _Run(entry, branches(entry.schedule, self.model.layout))
+            return _Run(entry, [], self._task.tally(self._classes), error=error)
+        return _Run(entry, branches(entry.schedule, self.model.layout), self._task.tally(self._classes))
 
     def _advance(self, run: _Run, shared: SharedRun, images: Tensor, labels: Tensor, dense: Tensor | None) -> None:
-        """Run one batch of a candidate: (B, 3, H, W) images, (B,) labels, (B,) answers of the dense model."""
+        """Run one batch of a candidate: (B, 3, H, W) images, the task's targets, answers of the dense model."""
         started = time.perf_counter()
         logits = self._logits(run, shared, images)
         run.forward += time.perf_counter() - started
-        finite = torch.isfinite(logits).all(1)
+        finite = torch.isfinite(logits).flatten(1).all(1)
         if not finite.all():
             first = run.images + int((~finite).nonzero()[0])
             raise NonFiniteError(
                 f"schedule {run.entry.schedule.text or 'dense'!r}: {int((~finite).sum())} of {len(labels)} images in "
                 f"a batch have logits that are NaN or infinite; the first is image {first}"
             )
-        answers = logits.argmax(1)
-        run.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        run.right += int((answers == labels).sum())
+        answers = self._task.answers(logits)
+        run.tally.add(logits, labels)
         run.images += len(labels)
-        run.answers.append(answers)
-        expected = labels if not self._agreement else answers if dense is None else dense
-        run.outcomes.append((answers == expected).numpy())
+        if dense is None:
+            run.answers.append(answers)
+        expected = answers if dense is None else dense
+        run.agreeing += float(self._task.agreement(answers, expected).sum())
+        right = self._task.right(answers, expected if self._agreement else labels)
+        if right is not None:
+            run.outcomes.append(right.numpy())
 
-    def _metrics(self, run: _Run, dense: Tensor) -> Metrics:
-        outcomes, answers = np.concatenate(run.outcomes), torch.cat(run.answers)
+    def _metrics(self, run: _Run) -> Metrics:
+        outcomes = np.concatenate(run.outcomes) if run.outcomes else None
         estimate = None
         if run.stopped:
             whole = self.dense.outcomes
-            estimate = whole.mean() + outcomes.mean() - whole[: run.images].mean()
-            estimate = float(np.clip(estimate, 0.0, 1.0))
+            assert outcomes is not None and whole is not None  # a race goes by them
+            estimate = float(np.clip(whole.mean() + outcomes.mean() - whole[: run.images].mean(), 0.0, 1.0))
         return Metrics(
-            top1=run.right / run.images,
-            loss=run.loss / run.images,
-            agreement=float((answers == dense[: run.images]).double().mean()),
+            top1=run.tally.score,
+            loss=run.tally.loss,
+            agreement=run.agreeing / run.images,
             images=run.images,
             outcomes=outcomes,
             stopped=run.stopped,
             estimate=estimate,
             seconds=run.seconds,
             forward_seconds=run.forward,
+            tally=run.tally,
         )
 
     def _logits(self, run: _Run, shared: SharedRun, images: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ class FineTuning:
         """Train this process's share; arguments as for `finetune_model` and `fit`."""
         where = best_device(device)
         for one in (model, teacher):
-            data.check_classes(one.num_classes, one.model_name)
+            data.check_model(one)
         model.set_schedule(PruningSchedule.parse(self.schedule))
         teacher.set_schedule(None)
         teacher.eval().requires_grad_(False)

@@ -21,19 +21,19 @@ import numpy as np
 import torch
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from search.augment import TrainingBatches
 from search.data import Batches, ImageData, Preprocessing
 from search.epoch_log import TrainingLog
 from search.recipe import PRECISIONS, Pace, Recipe, epoch_seed, learning_rate
 from search.share import Share
+from search.tasks import task_named
 from search.training_state import CHECKPOINT, Scores, TrainingState
 from spaces.errors import TrainingError, UsageError
 from ssm_models import PrunableModel, weights_digest
 
 Loss = Callable[[PrunableModel, Tensor, Tensor], Tensor]
-"""(model, images, targets: labels (B,) or shares of classes (B, C)) → the loss of the batch, a scalar.
+"""(model, images, targets of the task, or shares (B, C) of mixed images) → the loss of the batch, a scalar.
 
 It is a mean over the images, so that the losses of a batch's parts, weighed by their images, add up to the batch's.
 """
@@ -129,7 +129,7 @@ def fit(
     for batches in (val, train.epoch(0)):
         if batches is not None:  # what fits in memory is read now: a broken image is found before anything is written
             next(iter(batches))
-    mix = _mixer(recipe, train.batch_size, data.num_classes)
+    mix = _mixer(recipe, train.batch_size, data)
     make_folder(out)
     state = TrainingState(model.to(where), recipe, where)
     checkpoint, last = out / CHECKPOINT, pace.last(recipe)
@@ -276,16 +276,13 @@ class _Loop:
 def accuracy(
     model: PrunableModel, batches: Batches | None, device: torch.device, share: Share = ONE
 ) -> tuple[float, float]:
-    """Return (top-1 in 0..1, mean cross-entropy) over the batches of all processes, in evaluation mode and fp32."""
+    """Return (score in 0..1, mean cross-entropy) over the batches of all processes, in evaluation mode and fp32."""
     model.eval()
-    right, loss, images = 0, 0.0, 0
-    for pixels, labels in () if batches is None else batches:
-        logits, targets = model(pixels.to(device)).float(), labels.to(device)
-        right += int((logits.argmax(1) == targets).sum())
-        loss += float(F.cross_entropy(logits, targets, reduction="sum"))
-        images += len(labels)
-    right_all, loss_all, images_all = share.total([right, loss, images], device)
-    return right_all / images_all, loss_all / images_all
+    tally = task_named(model.task).tally(model.num_classes)
+    for pixels, targets in () if batches is None else batches:
+        tally.add(model(pixels.to(device)).float(), targets.to(device))
+    tally.sums = torch.tensor(share.total(tally.sums.tolist(), device), dtype=torch.float64)
+    return tally.score, tally.loss
 
 
 def best_device(device: str | torch.device | None) -> torch.device:
@@ -293,13 +290,19 @@ def best_device(device: str | torch.device | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _mixer(recipe: Recipe, batch_size: int, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+def _mixer(
+    recipe: Recipe, batch_size: int, data: ImageData
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     if not (recipe.mixup or recipe.cutmix):
         return None
+    if not data.task.metric.of_images:
+        raise UsageError(
+            f"{data.spec}: mixup and cutmix mix classes of images, and {data.task.name} has them by pixel"
+        )
     if batch_size % 2:
         raise UsageError(f"batch_size={batch_size}: mixup and cutmix pair images, so it must be even")
     mixing: Callable[..., Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = Mixup  # untyped
-    return mixing(recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=classes)  # the loss smooths
+    return mixing(recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=data.num_classes)  # the loss smooths
 
 
 def make_folder(out: Path) -> None:

@@ -68,15 +68,22 @@ def branches(schedule: PruningSchedule, layout: TokenLayout) -> list[Branch]:
 
 @dataclass(frozen=True)
 class State:
-    """The features that travel (b, S, D) at a branching point, and the view of the kept tokens; None: all are."""
+    """What a run goes on from at a branching point.
+
+    Attributes:
+        x: (b, S, D) the features that travel.
+        view: of the kept tokens; None: all are.
+        aside: whole grids of earlier stages that the model still wants.
+    """
 
     x: Tensor
     view: TokenView | None
+    aside: tuple[Tensor, ...] = ()
 
     @property
     def bytes(self) -> int:
         """What it holds of memory."""
-        tensors = [self.x] if self.view is None else [self.x, *self.view.tensors]
+        tensors = [self.x, *(self.aside if self.view is None else self.view.tensors)]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -194,7 +201,8 @@ class SharedRun:
         points = {branch.block: branch for branch in path}
         for index in range(start, len(model.blocks)):
             if index in points:
-                self._keep(points[index], State(x, view.of(view.method) if points[index].stem.steps else None))
+                pruned = view.of(view.method) if points[index].stem.steps else None
+                self._keep(points[index], State(x, pruned, view.aside))
             x, view = model.step(index, x, view, steps.get(index))
         return model.classify(x, view)
 
@@ -207,11 +215,11 @@ class SharedRun:
         self._images = self._images.to(self._device)  # here, where a lack of memory is this candidate's
         known = [found for cache in (self._cache, self._mine) if (found := cache.find(self._batch, path))]
         if not known:
-            return 0, self._model.embed(self._images), self._model.first_view(self._images)
+            return 0, *self._model.begin(self._images)
         block, state = max(known, key=lambda found: found[0])
-        method = self._model.schedule.method
-        view = self._model.first_view(self._images, block) if state.view is None else state.view.of(method)
-        return block, state.x, view
+        if state.view is None:
+            return block, state.x, self._model.first_view(self._images, block, state.aside)
+        return block, state.x, state.view.of(self._model.schedule.method)
 
     def _keep(self, branch: Branch, state: State) -> None:
         if branch.stem in self._shared:

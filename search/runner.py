@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def run_search(
                     recorded=tracking.recorded,
                 )
                 dense_score = store.confirmation(study, PruningSchedule().hash)
-                standing = Standing(config.objective, subject.model.layout, recorded, dense_score)
+                standing = Standing(subject.objectives, subject.model.layout, recorded, dense_score)
                 sampler = _sampler(subject, recorded, config.seed + lease.driver.others)
 
                 def observe(snapshot: Snapshot) -> None:
@@ -175,7 +175,7 @@ def run_search(
 def _sampler(subject: Subject, recorded: list[Evaluation], seed: int) -> Sampler:
     config = subject.config
     sampler = make_sampler(
-        config.sampler, subject.space, config.objective, seed=seed, trials=config.trials, recorded=len(recorded)
+        config.sampler, subject.space, subject.objectives, seed=seed, trials=config.trials, recorded=len(recorded)
     )
     sampler.restore(recorded)
     return sampler
@@ -208,11 +208,11 @@ def _search(
         threads=config.cpus_per_trial,
         gpu=config.gpus_per_trial > 0,
         folder=str(Path.cwd()),
-        dense=DenseResult(asdict(dense.metrics), dense.answers.numpy()),
+        dense=DenseResult(asdict(replace(dense.metrics, tally=None)), dense.answers.numpy()),
         prefix_cache=parse_bytes(config.prefix_cache),
         race_error=config.race_error,
         agreement=subject.raced == "agreement",
-        latency="latency" in config.objective,
+        latency="latency" in subject.objectives,
     )
     cpus = (config.workers or max(1, available_cpus() // config.cpus_per_trial)) * config.cpus_per_trial
     with ray_session(scratch, cpus=cpus, address=config.ray_address):

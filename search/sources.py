@@ -24,7 +24,7 @@ from spaces.errors import DataError, UnknownNameError
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 DIGEST_LIMIT = 2**30  # bytes of files up to which a digest reads them all
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Source(Protocol):
     @property
     def augmentation(self) -> Augmentation:
         """What training may do to an image without changing its class."""
+
+    # A source of another task than classification also has its name, `task`, and the classes' `colours` for pictures.
 
     def split(self, name: str) -> Split:
         """Open `train`, `val` or `test`; DataError when it is missing or holds no images."""
@@ -153,7 +155,7 @@ def decode(content: Path | io.BytesIO, where: str) -> Image.Image:
     try:
         with Image.open(content) as image:
             return image.convert("RGB")
-    except _BROKEN as error:
+    except BROKEN as error:
         reason = " ".join(str(error).split()) if not isinstance(content, io.BytesIO) else type(error).__name__
         raise DataError(f"{where}: not a readable image ({reason}); replace or remove it") from None
 

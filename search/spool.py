@@ -32,7 +32,7 @@ IDENTITY = (
     "name", "model", "img_size", "weights_digest", "data_digest", "images", "limit", "least",
     "confirm_split", "confirm_digest", "space", "objectives",
 )  # fmt: skip
-_MADE_BY_STORE = ("number", "finetuned_top1", "confirmed")  # fields that are not an evaluation's own
+_MADE_BY_STORE = ("number", "finetuned_top1", "metric", "confirmed")  # fields that are not an evaluation's own
 
 
 class Spool:

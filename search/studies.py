@@ -1,7 +1,7 @@
 """What a search is about, opened and checked: model, images, cost table, space, and its study in the store."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 
 import ssm_models
 from results.database import parse_address
+from results.objectives import OBJECTIVES
 from results.records import Study, StudySpec
 from results.store import Store
 from search.config import REST, SearchConfig
@@ -17,6 +18,7 @@ from search.data import ImageData, open_data
 from search.evaluator import DenseAnswers, Evaluator
 from search.standing import raced_objective
 from search.subject import open_model
+from search.tasks import Task
 from search.versions import versions
 from search.worker import ImageSet
 from spaces import FlopsBudget, PruningSchedule
@@ -70,7 +72,13 @@ class Subject:
     @property
     def raced(self) -> str | None:
         """The objective that candidates race in; None if they do not."""
-        return raced_objective(self.config.objective) if self.config.race_error else None
+        races = self.config.race_error and self.data.task.metric.of_images
+        return raced_objective(self.objectives) if races else None
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The objectives by the store's names, where the score is `top1` whatever the task."""
+        return stored_objectives(self.config.objective, self.data.task)
 
     def dense_answers(self) -> tuple[DenseAnswers, float]:
         """Run the dense model over the images, with the threads that an evaluation has; it is then back on the CPU.
@@ -120,7 +128,8 @@ class Subject:
             "dense_flops": self.table.dense,
             "space": self.space.text,
             "sampler": config.sampler,
-            "objectives": config.objective,
+            "objectives": self.objectives,
+            "metric": self.data.task.metric.name,
             "seed": config.seed,
             "versions": versions(),
             "config": config.as_dict(),
@@ -135,6 +144,7 @@ def open_subject(config: SearchConfig) -> Subject:
     """
     ssm_models.model_info(config.model)  # a wrong name is found before anything is read
     data = open_data(config.data)
+    stored_objectives(config.objective, data.task)
     images = ImageSet("val", min(config.images or data.size(), data.size()))
     confirm = confirm_set(config, data, images)
     digest = data.digest()
@@ -156,6 +166,21 @@ def open_subject(config: SearchConfig) -> Subject:
         space=space,
         device="cuda" if gpu else "cpu",
     )
+
+
+def stored_objectives(names: Sequence[str], task: Task) -> tuple[str, ...]:
+    """Return objectives by the store's names; the score may be called `top1`, whatever the task, or by its metric.
+
+    Raises:
+        UsageError: the metric of another task, or an objective by both names.
+    """
+    for name in names:
+        if name not in OBJECTIVES and name != task.metric.name:
+            raise UsageError(f"objective {name!r}: the score of {task.name} is {task.metric.name}")
+    found = tuple("top1" if name == task.metric.name else name for name in names)
+    if len(set(found)) < len(found):
+        raise UsageError(f"objective {', '.join(names)!r}: name each objective once")
+    return found
 
 
 def confirm_set(config: SearchConfig, data: ImageData, images: ImageSet) -> ImageSet:

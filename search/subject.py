@@ -23,11 +23,11 @@ def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableMo
     Raises:
         UnknownNameError, UsageError: no such model, or it ships no weights.
         CheckpointError: weights that cannot be read or belong to another model.
-        DataError: the classes differ in number.
+        DataError: the classes differ in number, or the data is for another task.
     """
     classes = data.num_classes if checkpoint == RANDOM else None
     model = ssm_models.build(name, checkpoint, num_classes=classes)
-    data.check_classes(model.num_classes, name)
+    data.check_model(model)
     return model
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from results.export import write_json
 from search.data import ImageData
@@ -64,10 +63,10 @@ def train_model(
         DataError: a split is missing or broken, or its classes are not the model's.
         TrainingError: the loss is not finite, or OUT cannot be written.
     """
-    data.check_classes(model.num_classes, model.model_name)
+    data.check_model(model)
 
     def loss(network: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(network(images).float(), targets, label_smoothing=recipe.label_smoothing)
+        return data.task.loss(network(images).float(), targets, recipe.label_smoothing)
 
     fitted = fit(
         model, loss, data, recipe, out=Path(out), identity={}, resume=resume, device=device, log=log, pace=pace
@@ -104,6 +103,7 @@ def training_record(
         "data": data.spec,
         "data_digest": {"train": data.digest("train"), "val": data.digest("val")},
         "recipe": asdict(recipe),
+        "metric": data.task.metric.name,
         "top1": fitted.top1,
         "loss": fitted.loss,
         "images": fitted.images,

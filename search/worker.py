@@ -73,10 +73,10 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class DenseResult:
-    """`DenseAnswers` without torch: metrics by name, and the answers (images,) int64."""
+    """`DenseAnswers` without torch: metrics by name, and the answers (images, …)."""
 
     metrics: dict[str, Any]
-    answers: NDArray[np.int64]
+    answers: NDArray[Any]
 
 
 def search_task(
@@ -227,7 +227,8 @@ def as_result(metrics: "Metrics") -> dict[str, Any]:
     """Return metrics as a trial reports them."""
     names = ("top1", "loss", "agreement", "images", "stopped", "estimate", "seconds", "forward_seconds")
     plain = {name: getattr(metrics, name) for name in names}
-    return {**plain, "outcomes": pack(metrics.outcomes), "latency_ms": None, "latency_ratio": None}
+    outcomes = None if metrics.outcomes is None else pack(metrics.outcomes)
+    return {**plain, "outcomes": outcomes, "latency_ms": None, "latency_ratio": None}
 
 
 def failure(error: Exception, seconds: float) -> dict[str, Any]:

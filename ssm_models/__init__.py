@@ -1,6 +1,15 @@
 """What a model is, and how a schedule changes its forward pass. Importing this makes timm know the models."""
 
-from ssm_models import group_mamba, plain_mamba, vim, vmamba, vssd  # noqa: F401  (each registers its models)
+from ssm_models import (  # noqa: F401  (each registers its models)
+    cvmh_unet,
+    group_mamba,
+    plain_mamba,
+    segmenters,
+    vim,
+    vim2,
+    vmamba,
+    vssd,
+)
 from ssm_models.base import PrunableModel
 from ssm_models.bundle import load_bundle
 from ssm_models.checkpoints import build, load_checkpoint, read_checkpoint, save_checkpoint, weights_digest

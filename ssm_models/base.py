@@ -22,7 +22,9 @@ class PrunableModel(nn.Module, ABC):
     in the class attributes what it can do. A block is a module called as block(x, view, signal) with the features
     that travel (b, S, D), the view of the kept tokens, and whether a pruning step follows; it returns these
     features with those of the kept tokens updated, and its `Signals` if a step follows, else None. A family whose
-    layout has several stages also gives `downsample`, which leads from the whole grid of one to that of the next.
+    layout has several stages also gives `downsample`, which leads from the whole grid of one to that of the next;
+    what a later stage or the head wants of an earlier one beside that goes by way of `set_aside`. Where a block
+    changes the width of the features that travel, `pass_by` says what that does to a token that is gone.
 
     A model is used by one thread at a time, in any process: by a worker's evaluator, a training, a user's script.
     The schedule is the only state that `forward` reads, and nothing of a forward pass stays behind. What a method
@@ -32,6 +34,7 @@ class PrunableModel(nn.Module, ABC):
         contexts, reductions, importances, alignments: what a schedule may ask of the family.
         directions: in which each sequence of Δ is scanned. Directions that share their Δ count once.
         published_directions: those of them that the `published` count of FLOPs includes.
+        task: what the outputs are: of `classification` logits (b, classes), of `segmentation` (b, classes, H, W).
         layout: blocks and tokens, for the search.
         num_classes: outputs.
         pretrained_cfg: the images that the model expects, as timm writes it.
@@ -41,6 +44,7 @@ class PrunableModel(nn.Module, ABC):
     reductions: ClassVar[tuple[str, ...]] = ("prune", "merge")
     importances: ClassVar[tuple[str, ...]] = ("clip", "l1", "l2", "sum", "delta", "random")
     alignments: ClassVar[tuple[str, ...]] = ALIGNMENT
+    task: ClassVar[str] = "classification"
     directions: tuple[Direction, ...]
     published_directions: tuple[Direction, ...]
 
@@ -117,14 +121,37 @@ class PrunableModel(nn.Module, ABC):
 
     @abstractmethod
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Turn the features that travelled through all blocks into logits (b, classes).
+        """Turn the features that travelled through all blocks into logits, of the shape that `task` says.
 
         With stages these are the last stage's whole grid, and the view that of all its tokens.
         """
 
-    def downsample(self, stage: int, x: Tensor) -> Tensor:
-        """Turn the whole grid (b, L, D) that stage `stage` (from 0) leaves into the tokens of the next one."""
+    def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
+        """Turn the whole grid (b, L, D) that stage `stage` (from 0) leaves into the tokens of the next one.
+
+        Args:
+            stage: the one that ends.
+            x: its features.
+            aside: what `set_aside` gave when it began.
+        """
         raise NotImplementedError(f"{type(self).__name__} has stages, and no way from one to the next")
+
+    def set_aside(self, stage: int, x: Tensor, aside: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the whole grids that later stages or the head ask for, as stage `stage` (from 0) begins with x.
+
+        Args:
+            stage: the one that begins.
+            x: (b, L, D) its tokens.
+            aside: what was set aside until now.
+        """
+        return ()
+
+    def pass_by(self, index: int, left: Tensor) -> Tensor:
+        """Return the features (b, L, D) of tokens that block `index` (from 0) passed by, with it behind them.
+
+        As they were, unless the block changes the width of the features, so that theirs must keep step.
+        """
+        return left
 
     @classmethod
     @abstractmethod
@@ -136,7 +163,7 @@ class PrunableModel(nn.Module, ABC):
         return state
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (b, classes) of normalised images (b, 3, H, W)."""
+        """Return logits of normalised images (b, 3, H, W), of the shape that `task` says."""
         return self.classify(*self.run_blocks(images)[:2])
 
     def kept_patches(self, images: Tensor) -> list[Tensor]:
@@ -150,13 +177,18 @@ class PrunableModel(nn.Module, ABC):
             patches.append(rest - sum((rest > cls).long() for cls in self.protected))
         return patches
 
-    def first_view(self, images: Tensor, index: int = 0) -> TokenView:
-        """Return the view in which all tokens are kept, for block `index` (from 0)."""
+    def begin(self, images: Tensor) -> tuple[Tensor, TokenView]:
+        """Return the tokens before the first block, and the view in which all are kept."""
+        x = self.embed(images)
+        return x, self.first_view(images, aside=self.set_aside(0, x, ()))
+
+    def first_view(self, images: Tensor, index: int = 0, aside: tuple[Tensor, ...] = ()) -> TokenView:
+        """Return the view in which all tokens are kept, for block `index` (from 0), with what is set aside there."""
         method = self._schedule.method
         seeds = image_seeds(images) if method.importance == "random" else images.new_zeros(images.shape[0]).long()
-        return self._whole_view(self.layout.stage_of(index + 1), seeds)
+        return self._whole_view(self.layout.stage_of(index + 1), seeds, aside)
 
-    def _whole_view(self, stage: int, seeds: Tensor) -> TokenView:
+    def _whole_view(self, stage: int, seeds: Tensor, aside: tuple[Tensor, ...] = ()) -> TokenView:
         here = self.layout.stages[stage]
         return TokenView(
             here.tokens + self.layout.protected,
@@ -164,6 +196,7 @@ class PrunableModel(nn.Module, ABC):
             self._schedule.method,
             grid=(here.height, here.width),
             returning=self.layout.returning,
+            aside=aside,
         )
 
     def step(self, index: int, x: Tensor, view: TokenView, step: PruningStep | None) -> tuple[Tensor, TokenView]:
@@ -177,6 +210,8 @@ class PrunableModel(nn.Module, ABC):
         if step is not None and not self.layout.prunes(index + 1):
             step = None
         x, signals = self.blocks[index](x, view, step is not None)
+        if view.left is not None and (left := self.pass_by(index, view.left)) is not view.left:
+            view = view.leaving(left)
         if step is None:
             return x, view
         assert isinstance(signals, Signals)
@@ -187,10 +222,11 @@ class PrunableModel(nn.Module, ABC):
         layout = self.layout
         if not layout.returning or index + 1 not in layout.ends:
             return x, view
-        x, stage = view.whole(x), layout.stage_of(index + 1)
+        x, stage, aside = view.whole(x), layout.stage_of(index + 1), view.aside
         if index + 1 < layout.depth:
-            x, stage = self.downsample(stage, x), stage + 1
-        return x, self._whole_view(stage, view.seeds)
+            x, stage = self.downsample(stage, x, aside), stage + 1
+            aside = self.set_aside(stage, x, aside)
+        return x, self._whole_view(stage, view.seeds, aside)
 
     def run_blocks(self, images: Tensor) -> tuple[Tensor, TokenView, list[Tensor]]:
         """Return the features after the last block, the last view, and the kept positions after each step.
@@ -198,7 +234,8 @@ class PrunableModel(nn.Module, ABC):
         Positions are those on the grid of the step's stage.
         """
         steps = {step.after: step for step in self._schedule.steps}
-        x, view, kept = self.embed(images), self.first_view(images), []
+        kept = []
+        x, view = self.begin(images)
         for index in range(len(self.blocks)):
             x, view = self.prune_block(index, x, view, steps.get(index + 1))
             if index + 1 in steps:

@@ -35,10 +35,10 @@ from ssm_models.pruning import SETS_LEFT, TokenView
 CONVENTIONS = ("full", "published")
 
 _FREE_ATEN = """
-    abs add add_ __and__ arange argmax argsort batch_norm bitwise_and bitwise_or bitwise_right_shift bitwise_xor
-    cat clamp clamp_min clone constant_pad_nd div div_ embedding eq exp expand expand_as fill_ flatten flip
-    floor_divide full gather gelu index index_put_ index_select layer_norm lift_fresh linalg_vector_norm
-    masked_fill mean mul_ mul ne neg new_full new_ones new_zeros ones ones_like __or__ pad permute pow relu
+    abs add add_ amax amin __and__ arange argmax argsort batch_norm bitwise_and bitwise_or bitwise_right_shift
+    bitwise_xor cat clamp clamp_min clone constant_pad_nd div div_ embedding eq exp expand expand_as fill_ flatten
+    flip floor_divide full gather gelu index index_put_ index_select layer_norm lift_fresh linalg_vector_norm
+    masked_fill mean mul_ mul ne neg new_full new_ones new_zeros numel ones ones_like __or__ pad permute pow relu
     remainder reshape rms_norm round __rshift__ rsub scatter scatter_add select sigmoid silu slice softmax softplus
     sort split split_with_sizes square squeeze stack sub t transpose unflatten unsqueeze view where __xor__ zeros
     zeros_like
@@ -271,16 +271,19 @@ class CostTable:
             model.set_schedule(None)
             self.embedding = sum(_count(_Unit(model, model.embed), (image,)).values())
             self.seeding = sum(_count(_Unit(model, image_seeds), (image,)).values())
-            features, self.between = model.embed(image), list[int]()
-            self._features = [features.shape[2]]  # width of each stage
-            for stage in range(len(layout.stages) - 1):
-                passage = _Unit(model, partial(model.downsample, stage))
-                self.between.append(sum(_count(passage, (features,)).values()))
-                features = model.downsample(stage, features)
-                self._features.append(features.shape[2])
-            self._views = [model.first_view(image, end - 1) for end in layout.ends]
+            self.between, self._features, self._views = list[int](), list[int](), list[TokenView]()
+            x, view = model.begin(image)
+            for index, stage in enumerate(self._stages):
+                self._features.append(x.shape[2])  # width of what travels into each block
+                x, view = model.prune_block(index, x, view, None)
+                if index + 1 in layout.ends:
+                    self._views.append(view)
+                    if index + 1 < layout.depth:
+                        passage = _Unit(model, partial(model.downsample, stage, aside=view.aside))
+                        self.between.append(sum(_count(passage, (x,)).values()))
+                x, view = model.end_stage(index, x, view)
             head = _Unit(model, lambda x: model.classify(x, self._views[-1]))
-            self.head = sum(_count(head, (features,)).values())
+            self.head = sum(_count(head, (x,)).values())
         self.dense = self.flops(PruningSchedule())
 
     def flops(self, schedule: PruningSchedule) -> int:
@@ -342,7 +345,7 @@ class CostTable:
         """Count a part at a load; `kept`: tokens that the step after it leaves, if there is one."""
         model, protected = self._model, self._model.layout.protected
         stage, parameter = self._stages[part.block], next(model.parameters())
-        x = torch.zeros(1, load.sizes[2], self._features[stage], device=parameter.device, dtype=parameter.dtype)
+        x = torch.zeros(1, load.sizes[2], self._features[part.block], device=parameter.device, dtype=parameter.dtype)
         step = None
         if kept is not None:
             ratio = (kept - protected) / (load.sizes[0] - protected)

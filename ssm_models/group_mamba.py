@@ -280,7 +280,7 @@ class GroupMamba(PrunableModel):
         tokens: Tensor = self.get_submodule("patch_embed1")(images)
         return tokens
 
-    def downsample(self, stage: int, x: Tensor) -> Tensor:
+    def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
         """See `PrunableModel`."""
         here = self.layout.stages[stage]
         normed: Tensor = self.get_submodule(f"norm{stage + 1}")(x)

@@ -48,10 +48,11 @@ class TokenView:
         emit: (b, K) places, among those that are scanned, of the kept tokens: these give an output.
         held: with the alignment policy `hold`, the gap sums (b, S, D) of each sequence of Δ.
         sizes: with merging, how many tokens each kept one stands for, (b, K); None: one each.
-        grid: (height, width) of the tokens, for scans along the columns.
+        grid: (height, width) of the tokens.
         returning: whether tokens that are gone come back at the end of the stage.
         left: (b, L, D) then, once fewer than all travel, the features of the whole sequence as they were set aside:
             those of the tokens gone are their last.
+        aside: whole grids (b, L', D') of earlier stages that a later one asks for.
     """
 
     length: int
@@ -65,13 +66,14 @@ class TokenView:
     grid: tuple[int, int] = (0, 0)
     returning: bool = False
     left: Tensor | None = None
+    aside: tuple[Tensor, ...] = ()
     _memory: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What it holds of memory, remembered things aside."""
         optional = (self.travelling, self.scanned, self.emit, self.sizes, self.left)
-        return (self.seeds, *self.held, *(tensor for tensor in optional if tensor is not None))
+        return (self.seeds, *self.held, *self.aside, *(tensor for tensor in optional if tensor is not None))
 
     def of(self, method: PruningMethod) -> "TokenView":
         """Return the same view for another schedule's method, with nothing remembered."""
@@ -120,13 +122,19 @@ class TokenView:
         assert self.left is not None
         return self.left.scatter(1, _across(self.travelling, x), x)
 
+    def leaving(self, left: Tensor) -> "TokenView":
+        """Return the same view, what it remembers included, with other features of the tokens gone."""
+        view = replace(self, left=left)
+        view._memory.update(self._memory)
+        return view
+
     def way(self, direction: Direction) -> Way:
         """Return the order in which a scan visits the tokens that the state sees."""
 
         def laid() -> Way:
-            return Way.of(direction.columns, self.grid, self.seen, self.emit, self.seeds.device)
+            return Way.of(direction.path, self.grid, self.seen, self.emit, self.seeds.device)
 
-        return self.remember(f"way {direction.columns}", laid)
+        return self.remember(f"way {direction.path}", laid)
 
     def spread(self, x: Tensor) -> Tensor:
         """Return those that travel as the whole sequence (b, L, D), with zeros where nothing is left of one."""
@@ -147,6 +155,10 @@ class TokenView:
         if self.rows is None:
             return x + change
         return x.scatter_add(1, _across(self.rows, x), change.to(x.dtype))
+
+    def renew(self, x: Tensor, values: Tensor) -> Tensor:
+        """Give the kept tokens of those that travel the values (b, K, D)."""
+        return self.update(x, values - self.kept(x))
 
     def to_grid(self, x: Tensor, height: int, width: int) -> Tensor:
         """Lay those that travel out as (b, D, height, width), with zeros where nothing is left of one.

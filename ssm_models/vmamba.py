@@ -31,7 +31,7 @@ from ssm_models.importance import Signals
 from ssm_models.layers import a_log, dt_projection
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
-from ssm_models.ways import CROSS
+from ssm_models.ways import CROSS, Direction
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,23 @@ class GridNorm(nn.LayerNorm):
 
 
 class SS2D(nn.Module):
-    """A depthwise convolution and a selective scan in four directions, each with its own Δ, B and C."""
+    """A depthwise convolution and a selective scan in several directions, each with its own Δ, B and C."""
 
-    def __init__(self, config: VMambaConfig, dim: int) -> None:
+    def __init__(self, config: VMambaConfig, dim: int, directions: tuple[Direction, ...] = CROSS) -> None:
         super().__init__()
+        self.directions = directions
         inner, self.states, self.rank = config.expand * dim, config.states, math.ceil(dim / 16)
         self.inner, self.gated = inner, config.v0
         self.in_proj = nn.Linear(dim, 2 * inner if self.gated else inner, bias=False)
         self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=config.v0)
-        paths = [dt_projection(self.rank, inner) for _ in CROSS]
+        paths = [dt_projection(self.rank, inner) for _ in directions]
         bound = inner**-0.5
         width = self.rank + 2 * self.states
-        self.x_proj_weight = nn.Parameter(torch.empty(len(CROSS), width, inner).uniform_(-bound, bound))
+        self.x_proj_weight = nn.Parameter(torch.empty(len(directions), width, inner).uniform_(-bound, bound))
         self.dt_projs_weight = nn.Parameter(torch.stack([path.weight.detach() for path in paths]))
         self.dt_projs_bias = nn.Parameter(torch.stack([path.bias.detach() for path in paths]))
-        self.A_logs = a_log(len(CROSS) * inner, self.states)
-        self.Ds = nn.Parameter(torch.ones(len(CROSS) * inner))
+        self.A_logs = a_log(len(directions) * inner, self.states)
+        self.Ds = nn.Parameter(torch.ones(len(directions) * inner))
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
@@ -95,14 +96,15 @@ class SS2D(nn.Module):
         """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
         u = F.linear(x, self.in_proj.weight[: self.inner])
         u = F.silu(at_seen(u, self.conv2d.weight, self.conv2d.bias, view))
-        along = {False: u, True: view.way(CROSS[1]).arrange(u)}
-        A_logs, Ds = self.A_logs.chunk(len(CROSS)), self.Ds.chunk(len(CROSS))
+        paths = {direction.path: direction for direction in self.directions}
+        along = {path: view.way(direction).arrange(u) for path, direction in paths.items()}
+        A_logs, Ds = self.A_logs.chunk(len(self.directions)), self.Ds.chunk(len(self.directions))
         scans = [
             directional_scan(
-                along[direction.columns], view, k, direction, self.rank,
+                along[direction.path], view, k, direction, self.rank,
                 self.x_proj_weight[k], self.dt_projs_weight[k], self.dt_projs_bias[k], A_logs[k], Ds[k],
             )
-            for k, direction in enumerate(CROSS)
+            for k, direction in enumerate(self.directions)
         ]  # fmt: skip
         y = sum((y for y, _ in scans[1:]), scans[0][0])
         mixed = self.out_norm(y)
@@ -243,7 +245,7 @@ class VMamba(PrunableModel):
         grid: Tensor = self.patch_embed(images)
         return grid.flatten(2).transpose(1, 2)
 
-    def downsample(self, stage: int, x: Tensor) -> Tensor:
+    def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
         """See `PrunableModel`."""
         here = self.layout.stages[stage]
         grid = x.transpose(1, 2).reshape(x.shape[0], -1, here.height, here.width)

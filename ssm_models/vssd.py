@@ -311,7 +311,7 @@ class VSSD(PrunableModel):
         tokens: Tensor = self.patch_embed(images).flatten(2).transpose(1, 2)
         return tokens
 
-    def downsample(self, stage: int, x: Tensor) -> Tensor:
+    def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
         """See `PrunableModel`."""
         here = self.layout.stages[stage]
         grid = x.transpose(1, 2).reshape(x.shape[0], -1, here.height, here.width)

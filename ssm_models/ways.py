@@ -1,27 +1,53 @@
-"""The ways that scans take over a grid of tokens: along its rows or columns, forwards or backwards.
+"""The ways that scans take over a grid of tokens: along its rows, columns or diagonals, forwards or backwards.
 
-Tokens are kept in raster order, along the rows. A way along the columns is a permutation of them; a way backwards is
+Tokens are kept in raster order, along the rows. A way along another path is a permutation of them; a way backwards is
 a flag of the scan. What is pruned leaves gaps of its own on each way: two tokens that are neighbours in a row are a
 whole column apart on the other way.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+RASTER = "rows"
+
+# The order of each path over a grid: row and column of a token, of which the line comes first, then the place on it.
+PATHS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    RASTER: lambda row, column: (row, column),
+    "columns": lambda row, column: (column, row),
+    "columns from the right": lambda row, column: (-column, row),
+    "diagonals": lambda row, column: (row - column, row),
+    "antidiagonals": lambda row, column: (-row - column, row),
+}
+
 
 class Direction(NamedTuple):
-    """How one scan visits the tokens: backwards or not, column by column or in raster order."""
+    """How one scan visits the tokens: backwards or not, and along which of `PATHS`."""
 
     reverse: bool = False
-    columns: bool = False
+    path: str = RASTER
+
+    @property
+    def columns(self) -> bool:
+        """Whether it goes column by column, from the left."""
+        return self.path == "columns"
 
 
 FORWARD, BACKWARD = Direction(), Direction(reverse=True)
-COLUMNS, COLUMNS_BACK = Direction(columns=True), Direction(reverse=True, columns=True)
+COLUMNS, COLUMNS_BACK = Direction(path="columns"), Direction(reverse=True, path="columns")
 CROSS = (FORWARD, COLUMNS, BACKWARD, COLUMNS_BACK)  # the cross-scan of VMamba (arXiv:2401.10166), in its order
+
+
+def path_order(path: str, grid: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """Return the positions (H · W,), in raster order, that a path of `PATHS` visits one after the other."""
+    height, width = grid
+    positions = torch.arange(height * width, device=device)
+    line, place = PATHS[path](positions // width, positions % width)
+    reach = height + width  # of a line's number either way, so that the keys are in order and no two alike
+    return ((line + reach) * reach + place).argsort()
 
 
 @dataclass(frozen=True)
@@ -43,7 +69,7 @@ class Way:
     @classmethod
     def of(
         cls,
-        columns: bool,
+        path: str,
         grid: tuple[int, int],
         seen: Tensor | None,
         emit: Tensor | None,
@@ -52,19 +78,17 @@ class Way:
         """Return the way, from the positions seen (b, S) and the places among them that emit (b, K), in raster order.
 
         Args:
-            columns: whether it goes column by column.
+            path: one of `PATHS`.
             grid: (height, width) of the whole grid.
             seen, emit: as in the attributes, but in raster order; None is all.
         """
-        if not columns:
+        if path == RASTER:
             return cls(None, emit, None, seen)
-        height, width = grid
-        if seen is None:
-            order = torch.arange(height * width, device=device).view(height, width).t().flatten()
-            rank = torch.arange(height * width, device=device).view(width, height).t().flatten()
-            on_way = None
-        else:
-            on_way, order = (seen % width * height + seen // width).sort(1)
+        order = path_order(path, grid, device)
+        rank = order.argsort()
+        on_way = None
+        if seen is not None:
+            on_way, order = rank[seen].sort(1)
             rank = order.argsort(1)
         if emit is None:
             return cls(order, None, rank, on_way)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from results.metrics import METRICS
 from search.commands.options import Checkpoint, Database, MaxFlops, MinTop1, Study, check_top1, database, flops_limit
 from search.output import say
 from search.schedule_files import read_schedule
@@ -56,8 +57,9 @@ def export(
         finetunes = store.finetunes(found)
     if out is not None:
         write_json(out, export_schedule(point, found, dense))
-        top1 = f"top-1 {point.standing.top1:.4f}{', confirmed' if point.confirmed else ''}"
-        say(f"wrote {out}: {point.schedule.text or 'dense'}, {top1}, {point.flops_ratio:.3f} of dense FLOPs")
+        label, confirmed = METRICS[point.metric].label, ", confirmed" if point.confirmed else ""
+        score = f"{label} {point.standing.top1:.4f}{confirmed}"
+        say(f"wrote {out}: {point.schedule.text or 'dense'}, {score}, {point.flops_ratio:.3f} of dense FLOPs")
     if bundle is None:
         return
 

@@ -181,9 +181,9 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
     batches = data.batches(model.pretrained_cfg, model.img_size, images=count, batch_size=count)
     images, labels = next(iter(batches))
     with torch.inference_mode():
-        dense = model(images).argmax(1)
+        dense = data.task.answers(model(images))
         model.set_schedule(evaluation.schedule)
-        pruned = model(images).argmax(1)
+        pruned = data.task.answers(model(images))
         kept = model.kept_patches(images)
     layout = model.layout
     stages = [layout.stages[layout.stage_of(step.after)] for step in evaluation.schedule.steps]
@@ -191,12 +191,13 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
     return [
         TokenPicture(
             image=pixels[i],
-            label=data.classes[int(labels[i])],
+            label=data.task.subject(labels[i], data.classes),
             schedule=evaluation.schedule,
             kept=[step[i].tolist() for step in kept],
             grids=[(stage.height, stage.width) for stage in stages],
-            dense_answer=data.classes[int(dense[i])],
-            pruned_answer=data.classes[int(pruned[i])],
+            dense_answer=data.task.describe(dense[i], labels[i], data.classes),
+            pruned_answer=data.task.describe(pruned[i], labels[i], data.classes),
+            panels=data.task.panels(labels[i], dense[i], pruned[i], data.colours),
         )
         for i in range(len(images))
     ]

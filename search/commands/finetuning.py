@@ -25,7 +25,7 @@ from search.commands.learning import (
     Smoothing,
     chosen,
 )
-from search.commands.options import Checkpoint, Database, FormatOption, MaxFlops, database, flops_limit
+from search.commands.options import Checkpoint, Database, FormatOption, MaxFlops, database, flops_limit, scored
 from search.output import Column, Format, flops_text, print_object, print_rows, say, share_text
 from search.schedule_files import check_belongs, read_schedule
 from spaces import PruningSchedule
@@ -164,7 +164,10 @@ def finetune(
             halving = _halve(job, out, top, eta, flops_limit(max_flops, found.spec.dense_flops), crew)
     # Ray lets nothing through to stdout while it runs.
     if top is None:
-        print_object(_result_row(name, result, epochs), FINETUNED_COLUMNS, format)
+        metric = source.task.metric.name
+        print_object(
+            {**_result_row(name, result, epochs), "metric": metric}, scored(FINETUNED_COLUMNS, metric), format
+        )
         return
     _print_halving(halving, format)
 
@@ -199,7 +202,7 @@ class _Job:
         from search.subject import open_model
 
         student, teacher = (open_model(self.model, self.checkpoint, self.data) for _ in range(2))
-        with EpochLog(title) as log:
+        with EpochLog(title, score=self.data.task.metric.label) as log:
             return finetune_model(
                 student,
                 teacher,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from search.commands.options import Data, FormatOption, Model
+from search.commands.options import Data, FormatOption, Model, scored
 from search.output import Column, Format, print_object, share_text
 from spaces.errors import UsageError
 
@@ -98,12 +98,13 @@ def train(
     network = ssm_models.create_model(model, source.num_classes, img_size)
     if checkpoint is not None:
         ssm_models.load_checkpoint(network, checkpoint)
-    with EpochLog("train") as log:
+    with EpochLog("train", score=source.task.metric.label) as log:
         result = train_model(network, source, recipe, out=out, log=log, pace=pace)
     print_object(
         {
             "model": model,
             "checkpoint": str(result.checkpoint),
+            "metric": source.task.metric.name,
             "top1": result.fit.top1,
             "loss": result.fit.loss,
             "images": result.fit.images,
@@ -111,7 +112,7 @@ def train(
             "seconds": result.fit.seconds,
             "weights_digest": result.weights_digest,
         },
-        TRAINED_COLUMNS,
+        scored(TRAINED_COLUMNS, source.task.metric.name),
         format,
     )
 

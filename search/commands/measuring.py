@@ -13,6 +13,7 @@ from search.commands.options import (
     Images,
     Model,
     Schedule,
+    scored,
 )
 from search.output import Column, Format, flops_text, print_object, print_rows, share_text
 from search.schedule_files import check_belongs, read_schedule
@@ -38,6 +39,7 @@ MODEL_COLUMNS = {
     "name": Column("model"),
     "img_size": Column("pixels", right=True),
     "num_classes": Column("classes", right=True),
+    "task": Column("task"),
     "weights": Column("weights", lambda shipped: "shipped" if shipped else "-"),
     "description": Column("description"),
 }
@@ -91,9 +93,13 @@ def evaluate(
         images=metrics.images,
         latency_ms=latency.ms,
         latency_ratio=latency.ratio,
+        metric=source.task.metric.name,
     )
+    details = metrics.tally.details(source.classes) if metrics.tally else {}
     columns = {**FRONT_COLUMNS, "agreement": Column("agreement with dense", share_text)}
-    print_object({**front_row(found), "agreement": metrics.agreement}, columns, format)
+    columns |= {name: Column(name, share_text) for name in details}
+    row = {**front_row(found), "agreement": metrics.agreement, **details}
+    print_object(row, scored(columns, found.metric), format)
 
 
 def flops(
@@ -156,6 +162,7 @@ def models(format: FormatOption = Format.table) -> None:
             "family": info.family.__name__,
             "img_size": info.img_size,
             "num_classes": info.num_classes,
+            "task": info.family.task,
             "weights": info.weights is not None,
             "description": info.description,
         }

@@ -3,10 +3,12 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from results.metrics import METRICS, TOP1
 from search.output import Column, Columns, Format, flops_text, print_rows, share_text
 from spaces import FlopsBudget
 from spaces.errors import UsageError
@@ -14,10 +16,8 @@ from spaces.errors import UsageError
 DEFAULT_DB = "sqlite:///prunefront.db"
 
 Model = Annotated[str, typer.Option("--model", metavar="M", help="Name of a model; see `prunefront models`.")]
-Data = Annotated[
-    str,
-    typer.Option("--data", metavar="D", help="embedded, folder:PATH, torchvision:NAME[:ROOT] or hf:NAME."),
-]
+DATA_HELP = "embedded, folder:PATH, torchvision:NAME[:ROOT], hf:NAME or segmentation:PATH."
+Data = Annotated[str, typer.Option("--data", metavar="D", help=DATA_HELP)]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
@@ -81,6 +81,7 @@ def print_front(
     if form is not Format.table:
         print_rows(rows, columns, form)
         return
+    columns = scored(columns, next((row["metric"] for row in rows), TOP1.name))
     shown: dict[str, Column] = {}
     for name, column in columns.items():
         shown[name] = column
@@ -89,6 +90,14 @@ def print_front(
         if name == "latency_ms" and any(row["latency_ratio"] is not None for row in rows):
             shown |= LATENCY_COLUMNS
     print_rows([{**row, "interval": _interval_text(row)} for row in rows], shown, form, empty=empty)
+
+
+def scored(columns: Columns, metric: str) -> Columns:
+    """Return columns whose headers name the score of a study or model in the place of top-1."""
+    label = METRICS[metric].label
+    return {
+        name: replace(column, heading=column.heading.replace(TOP1.label, label)) for name, column in columns.items()
+    }
 
 
 def _interval_text(row: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search.commands.mirroring import read_evaluations
-from search.commands.options import Checkpoint, Database, FormatOption, Images, database, print_front
+from search.commands.options import DATA_HELP, Checkpoint, Database, FormatOption, Images, database, print_front
 from search.config import OBJECTIVES, SAMPLERS, resolve
 from search.output import Format, say
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def search(
     model: Annotated[str | None, typer.Option(metavar="M", help="Name of a model; see `prunefront models`.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="D", help="embedded, folder:PATH, torchvision:NAME[:ROOT] or hf:NAME.")
+        str | None,
+        typer.Option(metavar="D", help=DATA_HELP),
     ] = None,
     flops_budget: Annotated[
         str | None, typer.Option(metavar="B", help="A share of the dense FLOPs (0.6), or FLOPs (3.6G, 900M).")
@@ -38,7 +39,7 @@ def search(
     sampler: Annotated[str | None, typer.Option(metavar="K", help=f"{', '.join(SAMPLERS)}. Default: gp.")] = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option(metavar="K", help=f"Of {', '.join(OBJECTIVES)}; once for each. Default: top1 and flops."),
+        typer.Option(metavar="K", help=f"Of miou, {', '.join(OBJECTIVES)}; once for each. Default: top1 and flops."),
     ] = None,
     images: Images = None,
     batch_size: Annotated[

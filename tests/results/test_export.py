@@ -51,7 +51,7 @@ def test_the_row_of_the_front_has_the_contracts_keys(make_evaluation: MakeEvalua
     row = front_row(make_evaluation("3:0.8", latency_ratio=0.75))
     assert list(row) == [
         "schedule", "hash", "top1", "loss", "flops", "flops_ratio", "images", "latency_ms", "finetuned_top1",
-        "top1_low", "top1_high", "confirmed", "search_top1", "search_images", "latency_ratio",
+        "top1_low", "top1_high", "confirmed", "search_top1", "search_images", "latency_ratio", "metric",
     ]  # fmt: skip
     assert (row["schedule"], row["hash"]) == ("3:0.8", PruningSchedule.parse("3:0.8").hash)
     assert (row["top1"], row["images"], row["latency_ratio"]) == (0.9, 1000, 0.75)

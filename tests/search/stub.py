@@ -25,6 +25,7 @@ class Stub(nn.Module):
         ran: each forward pass, as schedule and images.
     """
 
+    task, num_classes = "classification", 10
     layout = TokenLayout("stub", (28, 28), (Stage(6, 7, 7),))
 
     def __init__(self, fits: int = 100, error: type[Exception] = torch.OutOfMemoryError) -> None:
@@ -45,7 +46,10 @@ class Stub(nn.Module):
             raise self.error("DefaultCPUAllocator: can't allocate memory")
         return images[:, 0, :1, :10].clone()
 
-    def first_view(self, images: Tensor, index: int = 0) -> TokenView:
+    def begin(self, images: Tensor) -> tuple[Tensor, TokenView]:
+        return self.embed(images), self.first_view(images)
+
+    def first_view(self, images: Tensor, index: int = 0, aside: tuple[Tensor, ...] = ()) -> TokenView:
         return TokenView(49, torch.zeros(len(images), dtype=torch.long), self.schedule.method)
 
     def step(self, index: int, x: Tensor, view: TokenView, keep: Any) -> tuple[Tensor, TokenView]:
@@ -62,7 +66,7 @@ class Stub(nn.Module):
         return logits
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classify(self.embed(images), self.first_view(images))
+        return self.classify(*self.begin(images))
 
     @property
     def sizes(self) -> list[int]:

@@ -29,6 +29,7 @@ class Tiny(nn.Module):
     model_name = "tiny"
     img_size = (8, 8)
     num_classes = 2
+    task = "classification"
     pretrained_cfg: dict[str, Any] = {  # noqa: RUF012
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),

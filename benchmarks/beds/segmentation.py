@@ -1,0 +1,90 @@
+"""Segmentation from a dense model to a fine-tuned schedule: what pruning costs in mIoU, and what it saves in time.
+
+For each model: train it, search at the budget, fine-tune the best schedule with several seeds, and measure the
+speed. All is done by the commands that a user would type, which are printed; what is done already is not done again.
+
+    python benchmarks/prepare/dubai_aerial.py "Semantic segmentation dataset" dubai
+    nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model cvmh_unet_nano
+    nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model vmamba_nano_segmenter
+
+The last two columns want an idle machine: `--speed` measures them again, and nothing else. The figure `kept` is the
+speed-up as a share of the one that the FLOPs promise.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def prunefront(*arguments: str) -> Any:
+    """Run a command and return what it printed as JSON, if anything."""
+    print("+ prunefront", shlex.join(arguments), file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, "-m", "search", *arguments], stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout) if done.stdout.strip().startswith(("{", "[")) else None
+
+
+def main() -> None:
+    """Do what is missing and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", default="cvmh_unet_nano")
+    parser.add_argument("--img-size", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--finetune-epochs", type=int, default=4)
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--images", type=int, default=150, help="tiles of val that the search runs over")
+    parser.add_argument("--budget", type=float, default=0.7, help="share of the dense FLOPs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--speed", action="store_true", help="measure the speed alone")
+    a = parser.parse_args()
+    data, here = f"segmentation:{a.data}", a.out / a.model
+    weights, schedule = here / "dense" / "model.safetensors", here / "schedule.json"
+    study = ("--study", a.model, "--db", f"sqlite:///{a.out / 'studies.db'}")
+    batch = ("--batch-size", str(a.batch_size))
+    here.mkdir(parents=True, exist_ok=True)
+    if not a.speed:
+        if not weights.exists():
+            prunefront(
+                "train", "--model", a.model, "--data", data, "--img-size", str(a.img_size), "--epochs", str(a.epochs),
+                *batch, "--out", str(here / "dense"),
+            )  # fmt: skip
+        if not schedule.exists():
+            prunefront(
+                "search", "--model", a.model, "--checkpoint", str(weights), "--data", data, *study,
+                "--flops-budget", f"{a.budget - 0.02:g}:{a.budget:g}", "--trials", str(a.trials),
+                "--objective", "miou", "--objective", "flops", "--images", str(a.images), "--workers", "1",
+            )  # fmt: skip
+            prunefront("export", *study, "--max-flops", f"{a.budget:g}", "--out", str(schedule))
+        for seed in a.seeds:
+            target = here / f"seed{seed}"
+            if not (target / "finetune.json").exists():
+                prunefront(
+                    "finetune", str(schedule), "--data", data, "--checkpoint", str(weights), "--epochs",
+                    str(a.finetune_epochs), "--seed", str(seed), *batch, "--out", str(target),
+                )  # fmt: skip
+    speed = prunefront(
+        "evaluate", "--model", a.model, "--checkpoint", str(weights), "--data", data, "--schedule", str(schedule),
+        *batch, "--format", "json",
+    )  # fmt: skip
+    runs = [json.loads((here / f"seed{seed}" / "finetune.json").read_text()) for seed in a.seeds]
+    dense, before = runs[0]["dense_top1"], runs[0]["before_top1"]
+    after = [run["top1"] for run in runs]
+    spread = statistics.stdev(after) if len(after) > 1 else 0.0
+    promise = 1 / speed["flops_ratio"]
+    print(
+        f"{a.model}: dense mIoU {dense:.4f}; {speed['schedule']} at {speed['flops_ratio']:.3f} of the FLOPs: "
+        f"{before:.4f} before and {statistics.mean(after):.4f} ± {spread:.4f} after fine-tuning with {len(after)} "
+        f"seeds ({' '.join(f'{x:.4f}' for x in after)}); {1 / speed['latency_ratio']:.3f} times as fast, promised "
+        f"{promise:.3f}, kept {1 / speed['latency_ratio'] / promise:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

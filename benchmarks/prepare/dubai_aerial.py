@@ -1,0 +1,63 @@
+"""Lay the aerial images of Dubai out as a data set for segmentation: six areas to train, two to val.
+
+72 images of eight areas ("Tile 1" to "Tile 8") with masks; the colours are those that the masks have, not those that
+the archive's own list has. Images are made smaller by `--shrink`, masks to the nearest pixel:
+
+    python benchmarks/prepare/dubai_aerial.py "Semantic segmentation dataset" dubai --shrink 4 --window 96
+    prunefront train --model cvmh_unet_nano --data segmentation:dubai --img-size 96 --epochs 15 --out run
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor
+
+CLASSES = {
+    "building": "#3C1098",
+    "land": "#8429F6",
+    "road": "#6EC1E4",
+    "vegetation": "#FEDD3A",
+    "water": "#E2A929",
+}
+UNLABELLED = "#9B9B9B"
+
+
+def known(mask: Image.Image) -> Image.Image:
+    """Return a mask in which the few pixels of a colour that nothing explains are unlabelled."""
+    pixels = np.array(mask)
+    colours = [ImageColor.getrgb(colour) for colour in CLASSES.values()]
+    strange = ~np.any([(pixels == colour).all(-1) for colour in colours], axis=0)
+    pixels[strange] = ImageColor.getrgb(UNLABELLED)
+    return Image.fromarray(pixels)
+
+
+def main() -> None:
+    """Copy `Tile N/{images,masks}` to OUT/{train,val}/{images,masks}, and write OUT/classes.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--val", type=int, nargs="+", default=[2, 7], help="areas for val (default: 2 7)")
+    parser.add_argument("--shrink", type=int, default=4, help="how many times smaller (default: 4)")
+    parser.add_argument("--window", type=int, default=96, help="pixels of a tile's side, after that (default: 96)")
+    parser.add_argument("--overlap", type=float, default=0.5, help="of tiles of train (default: 0.5)")
+    a = parser.parse_args()
+    for area in range(1, 9):
+        split = "val" if area in a.val else "train"
+        for kind, resampling in (("images", Image.Resampling.BOX), ("masks", Image.Resampling.NEAREST)):
+            target = a.out / split / kind
+            target.mkdir(parents=True, exist_ok=True)
+            for file in sorted((a.dataset / f"Tile {area}" / kind).iterdir()):
+                with Image.open(file) as image:
+                    size = (image.width // a.shrink, image.height // a.shrink)
+                    small = image.convert("RGB").resize(size, resampling)
+                small = known(small) if kind == "masks" else small
+                small.save(target / f"area{area}_{file.stem}.png")
+    classes = [{"name": name, "color": colour} for name, colour in CLASSES.items()]
+    content = {"classes": classes, "ignore": [UNLABELLED], "window": a.window, "overlap": a.overlap}
+    (a.out / "classes.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""What the score of a study is: the column `top1` holds it, whatever the task, and the study names it.
+
+A share from 0 to 1 of which more is better. Accuracy is a share of images, so two schedules can race image by image
+and an interval says how sure it is; mean IoU is a ratio of sums over all pixels, and no mean over images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score.
+
+    Attributes:
+        name: as settings, JSON and data bases have it.
+        label: for people.
+        of_images: whether it is a share of images.
+    """
+
+    name: str
+    label: str
+    of_images: bool
+
+
+TOP1 = Metric("top1", "top-1", of_images=True)
+MIOU = Metric("miou", "mIoU", of_images=False)
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (TOP1, MIOU)}

@@ -1,0 +1,17 @@
+"""What the score of a study is: top-1 of all there were before."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    """Add the column."""
+    op.add_column("studies", sa.Column("metric", sa.String(length=32), nullable=False, server_default="top1"))
+
+
+def downgrade() -> None:
+    """Forget it."""
+    op.drop_column("studies", "metric")

@@ -1,0 +1,69 @@
+"""Segmentation by a classifier's stages, with the plainest head there is: a linear layer on every grid, added up.
+
+A grid's logits are enlarged bilinearly. The grids are those that each stage begins with, and the last one's end: all
+whole, whatever a schedule prunes in between.
+"""
+
+import torch.nn.functional as F
+from timm.layers.weight_init import trunc_normal_
+from torch import Tensor, nn
+
+from ssm_models.grid_fusion import as_grid
+from ssm_models.pruning import TokenView
+from ssm_models.registry import ModelInfo, register
+from ssm_models.vmamba import VMamba, VMambaConfig
+
+
+class VMambaSegmenter(VMamba):
+    """VMamba with a linear layer on each stage's grid in the place of its head."""
+
+    task = "segmentation"
+
+    def __init__(
+        self, config: VMambaConfig, name: str, num_classes: int, img_size: tuple[int, int], *, in_chans: int = 3
+    ) -> None:
+        super().__init__(config, name, num_classes, img_size, in_chans=in_chans)
+        del self.classifier
+        widths = [config.width(stage) for stage in range(len(config.depths))]
+        self.heads = nn.ModuleList(
+            [nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes)) for width in (*widths, widths[-1])]
+        )
+        for module in self.heads.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def set_aside(self, stage: int, x: Tensor, aside: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """See `PrunableModel`."""
+        return (*aside, x)
+
+    def classify(self, x: Tensor, view: TokenView) -> Tensor:
+        """Give each pixel its logits, (b, classes, H, W)."""
+        stages = (*self.layout.stages, self.layout.stages[-1])
+        size = (stages[0].height, stages[0].width)
+        total: Tensor | None = None
+        for head, tokens, here in zip(self.heads, (*view.aside, x), stages, strict=True):
+            logits = as_grid(head(tokens), (here.height, here.width))
+            if logits.shape[2:] != size:
+                logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+            total = logits if total is None else total + logits
+        assert total is not None
+        return F.interpolate(total, self.img_size, mode="bilinear", align_corners=False)
+
+    @classmethod
+    def settings_of(cls, config: VMambaConfig, state: dict[str, Tensor]) -> dict[str, int]:
+        """See `PrunableModel`; no shape depends on the size of the images."""
+        return {"num_classes": state["heads.0.1.weight"].shape[0]}
+
+
+register(
+    ModelInfo(
+        "vmamba_nano_segmenter",
+        VMambaSegmenter,
+        VMambaConfig(32, (2, 6, 4), patch=4),
+        img_size=64,
+        num_classes=6,
+        crop_pct=1.0,
+        description="12 blocks in three stages, widths 32 to 128, with a linear head for segmentation",
+    )
+)

@@ -34,6 +34,11 @@ from search.worker import first_line
 from spaces.errors import PrunefrontError, TrainingError, UsageError
 from ssm_models import PrunableModel, weights_digest
 
+# Read by Ray Train when it begins: look after the workers more often than every 2 s, and leave out an actor that
+# warns of nodes that are about to go, for a lost worker ends the run either way.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
 import ray  # isort: skip  (behind search.runner, which sets what it reads when it is imported)
 from ray.train import FailureConfig, RunConfig, ScalingConfig  # isort: skip
 from ray.train.backend import Backend, BackendConfig  # isort: skip

@@ -520,7 +520,8 @@ def test_ten_thousand_evaluations(
     page.evaluate("document.getElementById('front').scrollIntoView({behavior: 'instant'})")
     there = page.evaluate(
         """() => {
-          const chart = document.getElementById("chart"), { xaxis, yaxis } = chart._fullLayout, { x, y } = chart.data[0];
+          const chart = document.getElementById("chart");
+          const [{ xaxis, yaxis }, { x, y }] = [chart._fullLayout, chart.data[0]];
           const i = x.findIndex((value, i) => y[i] > yaxis.range[0] + 1 && y[i] < 60 && value > 0.6);
           const box = chart.getBoundingClientRect();
           return [box.x + xaxis._offset + xaxis.d2p(x[i]), box.y + yaxis._offset + yaxis.d2p(y[i])];

@@ -11,6 +11,7 @@ from results.records import Confirmation, Evaluation, Study
 from spaces import PruningSchedule, TokenLayout
 
 T = TypeVar("T")
+MANY = 1500  # points; beyond, elements of their own are too slow for a browser
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class FrontChart:
     def budget_ratio(self) -> float:
         """The budget as a share of the dense FLOPs."""
         return self.study.spec.limit / self.study.spec.dense_flops
+
+    @property
+    def many(self) -> bool:
+        """Whether there are so many points that a page draws them with WebGL."""
+        return len(self.others) > MANY
 
     @property
     def line(self) -> bool:
@@ -148,6 +154,7 @@ class FrontChart:
                 },
             },
             "line": self.line,
+            "many": self.many,
             "name": self.front_name,
             "front": [self._point(e) for e in self.front],
             "others": [self._point(e) for e in self.others],

@@ -37,9 +37,8 @@
     return lines.concat(`dense, ${escape(dense.flops)}FLOPs`).join("<br>");
   }
 
-  // Beyond some thousand points, elements of their own are too slow.
-  const MANY = 1500;
-  const webgl = Boolean(document.createElement("canvas").getContext("webgl"));
+  // Where the browser has no WebGL, many points are elements as few are: slower, and all there.
+  const webgl = data.many && Boolean(document.createElement("canvas").getContext("webgl"));
 
   // What no point up to then beats in both directions, cheapest first.
   function frontUpTo(number) {
@@ -53,7 +52,7 @@
 
   function markers(name, points, marker, extra) {
     return Object.assign({
-      name, type: points.length > MANY && webgl ? "scattergl" : "scatter", mode: "markers", x: column(points, "x"), y: column(points, "y"), marker,
+      name, type: webgl && name === "evaluations" ? "scattergl" : "scatter", mode: "markers", x: column(points, "x"), y: column(points, "y"), marker,
       text: points.map(describe), customdata: column(points, "hash"), hovertemplate: "%{text}<extra></extra>",
     }, extra);
   }

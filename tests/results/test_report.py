@@ -516,6 +516,20 @@ def test_ten_thousand_evaluations(
     page = open_page(tmp_path / "report.html", 390)
     assert page.evaluate("document.querySelectorAll('*').length") < 6000, "most are no elements"
     assert page.evaluate("document.getElementById('chart').data[0].x.length") > 9000
+    assert page.locator("#chart .no-webgl").count() == 0
+    page.evaluate("document.getElementById('front').scrollIntoView({behavior: 'instant'})")
+    there = page.evaluate(
+        """() => {
+          const chart = document.getElementById("chart");
+          const [{ xaxis, yaxis }, { x, y }] = [chart._fullLayout, chart.data[0]];
+          const i = x.findIndex((value, i) => y[i] > yaxis.range[0] + 1 && y[i] < 60 && value > 0.6);
+          const box = chart.getBoundingClientRect();
+          return [box.x + xaxis._offset + xaxis.d2p(x[i]), box.y + yaxis._offset + yaxis.d2p(y[i])];
+        }"""
+    )
+    page.mouse.move(*there)
+    page.wait_for_selector("#chart .hovertext")
+    assert "of dense" in page.text_content("#chart .hovertext")
     for title in ("Top-1", "Share", "Schedule"):
         heading = page.locator("#all th", has_text=title)
         if heading.is_visible():

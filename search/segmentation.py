@@ -152,6 +152,10 @@ class Segmentation(Task):
         """See `Task`."""
         return Confusion(classes)
 
+    def chance(self, classes: int) -> float:
+        """See `Task`: of C² pixels one is right, and 2 C - 1 are in the class or answered with it."""
+        return 1 / (2 * classes - 1)
+
     def answers(self, logits: Tensor) -> Tensor:
         """See `Task`: (B, H, W) uint8."""
         return logits.argmax(1).to(torch.uint8)

@@ -262,10 +262,11 @@ def _shown(value: object) -> str:
 
 def check_dense(dense: DenseAnswers, subject: Subject) -> str | None:
     """Return a warning if the dense model hardly beats guessing: then the front says nothing."""
-    chance = 1 / subject.data.num_classes
+    task = subject.data.task
+    chance = task.chance(subject.data.num_classes)
     if dense.metrics.top1 > 1.5 * chance or subject.config.checkpoint == ssm_models.checkpoints.RANDOM:
         return None
     return (
-        f"warning: the dense model's top-1 is {dense.metrics.top1:.3f}, near chance ({chance:.3f}); "
+        f"warning: the dense model's {task.metric.label} is {dense.metrics.top1:.3f}, near chance ({chance:.3f}); "
         "do the weights and the images belong together?"
     )

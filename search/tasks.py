@@ -109,6 +109,10 @@ class Task(ABC):
         """Return an empty tally."""
 
     @abstractmethod
+    def chance(self, classes: int) -> float:
+        """Return the score of answers drawn at random, where all classes are equally frequent."""
+
+    @abstractmethod
     def answers(self, logits: Tensor) -> Tensor:
         """Return the answers (B, …), small enough to be kept of all images."""
 
@@ -197,6 +201,10 @@ class Classification(Task):
     def tally(self, classes: int) -> Tally:
         """See `Task`."""
         return _Counts()
+
+    def chance(self, classes: int) -> float:
+        """See `Task`."""
+        return 1 / classes
 
     def answers(self, logits: Tensor) -> Tensor:
         """See `Task`: (B,) int64."""

@@ -25,7 +25,7 @@ from tests.search.pictures import write_folder
 
 FRONT_KEYS = [
     "schedule", "hash", "top1", "loss", "flops", "flops_ratio", "images", "latency_ms", "finetuned_top1",
-    "top1_low", "top1_high", "confirmed", "search_top1", "search_images", "latency_ratio",
+    "top1_low", "top1_high", "confirmed", "search_top1", "search_images", "latency_ratio", "metric",
 ]  # fmt: skip
 
 

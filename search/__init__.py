@@ -22,7 +22,7 @@ os.environ.update(
 )
 
 # Ray Train reads these when it begins: look after the workers more often than every 2 s, give them more than a minute
-# to start on a busy machine, and leave out an actor that warns of nodes about to go, for a lost worker ends it anyway.
+# to start on a busy machine, and leave out an actor that warns of nodes about to go: a lost worker ends it anyway.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

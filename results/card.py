@@ -107,7 +107,7 @@ def _loading(exports: Sequence[Mapping[str, Any]]) -> str:
     ]
     targets = {one["target"] for one in exports}
     if "pt2" in targets:
-        code += ["", 'program = torch.export.load("DIR/model.pt2").module()  # needs torch alone']
+        code += ["", "import torch", 'program = torch.export.load("DIR/model.pt2").module()  # needs torch alone']
     if "onnx" in targets:
         code += [
             "",

@@ -44,18 +44,21 @@ def tiny(name: str) -> PrunableModel:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_an_export_answers_as_the_model_does(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install .[export])")
+    target = "pt2" if name == "group_mamba_nano" else "onnx"  # which begins as pt2 does; one of them is kept
+    if target == "onnx":
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install .[export])")
     model = tiny(name)
     images = pictures(model, 7)
     before = ssm_models.weights_digest(model), model.schedule, model.training
-    for target, file in exporting.TARGETS.items() if name == "vim_nano" else [("onnx", "model.onnx")]:
-        parity = export(model, target, tmp_path, images)
-        assert (parity.target, parity.images, parity.same_answers) == (target, 7, 1.0)
-        assert parity.max_difference < 1e-4 * max(1.0, parity.largest_logit)
-        assert parity.nodes < 2000, "loops are not unrolled"
-        assert parity.bytes == (tmp_path / file).stat().st_size
+    parity = export(model, target, tmp_path, images)
+    assert (parity.target, parity.images, parity.same_answers) == (target, 7, 1.0)
+    assert parity.max_difference < 1e-4 * max(1.0, parity.largest_logit)
+    assert parity.nodes < 2000, "loops are not unrolled"
     assert (ssm_models.weights_digest(model), model.schedule, model.training) == before
-    assert "prunefront" not in (tmp_path / "model.onnx").read_bytes().decode("latin-1"), "plain operators only"
+    (file,) = tmp_path.iterdir()
+    assert parity.bytes == file.stat().st_size
+    if target == "onnx":
+        assert b"prunefront" not in file.read_bytes(), "plain operators only"
 
 
 def test_what_an_exporter_refuses_is_one_line_and_leaves_no_file(

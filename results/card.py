@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from results.metrics import METRICS
 from results.records import FineTune
 
 
@@ -88,7 +89,7 @@ def _figures(metrics: Mapping[str, Any], finetune: FineTune | None) -> str:
             ]
         )
     flops = f"One image takes {metrics['flops']:,} FLOPs, scans included; the dense model {metrics['dense_flops']:,}."
-    return _table(["", "FLOPs of dense", "top-1", "images"], rows) + "\n\n" + flops
+    return _table(["", "FLOPs of dense", METRICS[metrics["metric"]].label, "images"], rows) + "\n\n" + flops
 
 
 def _not_measured() -> str:

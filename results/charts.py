@@ -43,7 +43,7 @@ class FrontChart:
         cls, study: Study, evaluations: Sequence[Evaluation], dense_confirmed: Confirmation | None = None
     ) -> "FrontChart":
         """Sort the evaluations; those that lack a value on an axis have no place in the plot."""
-        x, y = axes(study.spec.objectives)
+        x, y = axes(study.spec.objectives, study.spec.metric)
         done = [e for e in evaluations if e.state == "done" and None not in (x.value(e), y.value(e))]
         points = [[objective_value(e, name) for name in study.spec.objectives] for e in done]
         chosen = set(objectives_front(points, study.spec.objectives))

@@ -11,6 +11,7 @@ from results.cost import Cost
 from results.habits import Habits, in_words
 from results.intervals import wilson_interval
 from results.listing import listing
+from results.metrics import METRICS
 from results.pages import write_page
 from results.pictures import Tile, TokenPicture, tiles
 from results.records import Confirmation, Evaluation, FineTune, Study
@@ -55,12 +56,13 @@ def write_report(
         "report.html",
         study=study,
         spec=study.spec,
+        score=METRICS[study.spec.metric],
         chart=chart,
         summary=Summary.of(chart),
         cost=Cost.of(evaluations, study.spec.images, cpus),
         habits=habits,
         favourites=in_words(habits.favourites),
-        listing=listing(evaluations, {e.hash for e in chart.front}),
+        listing=listing(evaluations, {e.hash for e in chart.front}) | {"score": METRICS[study.spec.metric].title},
         profiles=profiles,
         galleries=_galleries(pictures),
         settings=_settings(study),
@@ -120,14 +122,15 @@ class Summary:
         near: the cheapest whose top-1 is at most a point below the dense model's; None without one.
         tuned: the evaluation with the best fine-tuned top-1; None without one.
         images: that the standing scores were measured on.
-        noise: half of the 95 % interval of the dense top-1, as a share; how far to trust a difference.
+        noise: half of the 95 % interval of the dense top-1, as a share; how far to trust a difference; None where
+            the score is no share of images.
     """
 
     best: Evaluation | None
     near: Evaluation | None
     tuned: Evaluation | None
     images: int
-    noise: float
+    noise: float | None
 
     @classmethod
     def of(cls, chart: FrontChart) -> "Summary":
@@ -137,12 +140,13 @@ class Summary:
         close = [e for e in chart.front if _top1(e) >= chart.dense_top1 - 0.01 and not e.schedule.dense]
         images = spec.confirm_images if chart.confirming else spec.images
         low, high = wilson_interval(chart.dense_top1, images)
+        sure = METRICS[spec.metric].of_images
         return cls(
             best=max(within, key=_top1, default=None),
             near=min(close, key=lambda e: e.flops, default=None),
             tuned=max(chart.tuned, key=lambda e: e.finetuned_top1 or 0.0, default=None),
             images=images,
-            noise=(high - low) / 2,
+            noise=(high - low) / 2 if sure else None,
         )
 
 

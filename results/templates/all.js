@@ -12,7 +12,7 @@
   const columns = [
     { key: "number", title: "No.", show: (i) => (data.number[i] < 0 ? "–" : String(data.number[i] + 1)) },
     { key: "state", title: "State", text: true, show: (i) => data.state[i] },
-    { key: "top1", title: "Top-1, %", first: "descending", show: (i) => percent(data.top1[i]) },
+    { key: "top1", title: `${data.score}, %`, first: "descending", show: (i) => percent(data.top1[i]) },
     { key: "low", title: "95 %", wide: true, first: "descending", show: (i) => (data.low[i] === null ? "–" : `${(100 * data.low[i]).toFixed(1)}–${(100 * data.high[i]).toFixed(1)}`) },
     { key: "tuned", title: "Fine-tuned", wide: true, first: "descending", show: (i) => percent(data.tuned[i]) },
     { key: "share", title: "Share", show: (i) => data.share[i].toFixed(3) },

@@ -112,6 +112,7 @@ def _loading(exports: Sequence[Mapping[str, Any]]) -> str:
     if "onnx" in targets:
         code += [
             "",
+            "import onnxruntime",
             'session = onnxruntime.InferenceSession("DIR/model.onnx")',
             'session.run(None, {"images": images})',
         ]

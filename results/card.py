@@ -28,9 +28,10 @@ def model_card(
     """
     metrics, provenance = form["metrics"], form["provenance"]
     schedule = provenance["schedule"] or "none: the dense model"
+    task = METRICS[metrics["metric"]].task
     parts = [
-        "---\nlicense: unknown\nlibrary_name: prunefront\npipeline_tag: image-classification\n"
-        "tags:\n- image-classification\n- token-pruning\n- state-space-model\n---",
+        f"---\nlicense: unknown\nlibrary_name: prunefront\npipeline_tag: image-{task}\n"
+        f"tags:\n- image-{task}\n- token-pruning\n- state-space-model\n---",
         f"# {_text(form['model'])} at {metrics['flops_ratio']:.3f} of its FLOPs",
         f"`{_code(form['model'])}` for {form['num_classes']} classes, under a token-pruning schedule that "
         f"prunefront found: {_code_span(schedule)}. “5:0.8” means: after block 5 keep a share of 0.8 of the current "

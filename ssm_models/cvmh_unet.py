@@ -18,6 +18,9 @@ A stage of the layout is a stage of the encoder or of the decoder; all of them p
 grid that its encoder stage begins with, so it is whole whatever is pruned, and so is what a decoder stage gives to
 the fusion.
 
+Depthwise convolutions run over the whole grid also where few tokens are kept: they are a few hundredths of a block's
+FLOPs, and gathering the neighbours of those kept would take more time than the tokens dropped save.
+
 Pruned tokens: CA is taken over the tokens that travel, a frozen one with its feature as F_g; in the sum F_g + F_l
 that is convolved a frozen token has its feature, in SA's maps a zero. The skip around a pair is added for all
 tokens, those that the pair did not compute among them: it costs nothing, and it keeps their scale that of the
@@ -100,7 +103,7 @@ class LocalBranch(nn.Module):
 
     def forward(self, x: Tensor, view: TokenView) -> Tensor:
         """Turn those that travel (b, T, D) into values of the kept tokens (b, K, D)."""
-        local = self.mix(at_kept(x, self.conv.weight, self.conv.bias, view))
+        local = self.mix(at_kept(x, self.conv.weight, self.conv.bias, view, everywhere=True))
         maps = torch.stack([local.mean(2), local.amax(2)], 2)
         seen = view.update(x.new_zeros(*x.shape[:2], 2), maps)
         weights = as_tokens(torch.sigmoid(self.attention(view.to_grid(seen, *view.grid))))
@@ -123,7 +126,7 @@ class EFFN(nn.Module):
         hidden = self.narrow(x)
         # The sum of the two convolutions is one of 5 × 5, so one bias is enough.
         weight = self.conv5.weight + F.pad(self.conv3.weight, (1, 1, 1, 1))
-        change: Tensor = self.widen(F.gelu(at_kept(hidden, weight, self.conv5.bias, view)))
+        change: Tensor = self.widen(F.gelu(at_kept(hidden, weight, self.conv5.bias, view, everywhere=True)))
         return change
 
 
@@ -141,7 +144,7 @@ class CVSSBlock(nn.Module):
         super().__init__()
         self.place = place
         self.norm = nn.LayerNorm(dim)
-        self.op = SS2D(config, dim, CS2D)
+        self.op = SS2D(config, dim, CS2D, everywhere=True)
         self.channel_attention = ChannelAttention(dim)
         self.local = LocalBranch(dim)
         self.fuse = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
@@ -156,7 +159,7 @@ class CVSSBlock(nn.Module):
         change, signals = self.op(self.norm(x), view, signal)
         scanned = view.update(x, change)
         both = view.kept(scanned) * self.channel_attention(scanned) + self.local(x, view)
-        fused = at_kept(view.renew(x, both), self.fuse.weight, self.fuse.bias, view)
+        fused = at_kept(view.renew(x, both), self.fuse.weight, self.fuse.bias, view, everywhere=True)
         x = view.update(x, self.drop_path(self.fuse_mix(self.fuse_norm(fused))))
         x = view.update(x, self.drop_path(self.ffn(x, view)))
         if self.place == 0:
@@ -187,8 +190,8 @@ class CVMHUNet(PrunableModel):
         self, config: CVMHConfig, name: str, num_classes: int, img_size: tuple[int, int], *, in_chans: int = 3
     ) -> None:
         patch, levels = config.patch, len(config.depths)
-        if any(side < patch or side % patch for side in img_size):
-            raise ValueError(f"{name}: images of {img_size} pixels: sides must be multiples of the patch, {patch}")
+        if min(img_size) < patch:
+            raise ValueError(f"{name}: images of {img_size} pixels are smaller than a patch of {patch}")
         grids = [(img_size[0] // patch, img_size[1] // patch)]
         for _ in range(levels - 1):
             grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
@@ -265,9 +268,12 @@ class CVMHUNet(PrunableModel):
         return as_tokens(expanding(self.fused(stage, x, aside[-1]), (after.height, after.width)))
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Give each pixel its logits, (b, classes, H, W)."""
+        """Give each pixel its logits, (b, classes, H, W); those beyond the last whole patch have their neighbours'."""
         grid = self.fused(len(self.stages) - 1, x, view.aside[-1])
         logits: Tensor = self.head(self.last(grid, self.img_size))
+        (height, width), (there, across) = self.img_size, logits.shape[2:]
+        if (there, across) != (height, width):
+            logits = F.pad(logits, (0, width - across, 0, height - there), mode="replicate")
         return logits
 
     @classmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssm_models.pruning import TokenView, take
 
 
-def at_seen(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView) -> Tensor:
+def at_seen(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, everywhere: bool = False) -> Tensor:
     """Convolve those that travel on their grid, with zeros around it and where nothing is left of a token.
 
     Args:
@@ -20,25 +20,33 @@ def at_seen(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView) -> 
         weight: (D, 1, side, side), of an odd side.
         bias: (D,), or None.
         view: the tokens, with their grid.
+        everywhere: convolve the whole grid nevertheless and take what is asked for. It costs what it costs unpruned;
+            where that is little beside the rest of a block, it takes less time than to gather the neighbours.
 
     Returns:
         What the state sees of it, (b, S, D).
     """
-    return _at(x, weight, bias, view, "seen", view.seen)
+    return _at(x, weight, bias, view, "seen", view.seen, everywhere)
 
 
-def at_kept(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView) -> Tensor:
+def at_kept(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, everywhere: bool = False) -> Tensor:
     """Return the kept tokens (b, K, D) of the same."""
-    return _at(x, weight, bias, view, "kept", view.positions)
+    return _at(x, weight, bias, view, "kept", view.positions, everywhere)
 
 
 def _at(
-    x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, name: str, positions: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    view: TokenView,
+    name: str,
+    positions: Tensor | None,
+    everywhere: bool,
 ) -> Tensor:
     """Return the convolution at some positions (b, P), None: at all."""
     side = weight.shape[2]
     # An exported graph, too, is better off with one convolution than with a gather for each tap.
-    if positions is None or torch.is_grad_enabled() or torch.compiler.is_exporting():
+    if positions is None or everywhere or torch.is_grad_enabled() or torch.compiler.is_exporting():
         grid = F.conv2d(view.to_grid(x, *view.grid), weight, bias, padding=side // 2, groups=len(weight))
         whole = grid.flatten(2).transpose(1, 2)
         return whole if positions is None else take(whole, positions)

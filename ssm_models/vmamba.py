@@ -74,9 +74,15 @@ class GridNorm(nn.LayerNorm):
 class SS2D(nn.Module):
     """A depthwise convolution and a selective scan in several directions, each with its own Δ, B and C."""
 
-    def __init__(self, config: VMambaConfig, dim: int, directions: tuple[Direction, ...] = CROSS) -> None:
+    def __init__(
+        self,
+        config: VMambaConfig,
+        dim: int,
+        directions: tuple[Direction, ...] = CROSS,
+        everywhere: bool = False,
+    ) -> None:
         super().__init__()
-        self.directions = directions
+        self.directions, self.everywhere = directions, everywhere  # the latter as of `at_seen`
         inner, self.states, self.rank = config.expand * dim, config.states, math.ceil(dim / 16)
         self.inner, self.gated = inner, config.v0
         self.in_proj = nn.Linear(dim, 2 * inner if self.gated else inner, bias=False)
@@ -95,7 +101,7 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
         """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
         u = F.linear(x, self.in_proj.weight[: self.inner])
-        u = F.silu(at_seen(u, self.conv2d.weight, self.conv2d.bias, view))
+        u = F.silu(at_seen(u, self.conv2d.weight, self.conv2d.bias, view, self.everywhere))
         paths = {direction.path: direction for direction in self.directions}
         along = {path: view.way(direction).arrange(u) for path, direction in paths.items()}
         A_logs, Ds = self.A_logs.chunk(len(self.directions)), self.Ds.chunk(len(self.directions))

@@ -106,9 +106,17 @@ def test_skips_and_decoder_get_whole_grids() -> None:
     assert model(images).shape == (2, 3, 20, 36)
 
 
+@torch.inference_mode()
 def test_images_that_the_patches_do_not_fill() -> None:
-    with pytest.raises(UsageError, match="multiples of the patch, 4"):
-        ssm_models.create_model("cvmh_unet_nano", img_size=30)
+    """What is left at the far edges has the answers beside it."""
+    model, whole = small((23, 42)), small((20, 40))
+    images = torch.randn(2, 3, 23, 42)
+    found = model(images)
+    assert found.shape == (2, 3, 23, 42)
+    assert torch.equal(found[:, :, :20, :40], whole(images[:, :, :20, :40]))
+    assert torch.equal(found[:, :, 20:, :40], found[:, :, 19:20, :40].expand(-1, -1, 3, -1))
+    with pytest.raises(UsageError, match="smaller than a patch of 4"):
+        ssm_models.create_model("cvmh_unet_nano", img_size=3)
 
 
 @torch.inference_mode()

@@ -1,11 +1,12 @@
 # make quickstart   install, search on the embedded images, write quickstart/report.html
-# make test         install if needed, run the tests
+# make docs         the documentation as a site, build/docs
+# make test         install if needed, run the tests, on two cores
 PYTHON ?= python3
 BIN := .venv/bin
 DB := sqlite:///quickstart/prunefront.db
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart test lint bench
+.PHONY: install quickstart test lint bench docs
 
 install: $(INSTALLED)
 
@@ -29,7 +30,7 @@ quickstart: install
 	@echo "  $(BIN)/prunefront finetune quickstart/schedule.json --data embedded --epochs 2 --out quickstart/finetuned --study quickstart --db $(DB)"
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
@@ -38,3 +39,7 @@ lint: install
 
 bench: install
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: install
+	$(BIN)/python -m sphinx -W -q -c docs . build/docs
+	@echo "Open build/docs/docs/index.html in a browser."

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from search.config import SearchConfig
 from search.progress import SearchProgress
-from search.runner import available_cpus, run_search
+from search.ray_session import available_cpus
+from search.runner import run_search
 
 
 def main() -> None:

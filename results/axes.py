@@ -1,9 +1,10 @@
 """The two directions of a front's plot: which objective each shows, and how its values read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from results.metrics import METRICS, TOP1
 from results.objectives import OBJECTIVES, objective_value, share_interval
 from results.records import Evaluation
 
@@ -68,11 +69,15 @@ Y_AXES = {
 }
 
 
-def axes(objectives: Sequence[str]) -> tuple[Axis, Axis]:
+def axes(objectives: Sequence[str], metric: str = TOP1.name) -> tuple[Axis, Axis]:
     """Return the axes (x, y) of a study's plot: what a schedule costs, and how well it does.
 
-    x is FLOPs unless the study optimises latency and not FLOPs; y is the first of top-1, agreement and loss
-    that it optimises, or top-1.
+    x is FLOPs unless the study optimises latency and not FLOPs; y is the first of the score, agreement and loss
+    that it optimises, or the score, which `metric` names.
     """
     x = X_AXES["latency" if "latency" in objectives and "flops" not in objectives else "flops"]
-    return x, next((axis for name, axis in Y_AXES.items() if name in objectives), Y_AXES["top1"])
+    y = next((axis for name, axis in Y_AXES.items() if name in objectives), Y_AXES["top1"])
+    if y.objective == "top1":
+        label = METRICS[metric].label
+        y = replace(y, name=label, title=f"{label}, %")
+    return x, y

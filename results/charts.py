@@ -11,6 +11,7 @@ from results.records import Confirmation, Evaluation, Study
 from spaces import PruningSchedule, TokenLayout
 
 T = TypeVar("T")
+MANY = 1500  # points; beyond, elements of their own are too slow for a browser
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class FrontChart:
         cls, study: Study, evaluations: Sequence[Evaluation], dense_confirmed: Confirmation | None = None
     ) -> "FrontChart":
         """Sort the evaluations; those that lack a value on an axis have no place in the plot."""
-        x, y = axes(study.spec.objectives)
+        x, y = axes(study.spec.objectives, study.spec.metric)
         done = [e for e in evaluations if e.state == "done" and None not in (x.value(e), y.value(e))]
         points = [[objective_value(e, name) for name in study.spec.objectives] for e in done]
         chosen = set(objectives_front(points, study.spec.objectives))
@@ -61,6 +62,11 @@ class FrontChart:
     def budget_ratio(self) -> float:
         """The budget as a share of the dense FLOPs."""
         return self.study.spec.limit / self.study.spec.dense_flops
+
+    @property
+    def many(self) -> bool:
+        """Whether there are so many points that a page draws them with WebGL."""
+        return len(self.others) > MANY
 
     @property
     def line(self) -> bool:
@@ -139,9 +145,16 @@ class FrontChart:
         return {
             "axes": {
                 "x": {"title": self.x.title, "name": self.x.name},
-                "y": {"title": self.y.title, "name": self.y.name, "unit": self.y.unit, "digits": self.y.digits},
+                "y": {
+                    "title": self.y.title,
+                    "name": self.y.name,
+                    "unit": self.y.unit,
+                    "digits": self.y.digits,
+                    "rising": self.y.rising,
+                },
             },
             "line": self.line,
+            "many": self.many,
             "name": self.front_name,
             "front": [self._point(e) for e in self.front],
             "others": [self._point(e) for e in self.others],
@@ -189,6 +202,7 @@ class FrontChart:
             "latency": e.standing.latency_ms,
             "latency_ratio": e.standing.latency_ratio,
             "hash": e.hash,
+            "number": e.number,
         }
 
 

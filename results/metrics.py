@@ -15,14 +15,18 @@ class Metric:
     Attributes:
         name: as settings, JSON and data bases have it.
         label: for people.
+        title: the same at the head of a column.
         of_images: whether it is a share of images.
+        task: what is scored by it.
     """
 
     name: str
     label: str
+    title: str
     of_images: bool
+    task: str
 
 
-TOP1 = Metric("top1", "top-1", of_images=True)
-MIOU = Metric("miou", "mIoU", of_images=False)
+TOP1 = Metric("top1", "top-1", "Top-1", of_images=True, task="classification")
+MIOU = Metric("miou", "mIoU", "mIoU", of_images=False, task="segmentation")
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in (TOP1, MIOU)}

@@ -1,18 +1,21 @@
 """One self-contained page that tells a study: its front, its schedules, what they drop, what it cost."""
 
 import math
-import shlex
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from results.charts import BlockTokens, FrontChart, spread, tokens_by_block
+from results.cost import Cost
+from results.habits import Habits, in_words
 from results.intervals import wilson_interval
+from results.listing import listing
+from results.metrics import METRICS
 from results.pages import write_page
 from results.pictures import Tile, TokenPicture, tiles
-from results.records import Confirmation, Evaluation, Study
+from results.records import Confirmation, Evaluation, FineTune, Study
+from results.reproducing import reproducing_commands
 
 __all__ = ["TokenPicture", "reproducing_commands", "write_report"]
 
@@ -26,6 +29,7 @@ def write_report(
     pictures: Sequence[TokenPicture] = (),
     *,
     dense_confirmed: Confirmation | None = None,
+    finetunes: Sequence[FineTune] = (),
     commands: Sequence[str] | None = None,
 ) -> None:
     """Write the page; it opens offline and needs nothing beside it.
@@ -36,6 +40,7 @@ def write_report(
         evaluations: all of them, failed and stopped ones too.
         pictures: a handful of images with the tokens that a schedule dropped.
         dense_confirmed: the dense model's confirmed score, if there is one.
+        finetunes: all of the study, for the commands that repeat them.
         commands: command lines that reproduce the study; made from the study if not given.
 
     Raises:
@@ -44,57 +49,34 @@ def write_report(
     chart = FrontChart.of(study, evaluations, dense_confirmed)
     layout = study.spec.token_layout
     profiles = [Profile(e, tokens_by_block(layout, e.schedule)) for e in spread(chart.front, MOST_PROFILES)]
+    habits, tuned = Habits.of(chart), _tuned(evaluations, finetunes)
+    cpus = study.spec.config.get("cpus_per_trial", 1)
     write_page(
         path,
         "report.html",
         study=study,
         spec=study.spec,
+        score=METRICS[study.spec.metric],
         chart=chart,
         summary=Summary.of(chart),
-        cost=Cost.of(evaluations),
+        cost=Cost.of(evaluations, study.spec.images, cpus),
+        habits=habits,
+        favourites=in_words(habits.favourites),
+        listing=listing(evaluations, {e.hash for e in chart.front}) | {"score": METRICS[study.spec.metric].title},
         profiles=profiles,
         galleries=_galleries(pictures),
         settings=_settings(study),
-        commands=list(reproducing_commands(study, len(evaluations)) if commands is None else commands),
+        commands=list(reproducing_commands(study, len(evaluations), tuned) if commands is None else commands),
     )
 
 
-def reproducing_commands(study: Study, trials: int) -> list[str]:
-    """Return the command lines that search this study again and write this page.
-
-    Args:
-        study: the study.
-        trials: evaluations recorded in all.
-    """
-    spec = study.spec
-    search: dict[str, object] = {
-        "--model": spec.model,
-        "--data": spec.data,
-        "--flops-budget": spec.budget,
-        "--trials": trials,
-        "--study": spec.name,
-        "--space": spec.space,
-        "--sampler": spec.sampler,
-        "--images": spec.images,
-        "--seed": spec.seed,
-    }
-    for name in ("race_error", "confirm_images", "confirm_split"):
-        if (value := spec.config.get(name)) is not None:
-            search[f"--{name.replace('_', '-')}"] = value
-    if spec.checkpoint is not None:
-        search["--checkpoint"] = spec.checkpoint
-    if set(spec.objectives) != {"top1", "flops"}:
-        search["--objective"] = spec.objectives
-    report: dict[str, object] = {"--study": spec.name, "--out": "report.html"}
-    return [_command("search", search), _command("report", report)]
-
-
-def _command(name: str, options: Mapping[str, object]) -> str:
-    words = ["prunefront", name]
-    for key, value in options.items():
-        for each in value if isinstance(value, tuple) else (value,):
-            words += [key, shlex.quote(str(each))]
-    return " ".join(words)
+def _tuned(evaluations: Sequence[Evaluation], finetunes: Sequence[FineTune]) -> list[tuple[Evaluation, FineTune]]:
+    """Return each point that was fine-tuned with its best fine-tuning."""
+    best: dict[str, FineTune] = {}
+    for record in finetunes:
+        if record.schedule_hash not in best or record.top1 > best[record.schedule_hash].top1:
+            best[record.schedule_hash] = record
+    return [(e, best[e.hash]) for e in evaluations if e.hash in best]
 
 
 @dataclass(frozen=True)
@@ -140,14 +122,15 @@ class Summary:
         near: the cheapest whose top-1 is at most a point below the dense model's; None without one.
         tuned: the evaluation with the best fine-tuned top-1; None without one.
         images: that the standing scores were measured on.
-        noise: half of the 95 % interval of the dense top-1, as a share; how far to trust a difference.
+        noise: half of the 95 % interval of the dense top-1, as a share; how far to trust a difference; None where
+            the score is no share of images.
     """
 
     best: Evaluation | None
     near: Evaluation | None
     tuned: Evaluation | None
     images: int
-    noise: float
+    noise: float | None
 
     @classmethod
     def of(cls, chart: FrontChart) -> "Summary":
@@ -157,56 +140,18 @@ class Summary:
         close = [e for e in chart.front if _top1(e) >= chart.dense_top1 - 0.01 and not e.schedule.dense]
         images = spec.confirm_images if chart.confirming else spec.images
         low, high = wilson_interval(chart.dense_top1, images)
+        sure = METRICS[spec.metric].of_images
         return cls(
             best=max(within, key=_top1, default=None),
             near=min(close, key=lambda e: e.flops, default=None),
             tuned=max(chart.tuned, key=lambda e: e.finetuned_top1 or 0.0, default=None),
             images=images,
-            noise=(high - low) / 2,
+            noise=(high - low) / 2 if sure else None,
         )
 
 
 def _top1(evaluation: Evaluation) -> float:
     return evaluation.standing.top1 or 0.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What the search took.
-
-    Attributes:
-        evaluations: recorded ones: done, failed or stopped.
-        stopped: how many of them were stopped.
-        seconds: all evaluations together.
-        median: seconds of the middle one that was done.
-        failures: kind, count, and the first message of each kind.
-        origins: how many came from whom.
-    """
-
-    evaluations: int
-    stopped: int
-    seconds: float
-    median: float | None
-    failures: list[tuple[str, int, str]]
-    origins: list[tuple[str, int]]
-
-    @classmethod
-    def of(cls, evaluations: Sequence[Evaluation]) -> "Cost":
-        """Add up."""
-        took = sorted(e.seconds for e in evaluations if e.seconds is not None and e.state == "done")
-        failed = [e for e in evaluations if e.state == "failed"]
-        messages: dict[str, str] = {}
-        for e in failed:
-            messages.setdefault(e.failure or "ERROR", e.error or "")
-        counts = Counter(e.failure or "ERROR" for e in failed)
-        return cls(
-            evaluations=len(evaluations),
-            stopped=sum(e.state == "stopped" for e in evaluations),
-            seconds=sum(e.seconds or 0.0 for e in evaluations),
-            median=took[len(took) // 2] if took else None,
-            failures=[(kind, count, messages[kind]) for kind, count in counts.most_common()],
-            origins=Counter(e.origin or "unknown" for e in evaluations).most_common(),
-        )
 
 
 def _settings(study: Study) -> list[tuple[str, str]]:

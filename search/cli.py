@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from search.commands.doctor import doctor
-from search.commands.finding import export, front, report, studies
+from search.commands.export import export
+from search.commands.finding import front, report, studies
 from search.commands.finetuning import finetune
 from search.commands.learning import train
 from search.commands.measuring import evaluate, flops, models

@@ -18,7 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import ray
 import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.backend import Backend, BackendConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.queue import Empty, Queue
 from torch import distributed
 
 from search.data import ImageData, open_data
@@ -26,19 +31,13 @@ from search.epoch_log import TrainingLog
 from search.finetuning import FineTuning
 from search.fingerprint import compare, node_name, software
 from search.interruption import Interruption
-from search.runner import available_cpus, check_address, ray_session
+from search.ray_session import available_cpus, check_address, ray_session
 from search.scratch import scratch_folder
 from search.share import Share
 from search.subject import open_model
 from search.worker import first_line
 from spaces.errors import PrunefrontError, TrainingError, UsageError
 from ssm_models import PrunableModel, weights_digest
-
-import ray  # isort: skip  (behind search.runner, which sets what it reads when it is imported)
-from ray.train import FailureConfig, RunConfig, ScalingConfig  # isort: skip
-from ray.train.backend import Backend, BackendConfig  # isort: skip
-from ray.train.torch import TorchConfig, TorchTrainer, get_device  # isort: skip
-from ray.util.queue import Empty, Queue  # isort: skip
 
 SHARED = ".crew"  # a folder in OUT: what Ray stores while it trains, and the sign that all see the same OUT
 POLL = 0.2  # seconds between two looks at a signal that came

@@ -4,48 +4,30 @@ The store is the truth. Ray's and Tune's files lie in a temporary folder that is
 reads SQL and JSON only.
 """
 
-import logging
-import os
 import shutil
-import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, redirect_stdout
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Read by ray when it is imported: nothing on stderr, no files for each trial, no statistics sent home, and
-# the signals left to us.
-os.environ.update(
-    RAY_USAGE_STATS_ENABLED="0",
-    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-    RAY_CHDIR_TO_TRIAL_DIR="0",
-    RAY_AIR_NEW_OUTPUT="0",
-    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-    TUNE_DISABLE_SIGINT_HANDLER="1",
-    TUNE_GLOBAL_CHECKPOINT_S="1000000000",
-    TUNE_PRINT_ALL_TRIAL_ERRORS="0",
-    TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S="1000000000",
-)
-
 import ray
 from ray import tune
-from ray._private import ray_constants
 from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler
 
 from results import Evaluation, Study
-from results.records import Driver
-from results.store import Store
 from search.config import SearchConfig, parse_bytes
 from search.evaluator import DenseAnswers
 from search.fingerprint import check_nodes, software
 from search.interruption import Interruption
 from search.lease import ClaimedRecords, Lease
 from search.progress import SearchProgress, Snapshot
+from search.ray_session import available_cpus, check_address, ray_session
 from search.records import PatientRecords
+from search.sampler import Sampler
 from search.samplers import make_sampler
 from search.scratch import scratch_folder
 from search.searcher import ScheduleSearcher
@@ -59,9 +41,6 @@ from search.worker import DenseResult, EvaluationTrainable, WorkerSetup
 from spaces import PruningSchedule
 from spaces.errors import DatabaseError, SearchError, UsageError
 from spaces.published import starting_schedules
-
-OBJECT_STORE_BYTES = 80 * 2**20  # nothing large goes through it; Ray takes no less than 75 MiB
-LONGEST_RAY_FOLDER = 40  # a socket's path holds 107 bytes, and Ray adds some 60 to its folder
 
 
 @dataclass
@@ -149,8 +128,31 @@ def run_search(
                     note=progress.note,
                     recorded=tracking.recorded,
                 )
-                searcher = _searcher(
-                    subject, study, store, recorded, records, dense, lease.driver, began, progress, tracking
+                dense_score = store.confirmation(study, PruningSchedule().hash)
+                standing = Standing(subject.objectives, subject.model.layout, recorded, dense_score)
+                sampler = _sampler(subject, recorded, config.seed + lease.driver.others)
+
+                def observe(snapshot: Snapshot) -> None:
+                    progress.update(snapshot)
+                    tracking.observe(snapshot)
+
+                searcher = ScheduleSearcher(
+                    subject.space,
+                    sampler,
+                    flops=subject.table.flops,
+                    dense_flops=subject.table.dense,
+                    trials=config.trials,
+                    standing=standing,
+                    records=records,
+                    starts=starting_schedules(subject.space),
+                    seed=config.seed + lease.driver.others,
+                    brood=config.brood,
+                    race=subject.raced is not None,
+                    confirm=subject.confirm.images > 0,
+                    timeouts=_timeouts(subject, dense),
+                    deadline=lambda: config.seconds is not None and time.monotonic() - began > config.seconds,
+                    observe=observe,
+                    note=progress.note,
                 )
                 outcome = SearchOutcome(study, f"{len(recorded)} evaluations are recorded")
                 if not searcher.complete and interruption.signal is None:
@@ -170,58 +172,20 @@ def run_search(
     return outcome
 
 
-def _searcher(
-    subject: Subject,
-    study: Study,
-    store: Store,
-    recorded: list[Evaluation],
-    records: PatientRecords,
-    dense: DenseAnswers,
-    driver: Driver,
-    began: float,
-    progress: SearchProgress,
-    tracking: Tracking,
-) -> ScheduleSearcher:
-    config, space = subject.config, subject.space
-    dense_score = store.confirmation(study, PruningSchedule().hash)
-    standing = Standing(subject.objectives, subject.model.layout, recorded, dense_score)
-    seed = config.seed + driver.others  # drivers that search at once draw points of their own
+def _sampler(subject: Subject, recorded: list[Evaluation], seed: int) -> Sampler:
+    config = subject.config
     sampler = make_sampler(
-        config.sampler,
-        space,
-        subject.objectives,
-        seed=seed,
-        trials=config.trials,
-        recorded=len(recorded),
+        config.sampler, subject.space, subject.objectives, seed=seed, trials=config.trials, recorded=len(recorded)
     )
     sampler.restore(recorded)
-    limit = config.seconds
-    timeout = config.timeout(dense.metrics.seconds)
+    return sampler
+
+
+def _timeouts(subject: Subject, dense: DenseAnswers) -> tuple[float, float]:
+    """Return the longest seconds of a candidate, and of a confirmation."""
+    timeout = subject.config.timeout(dense.metrics.seconds)
     # A worker's first confirmation runs the dense model as well.
-    confirming = 2 * timeout * max(1.0, subject.confirm.images / subject.images.images)
-
-    def observe(snapshot: Snapshot) -> None:
-        progress.update(snapshot)
-        tracking.observe(snapshot)
-
-    return ScheduleSearcher(
-        space,
-        sampler,
-        flops=subject.table.flops,
-        dense_flops=subject.table.dense,
-        trials=config.trials,
-        standing=standing,
-        records=records,
-        starts=starting_schedules(space),
-        seed=seed,
-        brood=config.brood,
-        race=subject.raced is not None,
-        confirm=subject.confirm.images > 0,
-        timeouts=(timeout, confirming),
-        deadline=lambda: limit is not None and time.monotonic() - began > limit,
-        observe=observe,
-        note=progress.note,
-    )
+    return timeout, 2 * timeout * max(1.0, subject.confirm.images / subject.images.images)
 
 
 def _search(
@@ -285,82 +249,6 @@ def _search(
     outcome.overheads, outcome.forwards = searcher.overheads, searcher.forwards
 
 
-@contextmanager
-def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iterator[None]:
-    """Start Ray on this machine, or connect to a cluster; end it, or let go of it, afterwards.
-
-    Args:
-        scratch: folder for Ray's files, where its path is short enough.
-        cpus: that Ray on this machine may lease.
-        address: of a cluster; None starts Ray on this machine.
-
-    Raises:
-        SearchError: Ray does not start, or the cluster cannot be reached.
-    """
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": False}
-    if address is not None:
-        options["address"] = address
-    else:
-        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        if len(str(scratch)) <= LONGEST_RAY_FOLDER:
-            options["_temp_dir"] = str(scratch)
-    # Ray tells of workers that died, in colour and on stdout, which is for data.
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        try:
-            with nullcontext() if address is not None else loopback():
-                ray.init(**options)
-        except Exception as error:
-            where = "on this machine" if address is None else f"at {address}"
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            token = address is not None and "RAY_AUTH_MODE" not in os.environ
-            advice = "; if the cluster asks for a token, set RAY_AUTH_MODE=token here, too" if token else ""
-            raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}{advice}") from error
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def loopback() -> Iterator[None]:
-    """Let a Ray that starts in here listen on the loopback interface alone.
-
-    On Linux it listens on all interfaces, even if it is told 127.0.0.1, for other nodes could join. The switch
-    that it has for systems without clusters is what its environment variable would set when ray is imported.
-    """
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-
-
-def check_address(address: str) -> None:
-    """Find out within seconds whether a cluster answers; Ray itself would try for minutes.
-
-    Raises:
-        UsageError: the address is not HOST:PORT or auto.
-        SearchError: nobody answers there.
-    """
-    if address == "auto":
-        return
-    if address.startswith("ray://"):  # Tune's loop would run here, and each of its calls over the network
-        raise UsageError(
-            f"Ray address {address!r}: a search does not run through Ray's client; run it on a node of the cluster, "
-            "with HOST:PORT or auto"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UsageError(f"Ray address {address!r}: expected HOST:PORT or auto")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise SearchError(f"Ray at {address}: nobody answers there: {error.strerror or error}") from None
-
-
 def _workers(config: SearchConfig) -> int:
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     fits = int(found.get("CPU", 0.0) // config.cpus_per_trial)
@@ -372,13 +260,3 @@ def _workers(config: SearchConfig) -> int:
             f"{found.get('CPU', 0.0):g} and {found.get('GPU', 0.0):g}: lower --cpus-per-trial or --gpus-per-trial"
         )
     return min(config.workers or fits, fits)
-
-
-def available_cpus() -> int:
-    """Return the CPUs that this process may use, a container's limit considered."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):  # no such limit on this system
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, int(int(quota) / int(period))))

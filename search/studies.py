@@ -150,7 +150,8 @@ def open_subject(config: SearchConfig) -> Subject:
     digest = data.digest()
     model = open_model(config.model, config.checkpoint, data)
     table = ssm_models.cost_table(model)
-    space = make_space(config.space, model.layout, table.flops, FlopsBudget.parse(config.flops_budget))
+    budget = FlopsBudget.parse(config.flops_budget)
+    space = make_space(config.space, model.layout, table.flops, budget, model.offers)
     gpu = config.gpus_per_trial > 0 and torch.cuda.is_available()
     return Subject(
         config=config,

@@ -17,7 +17,8 @@
     ├── EvaluationError            one candidate that could not be evaluated; the search goes on
     │   ├── NonFiniteError             logits that are NaN or infinite
     │   └── OutOfMemoryError           not even one image at a time fits
-    └── TrainingError              a training that cannot go on
+    ├── TrainingError              a training that cannot go on
+    └── ExportError                a model that cannot be handed over in the form asked for
 
 A message says what was wrong, where, and what to do, on one line: the command line prints it as it is.
 """
@@ -120,3 +121,7 @@ class OutOfMemoryError(EvaluationError):
 
 class TrainingError(PrunefrontError):
     """A training that cannot go on."""
+
+
+class ExportError(PrunefrontError):
+    """A model that an exporter does not take, or a bundle that is damaged."""

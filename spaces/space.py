@@ -344,7 +344,11 @@ SPACES: dict[str, type[SearchSpace]] = {space.name: space for space in (StagesSp
 
 
 def make_space(
-    text: str, layout: TokenLayout, flops: Callable[[PruningSchedule], int], budget: FlopsBudget
+    text: str,
+    layout: TokenLayout,
+    flops: Callable[[PruningSchedule], int],
+    budget: FlopsBudget,
+    offers: Mapping[str, Sequence[str]] | None = None,
 ) -> SearchSpace:
     """Make a space from its text: `stages`, `stages:4`, `per-block`, with choices of the method appended.
 
@@ -356,9 +360,10 @@ def make_space(
         layout: the model's.
         flops: what a schedule costs.
         budget: what a candidate may cost.
+        offers: what the model can do, by choice of the method; None for everything.
 
     Raises:
-        SpaceError: the text is malformed.
+        SpaceError: the text is malformed, or asks for what the model does not offer.
         UnknownNameError: there is no such space.
         BudgetError: no schedule of the space is cheap enough.
     """
@@ -367,7 +372,7 @@ def make_space(
     if name not in SPACES:
         raise UnknownNameError("space", name, SPACES)
     each = any(option.replace(" ", "").startswith(f"context={EACH}") for option in options)
-    choices = _parse_choices(text, options)
+    choices = _parse_choices(text, options, layout.model, METHOD_CHOICES if offers is None else offers)
     if not count:
         return SPACES[name](layout, flops, budget, choices, each)
     if name != StagesSpace.name or not count.isdecimal() or len(count) > 4:
@@ -375,8 +380,10 @@ def make_space(
     return StagesSpace(layout, flops, budget, choices, each, int(count))
 
 
-def _parse_choices(text: str, options: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    choices = dict(DEFAULT_CHOICES)
+def _parse_choices(
+    text: str, options: Sequence[str], model: str, offers: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    choices = {name: tuple(c for c in usual if c in offers[name]) for name, usual in DEFAULT_CHOICES.items()}
     seen = set()
     for option in options:
         name, separator, listed = (piece.strip() for piece in option.partition("="))
@@ -394,6 +401,8 @@ def _parse_choices(text: str, options: Sequence[str]) -> dict[str, tuple[str, ..
             choices[name] = tuple(getattr(PruningMethod(**{name: choice}), name) for choice in names)
         except ScheduleError as error:
             raise SpaceError(f"space {text!r}: {error}") from None
+        if missing := [choice for choice in choices[name] if choice not in offers[name]]:
+            raise SpaceError(f"space {text!r}: {name}={missing[0]}: {model} offers {', '.join(offers[name])}")
     return choices
 
 

@@ -11,6 +11,7 @@ from ssm_models import (  # noqa: F401  (each registers its models)
     vssd,
 )
 from ssm_models.base import PrunableModel
+from ssm_models.bundle import load_bundle
 from ssm_models.checkpoints import build, load_checkpoint, read_checkpoint, save_checkpoint, weights_digest
 from ssm_models.flops import CostTable, cost_table, count_flops
 from ssm_models.registry import ModelInfo, create_model, list_models, model_info
@@ -25,6 +26,7 @@ __all__ = [
     "count_flops",
     "create_model",
     "list_models",
+    "load_bundle",
     "load_checkpoint",
     "model_info",
     "read_checkpoint",

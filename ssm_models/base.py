@@ -70,6 +70,16 @@ class PrunableModel(nn.Module, ABC):
         return self.layout.img_size
 
     @property
+    def offers(self) -> dict[str, tuple[str, ...]]:
+        """What a schedule may ask of the family, by choice of the method."""
+        return {
+            "reduction": self.reductions,
+            "importance": self.importances,
+            "alignment": self.alignments,
+            "context": self.contexts,
+        }
+
+    @property
     def schedule(self) -> PruningSchedule:
         """The schedule that the next forward pass obeys."""
         return self._schedule
@@ -83,16 +93,12 @@ class PrunableModel(nn.Module, ABC):
         """
         schedule = schedule or PruningSchedule()
         self.layout.check(schedule)
-        method = schedule.method
-        asked = [
-            ("reduction", method.reduction, self.reductions),
-            ("importance", method.importance, self.importances),
-            ("alignment", method.alignment, self.alignments),
-        ]
-        asked += [("context", context, self.contexts) for context in schedule.contexts]
-        for name, chosen, offered in asked:
-            if chosen not in offered:
-                raise ScheduleError(f"method {name}={chosen!r}: {self.model_name} offers {', '.join(offered)}")
+        asked = [(name, choice) for name, choice in schedule.method.as_dict().items() if name != "context"]
+        for name, choice in [*asked, *(("context", context) for context in schedule.contexts)]:
+            if choice not in self.offers[name]:
+                raise ScheduleError(
+                    f"method {name}={choice!r}: {self.model_name} offers {', '.join(self.offers[name])}"
+                )
         self._schedule = schedule
 
     @property
@@ -167,7 +173,7 @@ class PrunableModel(nn.Module, ABC):
             keep = torch.ones_like(positions, dtype=torch.bool)
             for cls in self.protected:
                 keep &= positions != cls
-            rest = positions[keep].view(len(positions), -1)
+            rest = positions[keep].view(positions.shape[0], -1)
             patches.append(rest - sum((rest > cls).long() for cls in self.protected))
         return patches
 
@@ -179,7 +185,7 @@ class PrunableModel(nn.Module, ABC):
     def first_view(self, images: Tensor, index: int = 0, aside: tuple[Tensor, ...] = ()) -> TokenView:
         """Return the view in which all tokens are kept, for block `index` (from 0), with what is set aside there."""
         method = self._schedule.method
-        seeds = image_seeds(images) if method.importance == "random" else images.new_zeros(len(images)).long()
+        seeds = image_seeds(images) if method.importance == "random" else images.new_zeros(images.shape[0]).long()
         return self._whole_view(self.layout.stage_of(index + 1), seeds, aside)
 
     def _whole_view(self, stage: int, seeds: Tensor, aside: tuple[Tensor, ...] = ()) -> TokenView:

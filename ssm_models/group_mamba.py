@@ -284,7 +284,7 @@ class GroupMamba(PrunableModel):
         """See `PrunableModel`."""
         here = self.layout.stages[stage]
         normed: Tensor = self.get_submodule(f"norm{stage + 1}")(x)
-        grid = normed.transpose(1, 2).reshape(len(x), -1, here.height, here.width)
+        grid = normed.transpose(1, 2).reshape(x.shape[0], -1, here.height, here.width)
         tokens: Tensor = self.get_submodule(f"patch_embed{stage + 2}")(grid)
         return tokens
 

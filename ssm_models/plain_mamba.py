@@ -83,7 +83,7 @@ def ways(view: TokenView, height: int, width: int) -> tuple[Tensor, Tensor]:
         return tokens[None], moves[None]
     steps = tokens.argsort(1)[:, view.seen].transpose(0, 1)  # at which each kept token is visited, (b, 4, K)
     steps, orders = steps.sort(2)
-    return orders, moves.expand(len(steps), -1, -1).gather(2, steps)
+    return orders, moves.expand(steps.shape[0], -1, -1).gather(2, steps)
 
 
 class PlainMambaMixer(nn.Module):

@@ -105,7 +105,7 @@ class TokenView:
         """Return (b, K) positions of the kept tokens, also while all are."""
         if self.positions is not None:
             return self.positions
-        return torch.arange(self.length, device=self.seeds.device).expand(len(self.seeds), -1)
+        return torch.arange(self.length, device=self.seeds.device).expand(self.seeds.shape[0], -1)
 
     def kept(self, x: Tensor) -> Tensor:
         """Return the kept tokens (b, K, D) of those that travel."""
@@ -140,7 +140,7 @@ class TokenView:
         """Return those that travel as the whole sequence (b, L, D), with zeros where nothing is left of one."""
         if self.travelling is None:
             return x
-        return x.new_zeros(len(x), self.length, x.shape[2]).scatter(1, _across(self.travelling, x), x)
+        return x.new_zeros(x.shape[0], self.length, x.shape[2]).scatter(1, _across(self.travelling, x), x)
 
     def in_sequence(self, x: Tensor) -> Tensor:
         """Return those that travel as a convolution over the sequence sees them: (b, T, D), or (b, L, D)."""
@@ -165,7 +165,7 @@ class TokenView:
 
         In memory the channels come last, as convolutions on the CPU and tensor cores like them.
         """
-        return self.spread(x).transpose(1, 2).reshape(len(x), -1, height, width)
+        return self.spread(x).transpose(1, 2).reshape(x.shape[0], -1, height, width)
 
     def from_grid(self, grid: Tensor) -> Tensor:
         """Return the tokens that the state sees, (b, S, D), of a grid (b, D, height, width)."""
@@ -222,7 +222,7 @@ class TokenView:
                 chain[depth] = stays
                 break
             if inner is not None:  # others stay in the set around too, and all that stay there move up
-                flags = stays.new_ones(len(stays), around[depth]).scatter(1, gone, 0)
+                flags = stays.new_ones(stays.shape[0], around[depth]).scatter(1, gone, 0)
                 order = flags.argsort(dim=1, descending=True, stable=True)
                 chain[depth] = order.argsort(dim=1).gather(1, stays)
                 stays = order[:, : around[depth] - gone.shape[1]]
@@ -338,4 +338,4 @@ def _among_scanned(view: TokenView, delta: Tensor) -> Tensor:
     if view.emit is None:
         return delta
     scanned = _count(view.seen, view.length)
-    return delta.new_zeros(len(delta), scanned, delta.shape[2]).scatter(1, _across(view.emit, delta), delta)
+    return delta.new_zeros(delta.shape[0], scanned, delta.shape[2]).scatter(1, _across(view.emit, delta), delta)

@@ -191,7 +191,7 @@ class Vim(PrunableModel):
     def embed(self, images: Tensor) -> Tensor:
         """See `PrunableModel`."""
         patches: Tensor = self.patch_embed(images).flatten(2).transpose(1, 2)
-        cls = self.cls_token.expand(len(images), -1, -1)
+        cls = self.cls_token.expand(images.shape[0], -1, -1)
         tokens = torch.cat([patches[:, : self.cls_index], cls, patches[:, self.cls_index :]], 1)
         return tokens + self.pos_embed
 

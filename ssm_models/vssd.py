@@ -314,7 +314,7 @@ class VSSD(PrunableModel):
     def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
         """See `PrunableModel`."""
         here = self.layout.stages[stage]
-        grid = x.transpose(1, 2).reshape(len(x), -1, here.height, here.width)
+        grid = x.transpose(1, 2).reshape(x.shape[0], -1, here.height, here.width)
         after: Tensor = self.layers[stage].get_submodule("downsample")(grid)
         return after.flatten(2).transpose(1, 2)
 

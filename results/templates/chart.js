@@ -5,7 +5,9 @@
   const data = JSON.parse(document.getElementById("chart-data").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const narrow = matchMedia("(max-width: 720px)");
-  let everything = false;
+  const timeline = document.querySelector(".timeline");
+  const last = data.front.concat(data.others).reduce((most, point) => Math.max(most, point.number + 1), 0);
+  let [everything, upto] = [false, last];
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   // Plotly reads tags in its labels; names from a study must not become any.
@@ -35,42 +37,48 @@
     return lines.concat(`dense, ${escape(dense.flops)}FLOPs`).join("<br>");
   }
 
+  // Where the browser has no WebGL, many points are elements as few are: slower, and all there.
+  const webgl = data.many && Boolean(document.createElement("canvas").getContext("webgl"));
+
+  // What no point up to then beats in both directions, cheapest first.
+  function frontUpTo(number) {
+    const then = data.front.concat(data.others).filter((point) => point.number < number);
+    const better = (a, b) => (yAxis.rising ? a > b : a < b);
+    then.sort((one, other) => one.x - other.x || (better(one.y, other.y) ? -1 : 1));
+    let best = yAxis.rising ? -Infinity : Infinity;
+    const found = new Set(then.filter((point) => better(point.y, best) && ((best = point.y), true)));
+    return { front: [...found], others: then.filter((point) => !found.has(point)) };
+  }
+
   function markers(name, points, marker, extra) {
     return Object.assign({
-      name, type: "scatter", mode: "markers", x: column(points, "x"), y: column(points, "y"), marker,
+      name, type: webgl && name === "evaluations" ? "scattergl" : "scatter", mode: "markers", x: column(points, "x"), y: column(points, "y"), marker,
       text: points.map(describe), customdata: column(points, "hash"), hovertemplate: "%{text}<extra></extra>",
     }, extra);
   }
 
   function traces() {
     const found = [];
-    if (data.others.length) {
-      found.push(markers("evaluations", data.others, { color: colour("faint"), size: 6, opacity: 0.75 }));
+    const early = upto < last;
+    const { front, others } = early ? frontUpTo(upto) : data;
+    if (others.length) {
+      found.push(markers("evaluations", others, { color: colour("faint"), size: 6, opacity: 0.75 }));
     }
     const marker = { color: colour("accent"), size: narrow.matches ? 8 : 9 };
-    found.push(markers(data.name, data.front, marker, {
+    found.push(markers(early ? `front after ${grouped(upto)}` : data.name, front, marker, {
       mode: data.line ? "lines+markers" : "markers", line: { shape: "hv", color: colour("accent"), width: 1.5 },
       error_y: {
         type: "data", symmetric: false, thickness: 1, width: 0, color: colour("accent"),
-        array: data.front.map((point) => (point.high === null ? 0 : point.high - point.y)),
-        arrayminus: data.front.map((point) => (point.low === null ? 0 : point.y - point.low)),
+        array: front.map((point) => (point.high === null ? 0 : point.high - point.y)),
+        arrayminus: front.map((point) => (point.low === null ? 0 : point.y - point.low)),
       },
     }));
-    const unconfirmed = data.front.filter((point) => point.unconfirmed);
+    const unconfirmed = front.filter((point) => point.unconfirmed);
     if (unconfirmed.length) {
       const hollow = { color: colour("surface"), size: marker.size, line: { color: colour("accent"), width: 1.5 } };
       found.push(markers("not confirmed", unconfirmed, hollow));
     }
-    if (data.tuned.length) {
-      const lift = { x: [], y: [] };
-      for (const point of data.tuned) {
-        lift.x.push(point.x, point.x, null);
-        lift.y.push(point.before, point.y, null);
-      }
-      found.push({
-        type: "scatter", mode: "lines", x: lift.x, y: lift.y, hoverinfo: "skip", showlegend: false,
-        line: { color: colour("warm"), width: 1, dash: "dot" },
-      });
+    if (data.tuned.length && !early) {
       found.push(markers("fine-tuned", data.tuned, { color: colour("warm"), size: 9, symbol: "diamond" }));
     }
     found.push({
@@ -106,10 +114,14 @@
       shapes: budget.map(({ x }) => (
         { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: colour("muted"), width: 1, dash: "dash" } }
       )),
-      annotations: budget.map(({ x, label }) => ({
+      annotations: budget.map(({ x, label }) => ({ // and from each score before fine-tuning an arrow to the one after
         x, yref: "paper", y: 0, text: escape(label), showarrow: false, textangle: -90,
         xanchor: "right", yanchor: "bottom", xshift: -2, yshift: 6, font: { color: colour("muted"), size: 12 },
-      })),
+      })).concat(upto < last ? [] : data.tuned.map((point) => ({
+        x: point.x, y: point.y, ax: point.x, ay: point.before, xref: "x", yref: "y", axref: "x", ayref: "y",
+        text: "", showarrow: true, arrowhead: 2, arrowsize: 1.1, arrowwidth: 1.4, standoff: 5,
+        arrowcolor: colour("warm"),
+      }))),
     };
   }
 
@@ -129,10 +141,30 @@
       draw();
     });
   }
-  // A click on a point of the front leads to its row in the table, where there is one.
+  if (timeline && last > 1) {
+    const [slider, output] = [timeline.querySelector("input"), timeline.querySelector("output")];
+    const tell = () => { output.value = upto < last ? `${grouped(upto)} of ${grouped(last)} evaluations` : `all ${grouped(last)} evaluations`; };
+    let waiting = false;
+    slider.max = String(last);
+    slider.value = String(last);
+    slider.addEventListener("input", () => {
+      upto = Number(slider.value);
+      tell();
+      if (waiting) return; // one drawing a frame, however fast the hand
+      waiting = true;
+      requestAnimationFrame(() => { waiting = false; draw(); });
+    });
+    tell();
+    timeline.hidden = false;
+  }
+  // A click on a point leads to its row: in the table of the front, or else in that of all.
   element.on("plotly_click", (event) => {
-    const row = document.getElementById(`row-${event.points[0].customdata}`);
-    if (!row) return;
+    const hash = event.points[0].customdata;
+    const row = document.getElementById(`row-${hash}`);
+    if (!row) {
+      document.dispatchEvent(new CustomEvent("evaluation", { detail: hash }));
+      return;
+    }
     document.querySelectorAll("tr.found").forEach((other) => other.classList.remove("found"));
     row.classList.add("found");
     row.scrollIntoView({ block: "center" });

@@ -72,7 +72,7 @@ def _devices() -> Iterator[Check]:
     import torch
 
     import ssm_models
-    from search.runner import available_cpus
+    from search.ray_session import available_cpus
     from ssm_models.scan.backends import available
 
     def scan_backend(device: str) -> tuple[str, bool]:
@@ -112,7 +112,7 @@ def _models() -> Check:
 
 
 def _ray() -> Check:
-    from search.runner import ray_session
+    from search.ray_session import ray_session
 
     scratch = Path(tempfile.mkdtemp(prefix="prunefront-"))
     try:

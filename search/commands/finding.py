@@ -1,4 +1,4 @@
-"""What a search found: `front`, `export`, `report` and `studies`."""
+"""What a search found: `front`, `report` and `studies`."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from results.metrics import METRICS
 from search.commands.options import (
     FRONT_COLUMNS,
     Database,
@@ -120,28 +119,6 @@ def _check_out(form: FrontFormat, out: Path | None) -> None:
         raise UsageError("--out takes --format csv, json or parquet")
 
 
-def export(
-    study: Study,
-    out: Annotated[Path, typer.Option(metavar="FILE.json", help="Where to write the schedule.")],
-    db: Database = None,
-    max_flops: MaxFlops = None,
-    min_top1: MinTop1 = None,
-) -> None:
-    """Write the most accurate schedule within the bounds as JSON."""
-    from results.export import export_schedule, write_json
-    from results.store import Store
-
-    check_top1(min_top1)
-    with Store.open(database(db)) as store:
-        found = store.study(study)
-        limit = flops_limit(max_flops, found.spec.dense_flops)
-        best = store.best(found, max_flops=limit, min_top1=min_top1)
-        write_json(out, export_schedule(best, found, _dense(store, found)))
-    label, confirmed = METRICS[best.metric].label, ", confirmed" if best.confirmed else ""
-    score = f"{label} {best.standing.top1:.4f}{confirmed}"
-    say(f"wrote {out}: {best.schedule.text or 'dense'}, {score}, {best.flops_ratio:.3f} of dense FLOPs")
-
-
 def report(
     study: Study,
     out: Annotated[Path, typer.Option(metavar="FILE.html", help="Where to write the page.")],
@@ -155,14 +132,14 @@ def report(
     with Store.open(database(db)) as store:
         found = store.study(study)
         evaluations = store.evaluations(found, done_only=False)
-        best, dense = store.front(found), _dense(store, found)
+        best, dense, finetunes = store.front(found), _dense(store, found), store.finetunes(found)
     shown: Sequence[TokenPicture] = []
     if best and pictures:
         try:
             shown = token_pictures(found, chosen(best), pictures)
         except (PrunefrontError, OSError) as error:
             say(f"warning: without pictures of tokens: {error}")
-    write_report(out, found, evaluations, shown, dense_confirmed=dense)
+    write_report(out, found, evaluations, shown, dense_confirmed=dense, finetunes=finetunes)
     say(f"wrote {out}")
 
 

@@ -54,7 +54,7 @@ def finetune(
     epochs: Epochs,
     out: Out,
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE.json]", help="A schedule that `export` wrote.", show_default=False)
+        Path | None, typer.Argument(metavar="FILE.json", help="A schedule that `export` wrote.", show_default=False)
     ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="D", help="As for `search`. Default: the study's.", show_default=False)

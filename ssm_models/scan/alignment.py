@@ -21,9 +21,9 @@ def skipped(positions: Tensor, length: int, reverse: bool) -> Tensor:
         (b, K); before the first token scanned, the state is zero and the count has no effect.
     """
     if reverse:
-        after = torch.cat([positions[:, 1:], positions.new_full((len(positions), 1), length)], 1)
+        after = torch.cat([positions[:, 1:], positions.new_full((positions.shape[0], 1), length)], 1)
         return after - positions - 1
-    before = torch.cat([positions.new_full((len(positions), 1), -1), positions[:, :-1]], 1)
+    before = torch.cat([positions.new_full((positions.shape[0], 1), -1), positions[:, :-1]], 1)
     return positions - before - 1
 
 

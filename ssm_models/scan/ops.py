@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssm_models.scan import backends
+from ssm_models.scan import backends, traced
 
 
 @torch.library.custom_op("prunefront::selective_scan", mutates_args=())
@@ -137,6 +137,10 @@ def channel_last_scan(
     _check(u, delta, A, B, C, flags)
     if orders is not None:
         _check_orders(u, C, orders, B_orders, flags)
+    if torch.compiler.is_exporting():  # whoever runs the graph does not know the operator
+        return traced.forward(
+            u, delta, A, B, C, D, z, delta_bias, gap, emit, orders, B_orders, delta_softplus, flags
+        )  # fmt: skip
     name = backends.choose(u, backend)
     out: Tensor = _scan(
         u, delta, A, B, C, D, z, delta_bias, gap, emit, orders, B_orders, delta_softplus, flags, name

@@ -10,7 +10,7 @@ import pytest
 from results.store import Store
 from tests.faults.processes import PATIENCE, arguments, family, running, wait_until
 
-TRIALS = 300
+TRIALS = 120
 
 
 def recorded_by(path: Path) -> dict[int, int]:

@@ -1,12 +1,15 @@
 """The pages: what stands in them, that nothing is fetched or executed, and how a real browser shows them."""
 
 import base64
+import csv
+import inspect
 import io
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from results import Confirmation, Evaluation, Study, StudySpec
+from results import Confirmation, Evaluation, FineTune, Study, StudySpec
 from results.charts import FrontChart, tokens_by_block
 from results.intervals import wilson_interval
+from results.listing import listing
 from results.pictures import TILE, TokenPicture, tiles
 from results.plot import plot_front
 from results.report import Cost, Profile, Summary, reproducing_commands, write_report
+from search.cli import app
 from spaces import PruningSchedule, Stage, TokenLayout
 from spaces.errors import PrunefrontError, UsageError
 
@@ -54,7 +59,7 @@ def confirmed(make_spec: MakeSpec, evaluations: list[Evaluation]) -> tuple[Study
     }
     stopped = [replace(evaluations[-2], schedule=PruningSchedule.parse(f"{i}:0.2"), state="stopped") for i in (1, 2)]
     found = [replace(e, confirmed=scores.get(e.hash)) for e in evaluations]
-    return Study(1, NOW, make_spec(), 12, 1, 2, 4), [*found, *stopped]
+    return Study(1, NOW, make_spec(), 12, 1, 2, confirmed=4), [*found, *stopped]
 
 
 def make_picture(label: str = "seven") -> TokenPicture:
@@ -130,14 +135,42 @@ def test_a_study_without_evaluations_has_a_page(tmp_path: Path, make_spec: MakeS
 
 def test_the_commands_reproduce_the_study(make_spec: MakeSpec) -> None:
     study = Study(1, NOW, make_spec(name="it's mine", checkpoint="/models/a b.safetensors"))
-    search, report = reproducing_commands(study, 40)
+    search, front, export, report = reproducing_commands(study, 40)
     assert search.startswith("prunefront search --model vim_nano --data embedded --flops-budget 0.8 --trials 40 ")
     assert """--study 'it'"'"'s mine'""" in search
     assert "--checkpoint '/models/a b.safetensors'" in search
     assert report.endswith("--out report.html")
+    assert front.startswith("prunefront front --study ") and export.endswith("--out schedule.json")
     assert "--objective" not in search
-    other, _ = reproducing_commands(Study(1, NOW, make_spec(objectives=("loss", "latency"))), 40)
+    other, *_ = reproducing_commands(Study(1, NOW, make_spec(objectives=("loss", "latency"))), 40)
     assert other.endswith("--objective loss --objective latency")
+
+
+def test_what_was_fine_tuned_is_exported_and_fine_tuned_again(
+    make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    point = make_evaluation("3:0.8;context=freeze")
+    config = {"lr": 0.001, "batch_size": 32, "seed": 5}
+    record = FineTune(point.hash, 0.95, 0.2, 7, 1000, 60.0, "out/a b/model.safetensors", "f" * 64, config)
+    study = Study(1, NOW, make_spec(checkpoint="w.pth"))
+    _, _, export, finetune, _ = reproducing_commands(study, 40, [(point, record)])
+    assert export == f"prunefront export --study digits --schedule '3:0.8;context=freeze' --out {point.hash}.json"
+    assert finetune == (
+        f"prunefront finetune {point.hash}.json --data embedded --checkpoint w.pth --epochs 7 --seed 5 --lr 0.001 "
+        "--batch-size 32 --out 'out/a b' --study digits"
+    )
+
+
+def test_the_commands_are_commands(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+    point = make_evaluation()
+    record = FineTune(point.hash, 0.95, 0.2, 7, 1000, 60.0, "out/m.safetensors", "f" * 64, {"lr": 0.001, "seed": 5})
+    offered = {command.name or command.callback.__name__: command.callback for command in app.registered_commands}
+    for line in reproducing_commands(Study(1, NOW, make_spec(checkpoint="w")), 40, [(point, record)]):
+        _, name, *words = shlex.split(line)
+        names = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+        hints = inspect.signature(offered[name]).parameters
+        flags = {flag for p in hints.values() for flag in re.findall(r"--([a-z0-9-]+)", str(p.annotation))}
+        assert names <= {*hints, *(flag.replace("-", "_") for flag in flags)}, line
 
 
 def test_the_cost_adds_up(evaluations: list[Evaluation]) -> None:
@@ -148,6 +181,26 @@ def test_the_cost_adds_up(evaluations: list[Evaluation]) -> None:
     assert cost.stopped == 0
     stopped = replace(evaluations[0], state="stopped", seconds=0.1)
     assert (Cost.of([*evaluations, stopped]).stopped, Cost.of([stopped]).median) == (1, None)
+
+
+def test_the_cost_in_cpu_time_images_and_pace(make_evaluation: MakeEvaluation) -> None:
+    times = [NOW + timedelta(seconds=s) for s in (0, 10, 20, 20_000, 20_010)]  # with a night's rest
+    ran = [make_evaluation(f"{i + 1}:0.5", finished_at=time, number=i) for i, time in enumerate(times)]
+    ran[1] = replace(ran[1], state="stopped", images=250)
+    cost = Cost.of(ran, images=1000, cpus=4)
+    assert (cost.cpu_seconds, cost.images, cost.spared) == (10.0, 4250, 0.15)
+    assert cost.hourly == pytest.approx(360)
+    assert (Cost.of([]).hourly, Cost.of([]).spared) == (None, 0.0)
+
+
+def test_the_listing_has_every_evaluation_once(evaluations: list[Evaluation]) -> None:
+    columns = listing(evaluations, {evaluations[0].hash})
+    assert {len(column) for column in columns.values()} == {13}
+    assert columns["hash"] == [e.hash for e in evaluations]
+    assert [columns["state"][i] for i in (0, 1, 12)] == ["front", "done", "OOM"]
+    assert columns["top1"][12] is None and columns["tuned"][3] == 0.97
+    low, high = wilson_interval(0.9, 1000)
+    assert (columns["low"][0], columns["high"][0]) == (low, high)
 
 
 def test_numbers_above_the_bars_have_room(make_evaluation: MakeEvaluation) -> None:
@@ -249,6 +302,11 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
+def is_complaint(message: Any) -> bool:
+    """Whether the page itself is to blame: what a graphics driver says of its speed is not."""
+    return message.type in ("error", "warning") and not message.text.startswith("[.WebGL")
+
+
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     """Open a file at a width; whatever the page complains of, or tries to fetch, fails the test at its end."""
@@ -258,7 +316,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     def opened(path: Path, width: int, scheme: str = "light") -> Any:
         page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
         pages.append(page)
-        page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("console", lambda m: complaints.append(m.text) if is_complaint(m) else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else complaints.append(r.url))
         page.goto(path.as_uri())
@@ -391,3 +449,95 @@ def test_the_plot_page_renders(
 def test_an_empty_study_renders(open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec) -> None:
     write_report(tmp_path / "report.html", Study(1, NOW, make_spec()), [])
     assert points(open_page(tmp_path / "report.html", 390)) == [1], "the dense model alone"
+
+
+def test_the_front_over_time(
+    open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
+) -> None:
+    numbered = [replace(e, number=i) for i, e in enumerate(reversed(evaluations))]  # the front comes last
+    write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 12, 1), numbered)
+    page = open_page(tmp_path / "report.html", 1280)
+    slider = page.locator("#upto")
+    assert (slider.get_attribute("max"), page.text_content(".timeline output")) == ("13", "all 13 evaluations")
+    assert page.locator("#chart .annotation-arrow-g path").count() > 0, "fine-tuning is an arrow"
+    slider.fill("8")
+    assert page.text_content(".timeline output") == "8 of 13 evaluations"
+    page.wait_for_function("document.getElementById('chart').data[1].name === 'front after 8'")
+    drawn = page.evaluate("document.getElementById('chart').data.map(trace => trace.customdata || [])")
+    early = [e for e in numbered if e.number < 8 and e.state == "done"]
+    front = {e.hash for e in early if not any(o.flops <= e.flops and o.top1 > e.top1 for o in early)}
+    assert (set(drawn[1]), set(drawn[0])) == (front, {e.hash for e in early} - front)
+    slider.press("End")
+    page.wait_for_function("document.getElementById('chart').data[1].name.startsWith('Pareto front')")
+    assert points(page) == [7, 5, 1, 1]
+
+
+def test_the_table_of_all_sorts_filters_copies_and_is_found(
+    open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
+) -> None:
+    write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 12, 1), evaluations)
+    page = open_page(tmp_path / "report.html", 1280)
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+
+    def hashes() -> list[str]:
+        return page.evaluate("[...document.querySelectorAll('#all tbody tr')].map(row => row.dataset.hash)")
+
+    assert hashes() == [e.hash for e in evaluations], "as they were recorded"
+    heading = page.locator("#all th", has_text="Top-1")
+    heading.locator("button").press("Enter")
+    ranked = sorted(evaluations[:12], key=lambda e: -(e.top1 or 0))
+    assert hashes() == [*(e.hash for e in ranked), evaluations[12].hash], "what failed stands last"
+    assert heading.get_attribute("aria-sort") == "descending"
+    heading.locator("button").click()
+    assert hashes()[0] == evaluations[11].hash and hashes()[-1] == evaluations[12].hash
+    page.fill("#all-filter", "FRONT 0.7")
+    assert set(hashes()) == {e.hash for e in evaluations[:5]}
+    page.click("#all-copy")
+    page.wait_for_function("window.copied")
+    rows = list(csv.DictReader(io.StringIO(page.evaluate("window.copied"))))
+    assert {row["schedule"] for row in rows} == {e.schedule.text for e in evaluations[:5]}
+    page.evaluate(f"document.dispatchEvent(new CustomEvent('evaluation', {{ detail: '{evaluations[7].hash}' }}))")
+    assert page.get_attribute("#all tr.found", "data-hash") == evaluations[7].hash
+    page.click("[data-copy=commands]")
+    page.wait_for_function("window.copied.startsWith('prunefront search')")
+
+
+def test_ten_thousand_evaluations(
+    open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    random = np.random.default_rng(0)
+    costs, noise = random.uniform(400_000, 800_000, 10_000), random.uniform(0, 0.3, 10_000)
+    many = [
+        make_evaluation(f"{i % 11 + 1}:0.{i + 1:05}", int(cost), 0.95 * (cost / 800_000) ** 0.3 - lost, number=i)
+        for i, (cost, lost) in enumerate(zip(costs.tolist(), noise.tolist(), strict=True))
+    ]
+    write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 10_000), many)
+    assert (tmp_path / "report.html").stat().st_size < 16_000_000
+    page = open_page(tmp_path / "report.html", 390)
+    assert page.evaluate("document.querySelectorAll('*').length") < 6000, "most are no elements"
+    assert page.evaluate("document.getElementById('chart').data[0].x.length") > 9000
+    assert page.locator("#chart .no-webgl").count() == 0
+    page.evaluate("document.getElementById('front').scrollIntoView({behavior: 'instant'})")
+    there = page.evaluate(
+        """() => {
+          const chart = document.getElementById("chart");
+          const [{ xaxis, yaxis }, { x, y }] = [chart._fullLayout, chart.data[0]];
+          const i = x.findIndex((value, i) => y[i] > yaxis.range[0] + 1 && y[i] < 60 && value > 0.6);
+          const box = chart.getBoundingClientRect();
+          return [box.x + xaxis._offset + xaxis.d2p(x[i]), box.y + yaxis._offset + yaxis.d2p(y[i])];
+        }"""
+    )
+    page.mouse.move(*there)
+    page.wait_for_selector("#chart .hovertext")
+    assert "of dense" in page.text_content("#chart .hovertext")
+    for title in ("Top-1", "Share", "Schedule"):
+        heading = page.locator("#all th", has_text=title)
+        if heading.is_visible():
+            heading.locator("button").click()
+        assert page.locator("#all tbody tr").count() == 25
+    page.fill("#all-filter", many[4321].hash)
+    assert page.text_content("#all-count").startswith("1–1 of 1 ")
+    page.fill("#all-filter", "")
+    page.click("#all-on")
+    assert page.text_content("#all-count").startswith("26–50 of 10,000")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390

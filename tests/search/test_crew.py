@@ -1,7 +1,12 @@
 """Two workers on Ray Train: what one process would get, and errors in one line."""
 
+import os
+import queue
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +14,11 @@ import psutil
 import pytest
 import torch
 
+from search import crew as crews
 from search.crew import Crew
 from search.data import ImageData, open_data
 from search.distillation import Distillation
-from search.finetuning import FineTuneResult, finetune_model, finetune_recipe
+from search.finetuning import FineTuneResult, FineTuning, finetune_model, finetune_recipe
 from search.recipe import Pace
 from search.subject import open_model
 from spaces import PruningSchedule, errors
@@ -90,14 +96,74 @@ def test_two_begin_and_one_ends_with_what_one_would_get(two: Crew, data: ImageDa
         assert torch.allclose(a, b, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_what_goes_wrong_in_a_worker_is_one_line(two: Crew, data: ImageData, tmp_path: Path) -> None:
-    crew = Crew(2, checkpoint="random")  # other weights than the driver's
-    crew._open, crew._started = two._open, two._started
-    with pytest.raises(errors.TrainingError, match=r"weights is .* there and .* at the driver") as caught:
-        run(data, tmp_path, crew)
-    assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+class Here:
+    """Stands in for Ray Train: one worker, in this process."""
+
+    def __init__(self, work: Any, train_loop_config: dict[str, Any], **rest: Any) -> None:
+        self.fit = lambda: work(train_loop_config)
+
+
+class Messages(queue.SimpleQueue[Any]):
+    def __init__(self, actor_options: Any) -> None:
+        super().__init__()
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        try:
+            return super().get(timeout=timeout)
+        except queue.Empty:
+            raise crews.Empty from None
+
+    def shutdown(self) -> None:
+        pass
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Crew:
+    """A crew without Ray."""
+    monkeypatch.setattr(crews, "TorchTrainer", Here)
+    monkeypatch.setattr(crews, "Queue", Messages)
+    monkeypatch.setattr(crews.ray, "cluster_resources", lambda: {"CPU": 64.0})
+    monkeypatch.setattr(Crew, "_start", lambda self: None)
+    return Crew(1)
+
+
+class TestErrors:
+    def test_of_a_worker_that_differs(self, here: Crew, data: ImageData, tmp_path: Path) -> None:
+        model = open_model("vim_nano", None, data)
+        job = FineTuning("3:0.5", RECIPE, Distillation(), str(tmp_path), None, Pace(), None)
+        work = replace(here.work(job, model, model, data), checkpoint="random")
+        with pytest.raises(
+            errors.TrainingError, match=r"node .*: weights is .* there and .* at the driver"
+        ) as caught:
+            here.run(work, tmp_path, None)
+        assert "\n" not in str(caught.value)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_of_a_folder_that_is_not_shared(self, here: Crew, data: ImageData, tmp_path: Path) -> None:
+        model = open_model("vim_nano", None, data)
+        job = FineTuning("3:0.5", RECIPE, Distillation(), str(tmp_path / "elsewhere"), None, Pace(), None)
+        with pytest.raises(errors.TrainingError, match="is not the driver's folder there; name one that all nodes"):
+            here.run(here.work(job, model, model, data), tmp_path, None)
+
+    def test_of_ray_itself(self, here: Crew, tmp_path: Path) -> None:
+        def work(log: Any) -> None:
+            raise RuntimeError("a node is gone\nand this is where")
+
+        with pytest.raises(errors.TrainingError, match=r"^Ray Train: a node is gone$"):
+            here.run(work, tmp_path, None)
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+    def test_a_signal_ends_it(self, here: Crew, tmp_path: Path, number: int, code: type[BaseException]) -> None:
+        done = threading.Event()
+
+        def work(log: Any) -> None:
+            os.kill(os.getpid(), number)
+            done.wait()
+
+        with pytest.raises(code):
+            here.run(work, tmp_path, None)
+        done.set()
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_crew_that_makes_no_sense(data: ImageData) -> None:

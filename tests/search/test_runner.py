@@ -2,7 +2,6 @@
 
 import ipaddress
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ from search.cli import run
 from search.config import SearchConfig
 from search.worker import unpack
 from spaces import PruningSchedule
-from spaces.errors import PrunefrontError, SearchError, UsageError
+from spaces.errors import UsageError
 
 SEARCH = ["search", "--model", "vim_nano", "--data", "embedded", "--images", "40"]
 CONFIRM = ["--confirm-images", "80"]
@@ -287,26 +286,6 @@ def test_an_evaluation_that_nothing_can_hold_is_refused(monkeypatch: pytest.Monk
         runner._workers(config(gpus_per_trial=1.0))
     with pytest.raises(UsageError, match="asks for 8 CPUs"):
         runner._workers(config(cpus_per_trial=8))
-
-
-@pytest.mark.parametrize(
-    ("address", "error", "words"),
-    [
-        ("somewhere", UsageError, "expected HOST:PORT"),
-        ("host:port", UsageError, "expected HOST:PORT"),
-        ("127.0.0.1:1", SearchError, "nobody answers"),
-        ("ray://127.0.0.1:1", UsageError, "run it on a node of the cluster"),
-    ],
-)
-def test_a_cluster_that_does_not_answer_is_named_at_once(
-    address: str, error: type[PrunefrontError], words: str
-) -> None:
-    with pytest.raises(error, match=words):
-        runner.check_address(address)
-
-
-def test_cpus_are_counted() -> None:
-    assert 1 <= runner.available_cpus() <= (os.cpu_count() or 1)
 
 
 def config(**changes: object) -> SearchConfig:

@@ -150,6 +150,14 @@ def test_malformed_spaces(text, error):
         make_space(text, LAYOUT, flops, FlopsBudget(0.9))
 
 
+def test_what_a_model_does_not_offer_is_left_out_and_refused_where_it_is_asked_for():
+    offers = {"importance": ("clip",), "alignment": ("on",), "reduction": ("prune",), "context": ("drop", "freeze")}
+    budget = FlopsBudget(0.9)
+    assert make_space("stages", LAYOUT, flops, budget, offers).choices["context"] == ("drop", "freeze")
+    with pytest.raises(SpaceError, match=f"alignment=off: {LAYOUT.model} offers on"):
+        make_space("stages;alignment=on,off", LAYOUT, flops, budget, offers)
+
+
 def test_a_budget_below_what_the_space_reaches():
     with pytest.raises(BudgetError, match="cheapest schedule"):
         make_space("stages", LAYOUT, flops, FlopsBudget(0.05))

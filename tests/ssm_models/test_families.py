@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from itertools import cycle
 
 import pytest
@@ -50,6 +51,9 @@ def offered(model: PrunableModel, method: str) -> bool:
         and chosen.alignment in model.alignments
     )
 
+
+# GroupMamba's last block scans the mean alone: nothing decays before the first token.
+WITHOUT_EFFECT = "post_network.*.A_logs"
 
 METHODS = [
     "",
@@ -219,7 +223,7 @@ def test_gradients_reach_every_weight(any_model: PrunableModel, method: str) -> 
     any_model(pictures(any_model)).square().sum().backward()
     for name, parameter in any_model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().max() > 0, name
+        assert (parameter.grad.abs().max() > 0) != fnmatch(name, WITHOUT_EFFECT), name
 
 
 def test_a_schedule_that_does_not_fit_changes_nothing(any_model: PrunableModel) -> None:

@@ -1,0 +1,168 @@
+"""The model card of a bundle: what the model is, how well it does, where it comes from, how it is loaded."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from results.metrics import METRICS
+from results.records import FineTune
+
+
+def model_card(
+    form: Mapping[str, Any],
+    preprocessing: Mapping[str, Any],
+    digest: str,
+    *,
+    finetune: FineTune | None = None,
+    measured: bool = True,
+    exports: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Return the card as Markdown, with the fields that model hubs read at its head.
+
+    Args:
+        form: what `export_schedule` gives.
+        preprocessing: the images that the model expects, in timm's words.
+        digest: SHA-256 of the weights.
+        finetune: the fine-tuning that the weights come from; None: they are those of the search, or others.
+        measured: whether the figures of `form` are of these weights, or of those that they were fine-tuned from.
+        exports: of each exported file the fields of its comparison with the model, `target`, `runtime`, …
+    """
+    metrics, provenance = form["metrics"], form["provenance"]
+    schedule = provenance["schedule"] or "none: the dense model"
+    task = METRICS[metrics["metric"]].task
+    parts = [
+        f"---\nlicense: unknown\nlibrary_name: prunefront\npipeline_tag: image-{task}\n"
+        f"tags:\n- image-{task}\n- token-pruning\n- state-space-model\n---",
+        f"# {_text(form['model'])} at {metrics['flops_ratio']:.3f} of its FLOPs",
+        f"`{_code(form['model'])}` for {form['num_classes']} classes, under a token-pruning schedule that "
+        f"prunefront found: {_code_span(schedule)}. “5:0.8” means: after block 5 keep a share of 0.8 of the current "
+        "patch tokens.",
+        "## Figures",
+        _figures(metrics, finetune) if measured else _not_measured(),
+        "## How to load it",
+        _loading(exports),
+        "## Images",
+        _table(["", ""], [[_text(name), _code_span(value)] for name, value in preprocessing.items()]),
+    ]
+    if exports:
+        rows = [
+            [
+                _text(one["target"]),
+                _text(one["runtime"]),
+                f"{one['max_difference']:.2g} (logits up to {one['largest_logit']:.3g})",
+                f"{100 * one['same_answers']:.1f} % of {one['images']}",
+            ]
+            for one in exports
+        ]
+        parts += ["## Exports", _table(["file", "runtime", "largest difference of a logit", "same answers"], rows)]
+    parts += [
+        "## Where it comes from",
+        _table(["", ""], _provenance(provenance, digest, finetune)),
+        "## Licence",
+        "The licence of the weights is not known to prunefront. It is that of whoever trained them, and may depend "
+        "on the images that they were trained on. State it here before you pass them on.",
+        "## Limits",
+        "The figures are of the images named above and of no others. A schedule is found for these weights and "
+        "images: with other ones search again.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(metrics: Mapping[str, Any], finetune: FineTune | None) -> str:
+    kind = "confirmed" if metrics["confirmed"] else "as the search measured it"
+    low, high = metrics["top1_low"], metrics["top1_high"]
+    interval = "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f} at 95 %)"
+    rows = [
+        ["dense model", "1", f"{100 * metrics['dense_top1']:.2f} %", ""],
+        [
+            f"under the schedule, weights untouched, {kind}",
+            f"{metrics['flops_ratio']:.3f}",
+            f"{100 * metrics['top1']:.2f} %{interval}",
+            str(metrics["images"]),
+        ],
+    ]
+    if finetune is not None:
+        rows.append(
+            [
+                f"**this model: fine-tuned for {finetune.epochs} epochs**",
+                f"{metrics['flops_ratio']:.3f}",
+                f"**{100 * finetune.top1:.2f} %**",
+                str(finetune.images),
+            ]
+        )
+    flops = f"One image takes {metrics['flops']:,} FLOPs, scans included; the dense model {metrics['dense_flops']:,}."
+    return _table(["", "FLOPs of dense", METRICS[metrics["metric"]].label, "images"], rows) + "\n\n" + flops
+
+
+def _not_measured() -> str:
+    return (
+        "None. The weights were given by hand and are neither those of the study nor of a fine-tuning that it "
+        "records; nothing was measured with them."
+    )
+
+
+def _loading(exports: Sequence[Mapping[str, Any]]) -> str:
+    code = [
+        "import ssm_models, timm",
+        "",
+        'model = ssm_models.load_bundle("DIR")  # checks every file; the schedule is set',
+        'model = timm.create_model("local-dir:DIR", pretrained=True).eval()  # the same through timm',
+    ]
+    targets = {one["target"] for one in exports}
+    if "pt2" in targets:
+        code += ["", "import torch", 'program = torch.export.load("DIR/model.pt2").module()  # needs torch alone']
+    if "onnx" in targets:
+        code += [
+            "",
+            "import onnxruntime",
+            'session = onnxruntime.InferenceSession("DIR/model.onnx")',
+            'session.run(None, {"images": images})',
+        ]
+    return "```python\n" + "\n".join(code) + "\n```"
+
+
+def _provenance(provenance: Mapping[str, Any], digest: str, finetune: FineTune | None) -> list[list[str]]:
+    rows = [["weights SHA-256", _code_span(digest)]]
+    if finetune is not None:
+        rows += [
+            ["fine-tuned", f"{finetune.epochs} epochs in {finetune.seconds:.0f} s"],
+            ["from weights", _code_span(provenance["weights_digest"])],
+        ]
+    names = {
+        "study": "study",
+        "hash": "schedule's hash",
+        "origin": "proposed by",
+        "data": "data",
+        "data_digest": "data SHA-256",
+        "confirm_split": "confirmed on",
+        "confirm_digest": "its SHA-256",
+        "budget": "budget",
+        "space": "space",
+        "sampler": "sampler",
+        "seed": "seed",
+        "evaluated": "evaluated",
+    }
+    rows += [[label, _code_span(provenance[name])] for name, label in names.items() if provenance[name] is not None]
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    return [*rows, ["versions", _code_span(versions)]]
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _text(value: object) -> str:
+    """A name as a name: no Markdown, no HTML, one line."""
+    return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>()#+!|&$~" else letter for letter in _line(value))
+
+
+def _code(value: object) -> str:
+    return _line(value).replace("`", "'").replace("|", "¦")
+
+
+def _code_span(value: object) -> str:
+    return f"`{_code(value)}`"
+
+
+def _line(value: object) -> str:
+    return " ".join(str(value).split())

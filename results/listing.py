@@ -1,0 +1,34 @@
+"""All evaluations of a study as columns, for a page's table."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from results.objectives import share_interval
+from results.records import Evaluation
+
+
+def listing(evaluations: Sequence[Evaluation], front: Collection[str]) -> dict[str, list[Any]]:
+    """Return columns of equal length; shares in 0..1, None where there is no value.
+
+    Args:
+        evaluations: in any state.
+        front: hashes of those on the front.
+    """
+    done = [e.state == "done" for e in evaluations]
+    ends = [share_interval(e, "top1") or (None, None) for e in evaluations]
+    return {
+        "number": [e.number for e in evaluations],
+        "state": [
+            "front" if e.hash in front else e.failure or "failed" if e.state == "failed" else e.state
+            for e in evaluations
+        ],
+        "top1": [e.standing.top1 if ok else None for e, ok in zip(evaluations, done, strict=True)],
+        "low": [low for low, _ in ends],
+        "high": [high for _, high in ends],
+        "tuned": [e.finetuned_top1 for e in evaluations],
+        "share": [e.flops_ratio for e in evaluations],
+        "images": [e.standing.images for e in evaluations],
+        "origin": [e.origin for e in evaluations],
+        "schedule": [e.schedule.text for e in evaluations],
+        "hash": [e.hash for e in evaluations],
+    }

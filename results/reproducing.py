@@ -1,0 +1,58 @@
+"""The command lines that repeat a study, from what it records of itself."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+
+from results.records import Evaluation, FineTune, Study
+
+
+def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evaluation, FineTune]] = ()) -> list[str]:
+    """Return the command lines that search this study again, fine-tune what was fine-tuned, and write its page.
+
+    Args:
+        study: the study.
+        trials: evaluations recorded in all.
+        tuned: points with the fine-tuning that each had.
+    """
+    spec = study.spec
+    search: dict[str, object] = {
+        "--model": spec.model,
+        "--data": spec.data,
+        "--flops-budget": spec.budget,
+        "--trials": trials,
+        "--study": spec.name,
+        "--space": spec.space,
+        "--sampler": spec.sampler,
+        "--images": spec.images,
+        "--seed": spec.seed,
+    }
+    for name in ("race_error", "confirm_images", "confirm_split"):
+        if (value := spec.config.get(name)) is not None:
+            search[f"--{name.replace('_', '-')}"] = value
+    weights = {} if spec.checkpoint is None else {"--checkpoint": spec.checkpoint}
+    search |= weights
+    if set(spec.objectives) != {"top1", "flops"}:
+        search["--objective"] = spec.objectives
+    named: dict[str, object] = {"--study": spec.name}
+    commands = [_command("search", search), _command("front", named)]
+    for point, record in tuned:
+        file = f"{point.hash}.json"
+        commands.append(_command("export", {**named, "--schedule": point.schedule.text, "--out": file}))
+        recipe = {"--epochs": record.epochs}
+        for name, option in (("seed", "--seed"), ("lr", "--lr"), ("batch_size", "--batch-size")):
+            if (value := record.config.get(name)) is not None:
+                recipe[option] = value
+        out = {"--out": str(PurePath(record.checkpoint).parent)}
+        commands.append(_command(f"finetune {file}", {"--data": spec.data, **weights, **recipe, **out, **named}))
+    if not tuned:
+        commands.append(_command("export", {**named, "--out": "schedule.json"}))
+    return [*commands, _command("report", {**named, "--out": "report.html"})]
+
+
+def _command(name: str, options: Mapping[str, object]) -> str:
+    words = ["prunefront", name]
+    for key, value in options.items():
+        for each in value if isinstance(value, tuple) else (value,):
+            words += [key, shlex.quote(str(each))]
+    return " ".join(words)

@@ -1,0 +1,22 @@
+// Copies text; where the browser lets no page into the clipboard, it says so.
+const copyText = (function () {
+  "use strict";
+  async function copy(text, button) {
+    const before = button.dataset.label || button.textContent;
+    button.dataset.label = before;
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "The browser forbids copying";
+    }
+    setTimeout(() => { button.textContent = before; }, 1600);
+  }
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", () => {
+      const lines = [...document.getElementById(button.dataset.copy).querySelectorAll("code")];
+      copy(lines.map((line) => line.textContent).join("\n"), button);
+    });
+  }
+  return copy;
+})();

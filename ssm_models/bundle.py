@@ -1,0 +1,203 @@
+"""A bundle: a folder with all that a finished model needs, weights, schedule and preprocessing, and their digests.
+
+    model.safetensors     weights
+    schedule.json         the schedule under which they run, as `export` writes it
+    preprocessing.json    the images that the model expects, in timm's words
+    config.json           timm's: `timm.create_model("local-dir:DIR", pretrained=True)`
+    README.md             the model card
+    bundle.json           the format, and the SHA-256 of every other file
+
+A digest tells damage and mix-ups from what was written; it does not tell who wrote it.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from spaces import PruningSchedule
+from spaces.errors import ExportError
+from ssm_models.base import PrunableModel
+from ssm_models.checkpoints import load_checkpoint, save_checkpoint
+from ssm_models.registry import create_model
+
+FORMAT = "prunefront.bundle"
+VERSION = 1
+MANIFEST = "bundle.json"
+WEIGHTS, SCHEDULE, PREPROCESSING, CONFIG, CARD = (
+    "model.safetensors",
+    "schedule.json",
+    "preprocessing.json",
+    "config.json",
+    "README.md",
+)
+_MOST_JSON = 10_000_000  # bytes; guards against hostile files
+
+
+@contextmanager
+def building(directory: str | Path) -> Iterator[Path]:
+    """Give a folder to fill; when all went well it gets its digests and appears whole as `directory`.
+
+    Raises:
+        ExportError: `directory` holds anything but an older bundle, which is replaced, or cannot be written.
+    """
+    target = Path(directory).resolve()
+    _check_replaceable(target)
+    folder = target.with_name(f".{target.name[:40]}.{uuid4().hex[:8]}.part")
+    try:
+        folder.mkdir()
+        try:
+            yield folder
+            _write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, "files": _digests(folder)})
+            _check_replaceable(target)
+            if target.exists():
+                shutil.rmtree(target)
+            folder.replace(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # it is gone if all went well
+    except OSError as error:
+        raise ExportError(f"bundle {directory}: cannot be written: {error.strerror or error}") from None
+
+
+def write_parts(folder: Path, model: PrunableModel, schedule: Mapping[str, Any]) -> None:
+    """Write weights, schedule, preprocessing and timm's configuration into a folder that is `building`.
+
+    Args:
+        folder: as `building` gives it.
+        model: with its weights and under its schedule.
+        schedule: the JSON form of that schedule, with whatever else `export` writes of it.
+
+    Raises:
+        CheckpointError: the weights cannot be written.
+    """
+    height, width = model.img_size
+    assert PruningSchedule.from_dict(dict(schedule)) == model.schedule
+    save_checkpoint(model, folder / WEIGHTS, {"model": model.model_name, "img_size": json.dumps([height, width])})
+    _write_json(folder / SCHEDULE, schedule)
+    _write_json(folder / PREPROCESSING, model.pretrained_cfg)
+    sizes = {"num_classes": model.num_classes, "img_size": [height, width]}
+    _write_json(
+        folder / CONFIG,
+        {
+            "architecture": model.model_name,
+            "num_classes": model.num_classes,
+            "model_args": {**sizes, "schedule": model.schedule.text},
+            "pretrained_cfg": {name: value for name, value in model.pretrained_cfg.items() if name != "architecture"},
+        },
+    )
+
+
+def load_bundle(directory: str | Path) -> PrunableModel:
+    """Return the model of a bundle with its weights, under its schedule, in evaluation mode.
+
+    `model.pretrained_cfg` says how images are to be prepared.
+
+    Raises:
+        ExportError: no bundle, or one of which a file is missing, damaged or of another format.
+        ScheduleError, UnknownNameError, CheckpointError: its parts do not fit one another, or this version.
+    """
+    folder = Path(directory)
+    check_bundle(folder)
+    config = _read_json(folder / CONFIG)
+    args = config.get("model_args")
+    name = config.get("architecture")
+    if not isinstance(name, str) or not isinstance(args, dict):
+        raise ExportError(f"bundle {folder}: {CONFIG} names no architecture and model_args")
+    height, width = _sides(args.get("img_size"), folder)
+    classes = args.get("num_classes")
+    if type(classes) is not int or not 0 < classes <= 1_000_000:
+        raise ExportError(f"bundle {folder}: {CONFIG}: num_classes is {classes!r}")
+    model = create_model(name, classes, (height, width))
+    load_checkpoint(model, folder / WEIGHTS)
+    model.set_schedule(PruningSchedule.from_file(folder / SCHEDULE))
+    given = _read_json(folder / PREPROCESSING)
+    model.pretrained_cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return model.eval()
+
+
+def check_bundle(folder: Path) -> None:
+    """Compare every file with its digest.
+
+    Raises:
+        ExportError: no bundle, a newer one, or a file that is missing or not what was written.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ExportError(f"bundle {folder}: no {MANIFEST} in it: not a bundle, or not a whole one")
+    files = _files(_read_json(folder / MANIFEST), folder)
+    for needed in (WEIGHTS, SCHEDULE, PREPROCESSING, CONFIG):
+        if needed not in files:
+            raise ExportError(f"bundle {folder}: {MANIFEST} does not list {needed}")
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ExportError(f"bundle {folder}: {name} is missing")
+        if _sha256(path) != digest:
+            raise ExportError(f"bundle {folder}: {name} is not what was written: its SHA-256 differs")
+
+
+def _files(manifest: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    if manifest.get("format") != FORMAT:
+        raise ExportError(f"bundle {folder}: format is {manifest.get('format')!r}, expected {FORMAT!r}")
+    version = manifest.get("version")
+    if type(version) is not int or version < 1:
+        raise ExportError(f"bundle {folder}: version is {version!r}, expected {VERSION}")
+    if version > VERSION:
+        raise ExportError(f"bundle {folder}: version {version} is newer than {VERSION}; upgrade prunefront")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise ExportError(f"bundle {folder}: {MANIFEST} lists no files")
+    for name in files:
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise ExportError(f"bundle {folder}: {MANIFEST} lists {name!r}, which is not the name of a file in it")
+    return files
+
+
+def _check_replaceable(target: Path) -> None:
+    """Raise an ExportError unless nothing is lost when a bundle takes the place of `target`."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ExportError(f"bundle {target}: is a file; name a folder")
+    found = {path.name for path in target.iterdir()}
+    if not found:
+        return
+    known = {MANIFEST, *_files(_read_json(target / MANIFEST), target)} if MANIFEST in found else set()
+    if others := sorted(found - known):
+        raise ExportError(f"bundle {target}: holds {others[0]!r}, which is of no bundle; name a new folder")
+
+
+def _sides(size: object, folder: Path) -> tuple[int, int]:
+    if isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= 100_000 for side in size):
+        return size[0], size[1]
+    raise ExportError(f"bundle {folder}: {CONFIG}: img_size is {size!r}, expected [height, width]")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            raise ExportError(f"{path}: larger than {_MOST_JSON} bytes")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ExportError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data

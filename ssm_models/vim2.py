@@ -276,10 +276,10 @@ register(
     ModelInfo(
         "vim2_nano",
         ViM2,
-        ViM2Config(16, (2, 6), patch=2, states=4, group=4),
+        ViM2Config(16, (2, 6, 2), patch=2, states=4, group=4),
         img_size=32,
         num_classes=10,
         crop_pct=1.0,
-        description="8 token mixers and 4 channel mixers in two stages, widths 16 and 32, for small images",
+        description="10 token mixers and 5 channel mixers in three stages, widths 16 to 64, for small images",
     )
 )

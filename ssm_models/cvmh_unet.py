@@ -268,7 +268,7 @@ class CVMHUNet(PrunableModel):
         return as_tokens(expanding(self.fused(stage, x, aside[-1]), (after.height, after.width)))
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Give each pixel its logits, (b, classes, H, W); beyond the last whole patch they are the neighbours'."""
+        """Give each pixel its logits, (b, classes, H, W); those beyond the last patch have their neighbours'."""
         grid = self.fused(len(self.stages) - 1, x, view.aside[-1])
         logits: Tensor = self.head(self.last(grid, self.img_size))
         (height, width), (there, across) = self.img_size, logits.shape[2:]

@@ -276,7 +276,7 @@ register(
     ModelInfo(
         "vim2_nano",
         ViM2,
-        ViM2Config(16, (2, 6, 2), patch=2, states=4, group=4),
+        ViM2Config(16, (2, 6, 2), patch=2, states=8, group=8),
         img_size=32,
         num_classes=10,
         crop_pct=1.0,

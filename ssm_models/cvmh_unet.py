@@ -83,7 +83,7 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        hidden = max(1, dim // 16)
+        hidden = max(4, dim // 16)  # of two units, both may be dead
         self.layers = nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, dim, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 # make quickstart   install, search on the embedded images, write quickstart/report.html
 # make docs         the documentation as a site, build/docs
-# make test         install if needed, run the tests, on two cores
+# make test         install if needed, run the tests, three files at a time
 PYTHON ?= python3
 BIN := .venv/bin
 DB := sqlite:///quickstart/prunefront.db
@@ -30,7 +30,7 @@ quickstart: install
 	@echo "  $(BIN)/prunefront finetune quickstart/schedule.json --data embedded --epochs 2 --out quickstart/finetuned --study quickstart --db $(DB)"
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TYPES: Mapping[str, str] = {
     **dict.fromkeys(("flops", "images", "search_images", "number"), "Int64"),
     **dict.fromkeys(("confirmed",), "boolean"),
-    **dict.fromkeys(("schedule", "hash", "state", "failure", "error", "origin"), "string"),
+    **dict.fromkeys(("schedule", "hash", "state", "failure", "error", "origin", "metric"), "string"),
     **dict.fromkeys(("top1", "loss", "flops_ratio", "latency_ms", "finetuned_top1", "top1_low"), "Float64"),
     **dict.fromkeys(("top1_high", "search_top1", "latency_ratio", "agreement", "estimate", "seconds"), "Float64"),
 }

@@ -47,10 +47,9 @@ def test_each_difference_is_named(subject: Subject, study_url: str, field: str, 
 
 def test_every_part_of_the_identity_is_a_fact_of_the_study(subject: Subject) -> None:
     assert subject.spec().keys() >= IDENTITY.keys()
-    unnamed = {"name", "layout", "data", "checkpoint", "budget", "dense_flops", "versions", "config"}
-    assert (
-        subject.spec().keys() - IDENTITY.keys() == unnamed
-    )  # that follow from it, or say nothing of what is measured
+    unnamed = {"name", "layout", "data", "checkpoint", "budget", "dense_flops", "metric", "versions", "config"}
+    # These follow from it, or say nothing of what is measured.
+    assert subject.spec().keys() - IDENTITY.keys() == unnamed
 
 
 def test_all_differences_are_named_at_once(subject: Subject, study_url: str) -> None:

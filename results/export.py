@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from results.metrics import METRICS
 from results.objectives import objective_value, share_interval
 from results.records import Confirmation, Evaluation, Study
 from spaces.errors import PrunefrontError, UsageError
@@ -118,17 +119,19 @@ def best_evaluation(
     top1, best = min(affordable, key=lambda one: (-one[0], one[1].flops))
     if min_top1 is not None and top1 < min_top1:
         bound = "" if max_flops is None else f" at no more than {max_flops} FLOPs"
+        label = METRICS[best.metric].label
         raise UsageError(
-            f"no schedule has a top-1 of at least {min_top1:g}{bound}: the best is {_describe(best, top1)}; "
+            f"no schedule has a {label} of at least {min_top1:g}{bound}: the best is {_describe(best, top1)}; "
             "lower --min-top1"
         )
     return best
 
 
 def _describe(evaluation: Evaluation, top1: float) -> str:
+    label = METRICS[evaluation.metric].label
     return (
         f"{evaluation.schedule.text or 'the dense model'} "
-        f"({evaluation.flops} FLOPs, {evaluation.flops_ratio:.3f} of dense, top-1 {top1:.4f})"
+        f"({evaluation.flops} FLOPs, {evaluation.flops_ratio:.3f} of dense, {label} {top1:.4f})"
     )
 
 

@@ -107,9 +107,9 @@ class PrunableModel(nn.Module, ABC):
         """The blocks in order, over all stages."""
 
     @property
-    @abstractmethod
     def protected(self) -> tuple[int, ...]:
-        """Positions of the protected tokens in the sequence."""
+        """Positions of the protected tokens in the sequence; none where a family has no cls token."""
+        return ()
 
     @abstractmethod
     def scan_channels(self, index: int) -> tuple[int, ...]:

@@ -34,7 +34,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
@@ -43,6 +42,7 @@ from ssm_models.base import PrunableModel
 from ssm_models.depthwise import at_kept
 from ssm_models.grid_fusion import MFMS, PatchExpanding, as_grid, as_tokens
 from ssm_models.importance import Signals
+from ssm_models.layers import init_linear
 from ssm_models.pruning import TokenView, take
 from ssm_models.registry import ModelInfo, register
 from ssm_models.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
@@ -212,21 +212,12 @@ class CVMHUNet(PrunableModel):
         self.expanding = nn.ModuleList([PatchExpanding(width, width // 2, 2) for width in widths[1:]])
         self.last = PatchExpanding(widths[0], widths[0] // 4, patch)
         self.head = nn.Conv2d(widths[0] // 4, num_classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear(self)
 
     @property
     def blocks(self) -> Sequence[Any]:
         """See `PrunableModel`."""
         return [block for stage in self.stages for block in stage.children()]
-
-    @property
-    def protected(self) -> tuple[int, ...]:
-        """None: there is no cls token."""
-        return ()
 
     def scan_channels(self, index: int) -> tuple[int, ...]:
         """See `PrunableModel`."""

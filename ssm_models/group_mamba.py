@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
@@ -31,7 +30,7 @@ from ssm_models.base import PrunableModel
 from ssm_models.cross_scan import directional_scan
 from ssm_models.depthwise import at_kept, at_seen
 from ssm_models.importance import Signals
-from ssm_models.layers import a_log, dt_projection
+from ssm_models.layers import MLP, a_log, dt_projection, init_linear
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
 from ssm_models.ways import CROSS
@@ -168,20 +167,6 @@ class GroupMambaBlock(nn.Module):
         return view.update(x, self.drop_path(self.mlp(self.norm2(x), view))), signals
 
 
-class MLP(nn.Module):
-    """Two linear layers with GELU between them."""
-
-    def __init__(self, dim: int, ratio: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, ratio * dim)
-        self.fc2 = nn.Linear(ratio * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (b, L, D) of x (b, L, D)."""
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
-
-
 class ClassBlock(nn.Module):
     """The block that the mean of the tokens goes through, as a grid of one token."""
 
@@ -254,22 +239,13 @@ class GroupMamba(PrunableModel):
         self.post_network = nn.ModuleList([ClassBlock(dim, config)])
         self.head = nn.Linear(dim, num_classes)
         self.dist_head = nn.Linear(dim, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear(self)
 
     @property
     def blocks(self) -> Sequence[Any]:
         """See `PrunableModel`."""
         stages = range(1, len(self.config.depths) + 1)
         return [block for stage in stages for block in self.get_submodule(f"block{stage}").children()]
-
-    @property
-    def protected(self) -> tuple[int, ...]:
-        """None: there is no cls token."""
-        return ()
 
     def scan_channels(self, index: int) -> tuple[int, ...]:
         """See `PrunableModel`."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 
@@ -36,6 +37,29 @@ class MambaConfig:
     def rank(self) -> int:
         """Width of the low-rank Δ projection."""
         return math.ceil(self.dim / 16)
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, dim: int, ratio: int = 4) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, ratio * dim)
+        self.fc2 = nn.Linear(ratio * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, L, D) of x (b, L, D)."""
+        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return y
+
+
+def init_linear(network: nn.Module) -> None:
+    """Draw the weights of all linear layers from a normal distribution of deviation 0.02, cut off; biases are 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def dt_projection(rank: int, channels: int) -> nn.Linear:

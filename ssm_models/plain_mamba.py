@@ -227,11 +227,6 @@ class PlainMamba(PrunableModel):
         """See `PrunableModel`."""
         return list(self.backbone.layers)
 
-    @property
-    def protected(self) -> tuple[int, ...]:
-        """None: there is no cls token."""
-        return ()
-
     def scan_channels(self, index: int) -> tuple[int, ...]:
         """See `PrunableModel`."""
         return (self.config.inner,)

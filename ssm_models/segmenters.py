@@ -5,10 +5,10 @@ whole, whatever a schedule prunes in between.
 """
 
 import torch.nn.functional as F
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from ssm_models.grid_fusion import as_grid
+from ssm_models.layers import init_linear
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
 from ssm_models.vmamba import VMamba, VMambaConfig
@@ -28,10 +28,7 @@ class VMambaSegmenter(VMamba):
         self.heads = nn.ModuleList(
             [nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes)) for width in (*widths, widths[-1])]
         )
-        for module in self.heads.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_linear(self.heads)
 
     def set_aside(self, stage: int, x: Tensor, aside: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """See `PrunableModel`."""

@@ -38,14 +38,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
-from ssm_models.layers import a_log, dt_projection, precise
+from ssm_models.layers import a_log, dt_projection, init_linear, precise
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
 from ssm_models.scan import channel_last_scan
@@ -210,21 +209,12 @@ class ViM2(PrunableModel):
             layer.downsample = nn.Identity() if last else PatchMerging(dim)
             self.layers.append(layer)
         self.classifier = nn.Sequential(OrderedDict(norm=nn.LayerNorm(dim), head=nn.Linear(dim, num_classes)))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear(self)
 
     @property
     def blocks(self) -> Sequence[Any]:
         """See `PrunableModel`."""
         return [block for layer in self.layers for block in layer.get_submodule("blocks").children()]
-
-    @property
-    def protected(self) -> tuple[int, ...]:
-        """None: there is no cls token."""
-        return ()
 
     def scan_channels(self, index: int) -> tuple[int, ...]:
         """See `PrunableModel`."""

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
@@ -28,7 +27,7 @@ from ssm_models.base import PrunableModel
 from ssm_models.cross_scan import directional_scan
 from ssm_models.depthwise import at_seen
 from ssm_models.importance import Signals
-from ssm_models.layers import a_log, dt_projection
+from ssm_models.layers import a_log, dt_projection, init_linear
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
 from ssm_models.ways import CROSS, Direction
@@ -226,21 +225,12 @@ class VMamba(PrunableModel):
             self.layers.append(nn.Sequential(parts))
         last = config.width(len(config.depths) - 1)
         self.classifier = nn.Sequential(OrderedDict(norm=nn.LayerNorm(last), head=nn.Linear(last, num_classes)))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear(self)
 
     @property
     def blocks(self) -> Sequence[Any]:
         """See `PrunableModel`."""
         return [block for layer in self.layers for block in layer.get_submodule("blocks").children()]
-
-    @property
-    def protected(self) -> tuple[int, ...]:
-        """None: there is no cls token."""
-        return ()
 
     def scan_channels(self, index: int) -> tuple[int, ...]:
         """See `PrunableModel`."""

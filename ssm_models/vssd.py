@@ -29,14 +29,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
-from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
 from ssm_models.depthwise import at_kept, at_seen
 from ssm_models.importance import Signals
-from ssm_models.layers import precise
+from ssm_models.layers import MLP, init_linear, precise
 from ssm_models.pruning import TokenView, take
 from ssm_models.registry import ModelInfo, register
 
@@ -183,20 +182,6 @@ class VSSDBlock(nn.Module):
         return at_kept(x, conv.weight, conv.bias, view)
 
 
-class MLP(nn.Module):
-    """Two linear layers with GELU between them."""
-
-    def __init__(self, dim: int, ratio: int = 4) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, ratio * dim)
-        self.fc2 = nn.Linear(ratio * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (b, L, D) of x (b, L, D)."""
-        y: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return y
-
-
 class ConvLayer(nn.Module):
     """Convolution, then batch norm and ReLU where the authors have them."""
 
@@ -286,21 +271,12 @@ class VSSD(PrunableModel):
             self.layers.append(VSSDStage([VSSDBlock(dim, mixer, next(rates)) for mixer in mixers], dim, last))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linear(self)
 
     @property
     def blocks(self) -> Sequence[Any]:
         """See `PrunableModel`."""
         return [block for layer in self.layers for block in layer.get_submodule("blocks").children()]
-
-    @property
-    def protected(self) -> tuple[int, ...]:
-        """None: there is no cls token."""
-        return ()
 
     def scan_channels(self, index: int) -> tuple[int, ...]:
         """None: nothing is scanned."""

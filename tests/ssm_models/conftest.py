@@ -15,6 +15,7 @@ import ssm_models
 from spaces import PruningMethod
 from ssm_models import PrunableModel
 from ssm_models.pruning import TokenView
+from ssm_models.ways import CROSS
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 
@@ -118,3 +119,14 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(REFERENCE))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return REFERENCE
+
+
+def held_on_the_ways(past: Tensor, fates: Sequence[str], height: int, width: int) -> list[Tensor]:
+    """Return the gap sums (S, d) of past (4, L, d) along each way."""
+    columns = torch.arange(height * width).view(height, width).T.flatten().tolist()
+    found = []
+    for k, direction in enumerate(CROSS):
+        way = columns if direction.columns else list(range(height * width))
+        seen = [place for place, t in enumerate(way) if t in places(fates, *NESTED[1])]
+        found.append(gap_sums(past[k][way], seen, direction.reverse))
+    return found

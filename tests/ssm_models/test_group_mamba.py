@@ -16,8 +16,7 @@ from torch import Tensor
 import ssm_models
 from spaces.schedule import ALIGNMENT
 from ssm_models.group_mamba import GroupMambaConfig, GroupMambaLayer
-from ssm_models.ways import CROSS
-from tests.ssm_models.conftest import NESTED, fates_of_a_batch, gap_sums, places, view_of
+from tests.ssm_models.conftest import NESTED, fates_of_a_batch, held_on_the_ways, places, view_of
 
 SIZES = {  # parameters, keys and GFLOPs of the authors' models
     "group_mamba_tiny": (23_361_917, 1266, 4.67),
@@ -90,17 +89,6 @@ def slow(
         projected.append(group.out_proj(gated[-1]))
     mixed = torch.cat(projected, -1) * layer.skip_scale * x[kept] * weights
     return torch.stack(deltas), torch.cat(gated, -1), layer.proj(layer.norm(mixed))
-
-
-def held_on_the_ways(past: Tensor, fates: Sequence[str], height: int, width: int) -> list[Tensor]:
-    """Return the gap sums (S, d) of past (4, L, d) along each way."""
-    columns = torch.arange(height * width).view(height, width).T.flatten().tolist()
-    found = []
-    for k, direction in enumerate(CROSS):
-        way = columns if direction.columns else list(range(height * width))
-        seen = [place for place, t in enumerate(way) if t in places(fates, *NESTED[1])]
-        found.append(gap_sums(past[k][way], seen, direction.reverse))
-    return found
 
 
 @settings(max_examples=40, deadline=None)

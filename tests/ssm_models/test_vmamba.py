@@ -18,8 +18,16 @@ from spaces import PruningSchedule
 from spaces.ratios import canonical
 from spaces.schedule import ALIGNMENT
 from ssm_models.vmamba import SS2D, VMamba, VMambaConfig
-from ssm_models.ways import CROSS
-from tests.ssm_models.conftest import KEPT, NESTED, fates_of_a_batch, gap_sums, pictures, places, shaken, view_of
+from tests.ssm_models.conftest import (
+    KEPT,
+    NESTED,
+    fates_of_a_batch,
+    held_on_the_ways,
+    pictures,
+    places,
+    shaken,
+    view_of,
+)
 
 SIZES = {  # parameters and keys of the authors' models
     "vmamba_tiny_s1l8": (30_249_064, 276),
@@ -107,17 +115,6 @@ def slow(
     if mixer.gated:
         y = y * F.silu(uz[:, inner:])
     return deltas, outputs, {t: mixer.out_proj(y[t]) for t in kept}
-
-
-def held_on_the_ways(past: Tensor, fates: Sequence[str], height: int, width: int) -> list[Tensor]:
-    """Return the gap sums (S, D) of past (4, L, D) along each way."""
-    columns = torch.arange(height * width).view(height, width).T.flatten().tolist()
-    found = []
-    for k, direction in enumerate(CROSS):
-        way = columns if direction.columns else list(range(height * width))
-        seen = [place for place, t in enumerate(way) if t in places(fates, *NESTED[1])]
-        found.append(gap_sums(past[k][way], seen, direction.reverse))
-    return found
 
 
 @settings(max_examples=40, deadline=None)

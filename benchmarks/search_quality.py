@@ -30,7 +30,7 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ import torch
 
 import ssm_models
 from results import Evaluation, hypervolume
-from results.records import Confirmation
+from results.records import Confirmation, News
 from search.data import open_data
 from search.evaluator import Entry, Evaluator, Metrics
 from search.samplers import make_sampler
@@ -194,22 +194,43 @@ def plain(name: str) -> Callable[[Bed, str, int], Trace]:
 
 
 class Memory:
-    """A study's evaluations in memory."""
+    """A study's evaluations in memory, for one driver alone; nothing is confirmed."""
 
     def __init__(self) -> None:
         self.evaluations: dict[str, Evaluation] = {}
+
+    def claim(self, evaluations: Sequence[Evaluation], trials: int) -> set[str]:
+        """Grant what is new, as far as the total allows."""
+        new = [e.hash for e in evaluations if e.hash not in self.evaluations]
+        return set(new[: trials - len(self.evaluations)])
+
+    def take_over(self, most: int, trials: int) -> list[Evaluation]:
+        """Return none: nobody else is at work."""
+        return []
+
+    def retry(self, schedule_hash: str) -> bool:
+        """Allow it."""
+        return True
 
     def record(self, evaluation: Evaluation) -> bool:
         """Keep it."""
         self.evaluations[evaluation.hash] = evaluation
         return True
 
+    def news(self) -> News:
+        """Return none: all that finished was recorded here."""
+        return News([], elsewhere=0, waiting=0)
+
     def evaluation(self, schedule_hash: str) -> Evaluation | None:
         """Look it up."""
         return self.evaluations.get(schedule_hash)
 
+    def confirmation(self, schedule_hash: str) -> Confirmation | None:
+        """Return none."""
+        return None
+
     def confirm(self, confirmation: Confirmation) -> None:
-        """Nothing is confirmed here."""
+        """Forget it."""
 
 
 def ours(name: str, sampler_name: str, brood: int = 1, race: bool = True) -> Callable[[Bed, str, int], Trace]:

@@ -59,7 +59,7 @@ def decide(
                     top1=found.top1,
                     loss=found.loss,
                     images=found.images,
-                    outcomes=pack(found.outcomes),
+                    outcomes=None if found.outcomes is None else pack(found.outcomes),
                 )
             )
     return time.process_time() - began, standing, images

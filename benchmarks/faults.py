@@ -136,7 +136,7 @@ def drive(arguments: list[str]) -> int:
                 file.write("".join(f"{json.dumps(text)}\n" for text in self._task["schedules"]))
             return super().step()
 
-    runner.EvaluationTrainable = Counted  # type: ignore[misc]
+    vars(runner)["EvaluationTrainable"] = Counted
     return cli.run(arguments)
 
 

@@ -89,12 +89,12 @@ def milliseconds(run: Callable[[], object], rounds: int) -> float:
         run()
     times = []
     for _ in range(rounds):
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         began.record()
         run()
         ended.record()
         ended.synchronize()
-        times.append(began.elapsed_time(ended))
+        times.append(float(began.elapsed_time(ended)))
     return statistics.median(times)
 
 

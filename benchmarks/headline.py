@@ -229,6 +229,7 @@ def main() -> None:
     if a.epochs:
         train = a.data if a.train_images is None else some_images(a.data, a.train_images, a.out)
         jobs = [(i, (a, train, row, seed)) for seed in range(a.seeds) for i, row in enumerate(rows)]
+        jobs.sort(key=lambda job: "=" in job[1][2].name)  # the ablations last
         with ProcessPoolExecutor(a.jobs) as pool:
             for (i, _), found in zip(jobs, pool.map(tuned, [job for _, job in jobs]), strict=True):
                 after[i].append(found)

@@ -25,7 +25,8 @@ _STEP = 0.5  # by which the logarithm of a hyperparameter is tried larger and sm
 class Features:
     """Schedules as points: what the kernel takes to be near, in one place.
 
-    The first group holds the share of tokens that is left after each block. Then comes a group for each choice of the
+    The first group holds the logarithm of the share of tokens that is left after each block: to keep half of few
+    tokens matters as to keep half of many. Then comes a group for each choice of the
     method that is open, which holds the share that is gone, in the slots of the option that was chosen. So two
     methods lie as far apart as they prune, and where nothing is pruned they are one.
 
@@ -51,7 +52,7 @@ class Features:
         """Return the schedule's point, of shape (features,)."""
         left = np.array(self._layout.tokens(schedule)) / self._grids
         chosen = schedule.method.as_dict()
-        parts = [left]
+        parts = [np.log(left)]
         for name, options in self._choices.items():
             if name == "context":
                 gone = self._gone_by_context(schedule, left)

@@ -21,11 +21,11 @@ def distance(one: str, other: str) -> float:
     return float(np.linalg.norm(point(one) - point(other)))
 
 
-def test_the_first_group_is_the_share_left_after_each_block() -> None:
+def test_the_first_group_is_the_logarithm_of_the_share_left_after_each_block() -> None:
     assert [group.stop - group.start for group in FEATURES.groups] == [6, 18, 12]  # what is fixed is no feature
     assert len(FEATURES.depths) == len(point("")) == 36
     left = point("2:0.5,5:0.2")[FEATURES.groups[0]] * np.sqrt(6)
-    assert left == pytest.approx([1, 0.5, 0.5, 1, 0.2, 0.2])  # the second stage has its grid back
+    assert np.exp(left) == pytest.approx([1, 0.5, 0.5, 1, 0.2, 0.2])  # the second stage has its grid back
 
 
 def test_methods_differ_by_as_much_as_they_prune() -> None:

@@ -395,7 +395,7 @@ def ceiling(a: argparse.Namespace, found: list[Trace]) -> None:
         entries = [Entry(PruningSchedule.parse(text)) for _, text in some]
         held = [100 * m.top1 for m in bed.rest.evaluate_brood(entries) if isinstance(m, Metrics)]
         print(
-            f"\n{mode}: of {len(done)} schedules at -41.6 % or below that were tried in all, the {len(some)} best have "
+            f"\n{mode}: of {len(done)} schedules that were tried at -41.6 % or below the {len(some)} best have "
             f"{100 * some[-1][0]:.1f} to {100 * some[0][0]:.1f} % on their own images, and held out "
             f"{median(held):.1f} % ({min(held):.1f} to {max(held):.1f})"
         )

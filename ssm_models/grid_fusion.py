@@ -108,7 +108,7 @@ class PatchExpanding(nn.Module):
 
 def as_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return tokens (b, H · W, C) as a grid (b, C, H, W)."""
-    return x.transpose(1, 2).unflatten(2, grid)
+    return x.transpose(1, 2).reshape(x.shape[0], -1, *grid)
 
 
 def as_tokens(grid: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ class ViM2(PrunableModel):
     def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
         """See `PrunableModel`."""
         here = self.layout.stages[stage]
-        grid = self.leave(stage, x).transpose(1, 2).unflatten(2, (here.height, here.width))
+        grid = self.leave(stage, x).transpose(1, 2).reshape(x.shape[0], -1, here.height, here.width)
         after: Tensor = self.layers[stage].get_submodule("downsample")(grid)
         return after.flatten(2).transpose(1, 2)
 

@@ -1,16 +1,17 @@
 """Studies and evaluations made up for the tests of `results`."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from results.records import Evaluation, StudySpec
+from results.records import Confirmation, Evaluation, Study, StudySpec
 from results.store import Store
 from spaces import PruningSchedule, Stage, TokenLayout
 from tests.results.engines import postgresql
+from tests.results.shown import EVIL, NOW, MakeEvaluation, MakeSpec
 
 DENSE = 1_000_000
 
@@ -96,3 +97,28 @@ def make_evaluation() -> Callable[..., Evaluation]:
         return Evaluation(**(values | changes))
 
     return make
+
+
+@pytest.fixture
+def evaluations(make_evaluation: MakeEvaluation) -> list[Evaluation]:
+    """Twelve done, five of them on the front, one fine-tuned, one hopeless, and one failed."""
+    front = [
+        make_evaluation(f"{i + 1}:0.5,9:0.7;context=freeze", 400_000 + 60_000 * i, 0.9 + 0.012 * i, number=i)
+        for i in range(5)
+    ]
+    front[3] = make_evaluation("4:0.5,9:0.7;context=freeze", 580_000, 0.936, number=3, finetuned_top1=0.97)
+    rest = [make_evaluation(f"{i + 1}:0.4", 500_000 + 30_000 * i, 0.85 - 0.01 * i, number=5 + i) for i in range(6)]
+    hopeless = make_evaluation("1:0.1", 450_000, 0.1, number=11)
+    failed = make_evaluation("2:0.1", top1=None, state="failed", failure="OOM", error=EVIL, number=12)
+    return [*front, *rest, hopeless, failed]
+
+
+@pytest.fixture
+def confirmed(make_spec: MakeSpec, evaluations: list[Evaluation]) -> tuple[Study, list[Evaluation]]:
+    """A study of which three points of the front are confirmed, and two more were stopped."""
+    scores = {
+        e.hash: Confirmation(e.hash, (e.top1 or 0.0) - 0.01, 0.3, 0.9, 5000, 1.0, 1.0, 0.8) for e in evaluations[:3]
+    }
+    stopped = [replace(evaluations[-2], schedule=PruningSchedule.parse(f"{i}:0.2"), state="stopped") for i in (1, 2)]
+    found = [replace(e, confirmed=scores.get(e.hash)) for e in evaluations]
+    return Study(1, NOW, make_spec(), 12, 1, 2, confirmed=4), [*found, *stopped]

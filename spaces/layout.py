@@ -1,6 +1,7 @@
 """What a search must know of a model: its blocks, its tokens, and which of them are protected."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from spaces.errors import ScheduleError
@@ -41,17 +42,17 @@ class TokenLayout:
     stages: tuple[Stage, ...]
     protected: int = 0
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """Blocks over all stages."""
         return sum(stage.blocks for stage in self.stages)
 
-    @property
+    @cached_property
     def ends(self) -> tuple[int, ...]:
         """The last block of each stage, counted from 1."""
         return tuple(accumulate(stage.blocks for stage in self.stages))
 
-    @property
+    @cached_property
     def places(self) -> tuple[int, ...]:
         """The blocks, counted from 1, after which a search may prune: some later block works on what is kept."""
         return tuple(block for block in range(1, self.depth) if block not in self.ends)

@@ -125,9 +125,11 @@ class SearchSpace(ABC):
         least = self.least_of(method)
         target = least + float(values["target"]) * (self.limit - least)
         shape = self._decode(values)
-        found = self._reached(shape, target, method)
-        if self.each and found.flops > self.limit:  # in the steps' own contexts the budget is out of reach
-            shape = [place._replace(context=None) for place in shape]
+        if self.each:
+            found = self._reached(shape, target, method)
+            if found.flops <= self.limit:
+                return found.schedule
+            shape = [place._replace(context=None) for place in shape]  # in their own contexts it is out of reach
         return self.weakest(shape, target, method)
 
     def _method(self, chosen: Mapping[str, str]) -> PruningMethod:

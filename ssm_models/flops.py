@@ -298,14 +298,15 @@ class CostTable:
     def by_block(self, schedule: PruningSchedule) -> list[int]:
         """Return the FLOPs of each block, with those of the pruning step or of the way to the next stage after it."""
         layout, method, found = self._model.layout, schedule.method, list[int]()
-        contexts = dict(zip((step.after for step in schedule.steps), schedule.contexts, strict=True))
+        steps = zip(schedule.steps, schedule.contexts, strict=True)
+        contexts = {step.after: context for step, context in steps if layout.prunes(step.after)}
         left = layout.tokens(schedule)
         for stage, end in enumerate(layout.ends):
             length = layout.stages[stage].tokens + layout.protected
             load = _Load(length, (length, length, length))
             memo = self._memo.setdefault((method, load), {})
             for index in range(len(found), end):
-                context = contexts.get(index + 1) if layout.prunes(index + 1) else None
+                context = contexts.get(index + 1)
                 like, kept = self._like[index], left[index] + layout.protected
                 key = (like, context, kept)
                 if key not in memo:

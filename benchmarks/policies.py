@@ -27,7 +27,8 @@ from spaces import PruningSchedule
 from spaces.schedule import ALIGNMENT
 from ssm_models import CostTable, PrunableModel, importance, plain_mamba, vim
 from ssm_models import scan as scan_operator
-from ssm_models.pruning import TokenView, take
+from ssm_models.pruning import TokenView
+from ssm_models.rows import take
 
 MIXER = plain_mamba.PlainMambaMixer
 

@@ -43,8 +43,9 @@ from ssm_models.depthwise import at_kept
 from ssm_models.grid_fusion import MFMS, PatchExpanding, as_grid, as_tokens
 from ssm_models.importance import Signals
 from ssm_models.layers import init_linear
-from ssm_models.pruning import TokenView, take
+from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
+from ssm_models.rows import take
 from ssm_models.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
 from ssm_models.ways import Direction
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssm_models.pruning import TokenView, take
+from ssm_models.pruning import TokenView
+from ssm_models.rows import take
 
 
 def at_seen(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, everywhere: bool = False) -> Tensor:

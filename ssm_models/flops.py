@@ -37,11 +37,11 @@ CONVENTIONS = ("full", "published")
 _FREE_ATEN = """
     abs add add_ amax amin __and__ arange argmax argsort batch_norm bitwise_and bitwise_or bitwise_right_shift
     bitwise_xor cat clamp clamp_min clone constant_pad_nd div div_ embedding eq exp expand expand_as fill_ flatten
-    flip floor_divide full gather gelu index index_put_ index_select layer_norm lift_fresh linalg_vector_norm
-    masked_fill mean mul_ mul ne neg new_full new_ones new_zeros numel ones ones_like __or__ pad permute pow relu
-    remainder reshape rms_norm round __rshift__ rsub scatter scatter_add select sigmoid silu slice softmax softplus
-    sort split split_with_sizes square squeeze stack sub t transpose unflatten unsqueeze view where __xor__ zeros
-    zeros_like
+    flip floor_divide full gather gelu index index_add index_copy index_put_ index_select layer_norm lift_fresh
+    linalg_vector_norm masked_fill mean mul_ mul ne neg new_full new_ones new_zeros numel ones ones_like __or__
+    pad permute pow relu remainder reshape rms_norm round __rshift__ rsub scatter scatter_add select sigmoid silu
+    slice softmax softplus sort split split_with_sizes square squeeze stack sub t transpose unflatten unsqueeze
+    view where __xor__ zeros zeros_like
 """
 FREE = frozenset(f"aten::{name}" for name in _FREE_ATEN.split()) | {"prim::PythonOp.Identity"}
 

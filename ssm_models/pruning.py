@@ -23,6 +23,7 @@ from spaces import PruningStep
 from spaces.schedule import PruningMethod, kept_tokens
 from ssm_models.importance import SCORES, Signals
 from ssm_models.layers import precise
+from ssm_models.rows import add, put, take
 from ssm_models.scan import alignment
 from ssm_models.ways import Direction, Way
 
@@ -120,7 +121,7 @@ class TokenView:
         if self.travelling is None:
             return x
         assert self.left is not None
-        return self.left.scatter(1, _across(self.travelling, x), x)
+        return put(self.left, self.travelling, x)
 
     def leaving(self, left: Tensor) -> "TokenView":
         """Return the same view, what it remembers included, with other features of the tokens gone."""
@@ -140,7 +141,7 @@ class TokenView:
         """Return those that travel as the whole sequence (b, L, D), with zeros where nothing is left of one."""
         if self.travelling is None:
             return x
-        return x.new_zeros(x.shape[0], self.length, x.shape[2]).scatter(1, _across(self.travelling, x), x)
+        return put(x.new_zeros(x.shape[0], self.length, x.shape[2]), self.travelling, x)
 
     def in_sequence(self, x: Tensor) -> Tensor:
         """Return those that travel as a convolution over the sequence sees them: (b, T, D), or (b, L, D)."""
@@ -154,7 +155,7 @@ class TokenView:
         """Add `change` (b, K, D) to the kept tokens of those that travel."""
         if self.rows is None:
             return x + change
-        return x.scatter_add(1, _across(self.rows, x), change.to(x.dtype))
+        return add(x, self.rows, change.to(x.dtype))
 
     def renew(self, x: Tensor, values: Tensor) -> Tensor:
         """Give the kept tokens of those that travel the values (b, K, D)."""
@@ -174,7 +175,7 @@ class TokenView:
     def overwrite(self, x: Tensor, grid: Tensor) -> Tensor:
         """Give the kept tokens of those that travel the values of a grid (b, D, height, width)."""
         new = _some(grid.flatten(2).transpose(1, 2), self.positions)
-        return new if self.rows is None else x.scatter(1, _across(self.rows, x), new)
+        return new if self.rows is None else put(x, self.rows, new)
 
     def gap(
         self, delta: Tensor, delta_bias: Tensor, idle: Tensor, sequence: int, direction: Direction
@@ -231,18 +232,8 @@ class TokenView:
         return replace(self, travelling=travelling, scanned=scanned, emit=emit), left[0], left[1]
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """Gather the tokens `index` (b, K) of x (b, L, D)."""
-    return x.gather(1, _across(index, x))
-
-
 def _some(x: Tensor, index: Tensor | None) -> Tensor:
     return x if index is None else take(x, index)
-
-
-def _across(index: Tensor, x: Tensor) -> Tensor:
-    """Repeat an index (b, K) over the channels of x (b, L, D)."""
-    return index[..., None].expand(-1, -1, x.shape[2])
 
 
 def _within(outer: Tensor | None, inner: Tensor | None) -> Tensor | None:
@@ -324,7 +315,7 @@ def merge(x: Tensor, sizes: Tensor, stays: Tensor, gone: Tensor, taboo: Tensor) 
     share = weights / sizes.gather(1, goal)
     here = take(x, stays)
     pull = (take(x, gone) - take(here, goal)) * share[..., None]
-    return torch.zeros_like(here, dtype=pull.dtype).scatter_add(1, _across(goal, pull), pull).to(x.dtype), sizes
+    return add(torch.zeros_like(here, dtype=pull.dtype), goal, pull).to(x.dtype), sizes
 
 
 def _held(view: TokenView, delta: Tensor, scanned: Tensor, old: Tensor | None, direction: Direction) -> Tensor:
@@ -338,4 +329,4 @@ def _among_scanned(view: TokenView, delta: Tensor) -> Tensor:
     if view.emit is None:
         return delta
     scanned = _count(view.seen, view.length)
-    return delta.new_zeros(delta.shape[0], scanned, delta.shape[2]).scatter(1, _across(view.emit, delta), delta)
+    return put(delta.new_zeros(delta.shape[0], scanned, delta.shape[2]), view.emit, delta)

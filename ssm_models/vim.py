@@ -20,8 +20,9 @@ from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
 from ssm_models.layers import MambaConfig, a_log, dt_projection, precise, resize_positions
-from ssm_models.pruning import TokenView, take
+from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
+from ssm_models.rows import take
 from ssm_models.scan import channel_last_scan
 from ssm_models.ways import BACKWARD, FORWARD, Direction
 

@@ -36,8 +36,9 @@ from ssm_models.base import PrunableModel
 from ssm_models.depthwise import at_kept, at_seen
 from ssm_models.importance import Signals
 from ssm_models.layers import MLP, init_linear, precise
-from ssm_models.pruning import TokenView, take
+from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
+from ssm_models.rows import take
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssm_models.rows import take
+
 RASTER = "rows"
 
 # The order of each path over a grid: row and column of a token, of which the line comes first, then the place on it.
@@ -122,4 +124,4 @@ def _permuted(x: Tensor, order: Tensor | None) -> Tensor:
         return x
     if order.dim() == 1:
         return x.index_select(1, order)
-    return x.gather(1, order[..., None].expand(-1, -1, x.shape[2]))
+    return take(x, order)

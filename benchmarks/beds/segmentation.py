@@ -1,8 +1,8 @@
 """Segmentation from a dense model to a fine-tuned schedule: what pruning costs in mIoU, and what it saves in time.
 
 For each model: train it, search at the budget, fine-tune the best schedule with several seeds, fine-tune the dense
-model alike with the first of them, since it would change with more epochs, too, and measure the speed. All is done by the commands that a
-user would type, which are printed; what is done already is not done again.
+model alike with the first of them, since it would change with more epochs, too, and measure the speed. All is done
+by the commands that a user would type, which are printed; what is done already is not done again.
 
     python benchmarks/prepare/dubai_aerial.py "Semantic segmentation dataset" dubai
     nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model cvmh_unet_nano

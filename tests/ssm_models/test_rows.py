@@ -23,7 +23,7 @@ def test_rows_are_what_gather_and_scatter_give(batch: int, length: int, channels
     assert torch.equal(take(x, index), x.gather(1, across(index, x)))
     assert torch.equal(put(x, index, tokens), x.scatter(1, across(index, x), tokens))
     assert torch.equal(add(x, index, tokens), x.scatter_add(1, across(index, x), tokens))
-    assert not put(x, index, tokens).data_ptr() == x.data_ptr(), "x stays as it was"
+    assert put(x, index, tokens).data_ptr() != x.data_ptr(), "x stays as it was"
 
 
 def test_a_place_may_be_taken_and_added_to_more_than_once() -> None:

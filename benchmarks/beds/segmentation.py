@@ -8,6 +8,7 @@ by the commands that a user would type, which are printed; what is done already 
     nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model cvmh_unet_nano
     nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model vmamba_nano_segmenter
     nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model vmamba_nano_segmenter --latency
+    nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model vmamba_nano_segmenter --schedule 3:0.1
 
 The last two columns want an idle machine: `--speed` measures them again, and nothing else. The figure `kept` is the
 speed-up as a share of the one that the FLOPs promise.
@@ -21,6 +22,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from spaces import PruningSchedule
 
 
 def prunefront(*arguments: str) -> Any:
@@ -60,8 +63,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--speed", action="store_true", help="measure the speed alone")
     parser.add_argument("--latency", action="store_true", help="search by the running time, too, and choose by it")
+    parser.add_argument("--schedule", help="take this schedule in place of a searched one")
     a = parser.parse_args()
-    name = a.model + "-latency" * a.latency
+    name = a.model + "-latency" * a.latency + (f"-{a.schedule}" if a.schedule else "")
     data, here = f"segmentation:{a.data}", a.out / name
     weights, schedule = a.out / a.model / "dense" / "model.safetensors", here / "schedule.json"
     study = ("--study", name, "--db", f"sqlite:///{a.out / 'studies.db'}")
@@ -73,7 +77,9 @@ def main() -> None:
                 "train", "--model", a.model, "--data", data, "--img-size", str(a.img_size), "--epochs", str(a.epochs),
                 *batch, "--out", str(weights.parent),
             )  # fmt: skip
-        if not schedule.exists():
+        if a.schedule:
+            schedule.write_text(json.dumps({"model": a.model, **PruningSchedule.parse(a.schedule).as_dict()}))
+        elif not schedule.exists():
             prunefront(
                 "search", "--model", a.model, "--checkpoint", str(weights), "--data", data, *study,
                 "--flops-budget", f"{a.budget - (0.1 if a.latency else 0.02):g}:{a.budget:g}",

@@ -40,7 +40,7 @@ from search.finetuning import finetune_model, finetune_recipe
 from search.subject import open_model
 from spaces import FlopsBudget, PruningSchedule
 from spaces.published import published_schedules
-from spaces.schedule import IMPORTANCE, PruningMethod, read_schedule_file
+from spaces.schedule import PruningMethod, read_schedule_file
 from spaces.space import SearchSpace, make_space
 from spaces.strength import Place
 
@@ -78,18 +78,18 @@ def contestants(a: argparse.Namespace) -> Iterator[Contestant]:
     for target in a.targets:
         space = space_at(model, target)
         yield Contestant("published", target, published(space, target))
-    if ABLATED in a.targets and a.rows != "short":
+    if ABLATED in a.targets and not a.short:
         yield Contestant("grid", ABLATED, best_of_grid(a, ABLATED))
     for name in SPACES:
         for target in a.targets:
-            if name == "rules" and (a.rows == "short" or (target != ABLATED and a.rows != "all")):
+            if name == "rules" and (a.short or target != ABLATED):
                 continue
             found = searched(a, name, target)
             yield Contestant(name, target, found)
             if name == "rules" and target == ABLATED:
                 yield Contestant("alignment=off", target, changed(found, alignment="off"))
-                for importance in IMPORTANCE:
-                    if importance in a.importance:
+                for importance in model.importances:
+                    if importance != found.method.importance:
                         yield Contestant(f"importance={importance}", target, changed(found, importance=importance))
 
 
@@ -179,7 +179,8 @@ def some_images(data: str, count: int, out: Path) -> str:
 def tuned(job: tuple[argparse.Namespace, str, Contestant, int]) -> dict[str, Any]:
     """Fine-tune a contestant with a seed and score it on what no choice saw."""
     a, train, contestant, seed = job
-    folder = a.out / "runs" / f"{contestant.schedule.hash[:16]}-{seed}"
+    settings = f"{a.epochs} of {a.train_images or 'all'}"  # other ones are other runs
+    folder = a.out / "runs" / settings / f"{contestant.schedule.hash[:16]}-{seed}"
     kept = folder / "score.json"
     if not kept.exists():
         torch.set_num_threads(1)
@@ -209,8 +210,7 @@ def main() -> None:
     parser.add_argument("--data", default="embedded")
     parser.add_argument("--out", type=Path, default=Path("headline"))
     parser.add_argument("--targets", type=float, nargs="+", default=[0.8, 0.7, ABLATED, 0.5], help="shares of FLOPs")
-    parser.add_argument("--importance", nargs="*", default=["l1", "l2", "sum", "delta", "random"])
-    parser.add_argument("--rows", choices=("short", "usual", "all"), default="usual", help="`short`: no ablations")
+    parser.add_argument("--short", action="store_true", help="dense, published and searched alone")
     parser.add_argument("--images", type=int, default=1500, help="of val, on which schedules are chosen")
     parser.add_argument("--trials", type=int, default=150)
     parser.add_argument("--epochs", type=int, default=1)

@@ -194,6 +194,7 @@
     } else if (event.key === "Escape") {
       Plotly.Fx.unhover(element);
       at = null;
+      element.setAttribute("aria-valuenow", "0");
     } else {
       return;
     }

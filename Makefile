@@ -30,7 +30,7 @@ quickstart: install
 	@echo "  $(BIN)/prunefront finetune quickstart/schedule.json --data embedded --epochs 2 --out quickstart/finetuned --study quickstart --db $(DB)"
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -256,6 +256,7 @@ def table_of(family: str, convention: str) -> CostTable:
 blocks = st.lists(st.integers(0, 99), max_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=8, deadline=None)
 @given(data=st.data(), after=blocks, convention=st.sampled_from(flops.CONVENTIONS))

@@ -13,9 +13,10 @@ Methods, each with its own idea of what to try next:
     prunefront   prunefront as it comes, each candidate knowing all before it
     broods-4     the same with broods of 4 candidates (the default of `search`), which are decided together; or 16
 
-Two modes: `fixed` (context drop, importance clip, aligned: only places and ratios compete) and `open` (the context
-is searched, too; `pattern` is then given the best context for each of its schedules). The first plays by the paper's
-rules, the second shows what the rules cost.
+Three modes: `fixed` (context drop, importance clip, aligned: only places and ratios compete), `open` (the context
+is searched, too; `pattern` is then given the best context for each of its schedules) and `all` (score, alignment and
+reduction as well; a whole grid of that is out of reach). The first plays by the paper's rules, the others show what
+the rules cost.
 
 What a method found looks better on its own images than it is, so its best schedule at -41.6 % is evaluated again on
 the rest of val, which no method saw.
@@ -59,7 +60,11 @@ from spaces.strength import LEAST_KEEP, Place
 
 SHAPE = "stages:3"
 HELD_OUT = 0.584  # the target at which the best schedules are tried on images that are held out
-CHOICES = {"fixed": "importance=clip;alignment=on;context=drop", "open": "importance=clip;alignment=on"}
+CHOICES = {
+    "fixed": "importance=clip;alignment=on;context=drop",
+    "open": "importance=clip;alignment=on",
+    "all": "importance=clip,l1,l2,sum,delta;alignment=on,off,hold,neighbour;reduction=prune,merge",
+}
 TARGETS = (0.8, 0.7, 0.584, 0.5)  # shares of the dense FLOPs: -20, -30, -41.6 and -50 %
 BUDGET = "0.4:0.85"
 EVALUATIONS = defaultdict(lambda: 120, random=600)
@@ -167,7 +172,7 @@ def at_random(bed: Bed, mode: str, seed: int) -> Trace:
 
 
 def plain(name: str) -> Callable[[Bed, str, int], Trace]:
-    """A loop of Optuna over raw places and ratios, as its documentation would have it."""
+    """A loop of Optuna over raw places, ratios and choices, as its documentation would have it."""
 
     def run(bed: Bed, mode: str, seed: int) -> Trace:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -176,13 +181,14 @@ def plain(name: str) -> Callable[[Bed, str, int], Trace]:
             optuna.samplers.NSGAIISampler(seed=seed) if "nsga2" in name else optuna.samplers.TPESampler(seed=seed)
         )
         study = optuna.create_study(sampler=sampler, directions=["maximize", "minimize"])
-        contexts = bed.space(mode).choices["context"]
+        choices = bed.space(mode).choices
         while len(trace.rows) < EVALUATIONS[name]:
             began = time.process_time()
             trial = study.ask()
             places = {trial.suggest_int(f"after_{i}", 1, depth - 1): i for i in range(3)}
             steps = [(after, trial.suggest_float(f"keep_{i}", LEAST_KEEP, 1.0)) for after, i in places.items()]
-            schedule = PruningSchedule.of(steps, context=trial.suggest_categorical("context", contexts))
+            method = {name: trial.suggest_categorical(name, names) for name, names in choices.items()}
+            schedule = PruningSchedule.of(steps, **method)
             flops = bed.table.flops(schedule)
             asked = time.process_time() - began
             top1 = bed.top1(schedule)
@@ -316,6 +322,7 @@ def traces(a: argparse.Namespace) -> Iterator[Trace]:
         for mode in a.modes
         for method in a.methods
         if seed < seeds.get(method, a.seeds) and (method, mode, seed) not in have
+        if (method, mode) != ("pattern", "all")
     ]
     with ProcessPoolExecutor(a.jobs) as pool:
         for trace in pool.map(work, jobs):

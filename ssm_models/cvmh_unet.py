@@ -40,12 +40,13 @@ from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
 from ssm_models.depthwise import at_kept
-from ssm_models.grid_fusion import MFMS, PatchExpanding, as_grid, as_tokens
+from ssm_models.grid_fusion import MFMS, PatchExpanding
 from ssm_models.importance import Signals
-from ssm_models.layers import init_linear
+from ssm_models.layers import drop_rates, init_linear
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
 from ssm_models.rows import take
+from ssm_models.staged import as_grid, as_tokens, halved
 from ssm_models.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
 from ssm_models.ways import Direction
 
@@ -180,7 +181,7 @@ class CVSSBlock(nn.Module):
 
 
 class CVMHUNet(PrunableModel):
-    """CVMH-UNet for segmentation. Merging is not offered, for the reason of `VMamba`."""
+    """CVMH-UNet for segmentation. Merging is not offered, for the reason of `StagedModel`."""
 
     task = "segmentation"
     reductions = ("prune",)
@@ -193,15 +194,13 @@ class CVMHUNet(PrunableModel):
         patch, levels = config.patch, len(config.depths)
         if min(img_size) < patch:
             raise ValueError(f"{name}: images of {img_size} pixels are smaller than a patch of {patch}")
-        grids = [(img_size[0] // patch, img_size[1] // patch)]
-        for _ in range(levels - 1):
-            grids.append(((grids[-1][0] + 1) // 2, (grids[-1][1] + 1) // 2))
+        grids = halved((img_size[0] // patch, img_size[1] // patch), levels - 1)
         depths = (*config.depths, *config.decoder)
         stages = tuple(Stage(depth, *grids[config.level(stage)]) for stage, depth in enumerate(depths))
         super().__init__(TokenLayout(name, img_size, stages), num_classes)
         self.config = config
         self.patch_embed = patch_embedding(config, in_chans)
-        rates = iter(torch.linspace(0, config.drop_path, sum(depths), device="cpu").tolist())
+        rates = iter(drop_rates(config.drop_path, sum(depths)))
         self.stages = nn.ModuleList()
         for stage, depth in enumerate(depths):
             dim, paired = config.width(config.level(stage)), depth - depth % 2

@@ -104,13 +104,3 @@ class PatchExpanding(nn.Module):
         x = x.permute(0, 1, 3, 2, 4, 5).reshape(batch, height * self.scale, width * self.scale, -1)
         normed: Tensor = self.norm(x[:, : size[0], : size[1]])
         return normed.permute(0, 3, 1, 2)
-
-
-def as_grid(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return tokens (b, H · W, C) as a grid (b, C, H, W)."""
-    return x.transpose(1, 2).reshape(x.shape[0], -1, *grid)
-
-
-def as_tokens(grid: Tensor) -> Tensor:
-    """Return a grid (b, C, H, W) as tokens (b, H · W, C)."""
-    return grid.flatten(2).transpose(1, 2)

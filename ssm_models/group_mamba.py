@@ -25,14 +25,14 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
 from ssm_models.cross_scan import directional_scan
 from ssm_models.depthwise import at_kept, at_seen
 from ssm_models.importance import Signals
-from ssm_models.layers import MLP, a_log, dt_projection, init_linear
+from ssm_models.layers import MLP, a_log, drop_rates, dt_projection, init_linear
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
+from ssm_models.staged import as_grid, staged_layout
 from ssm_models.ways import CROSS
 
 
@@ -220,14 +220,9 @@ class GroupMamba(PrunableModel):
     def __init__(
         self, config: GroupMambaConfig, name: str, num_classes: int, img_size: tuple[int, int], *, in_chans: int = 3
     ) -> None:
-        height, width = (math.ceil(side / config.patch) for side in img_size)
-        stages = []
-        for depth in config.depths:
-            stages.append(Stage(depth, height, width))
-            height, width = (height + 1) // 2, (width + 1) // 2
-        super().__init__(TokenLayout(name, img_size, tuple(stages)), num_classes)
+        super().__init__(staged_layout(name, img_size, config.depths, config.patch), num_classes)
         self.config = config
-        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
+        rates = iter(drop_rates(config.drop_path, sum(config.depths)))
         inputs = config.stem
         for stage, (depth, dim, ratio) in enumerate(zip(config.depths, config.dims, config.mlp, strict=True), 1):
             convs = stem(in_chans, config.stem, config.patch // 2) if stage == 1 else None
@@ -260,8 +255,7 @@ class GroupMamba(PrunableModel):
         """See `PrunableModel`."""
         here = self.layout.stages[stage]
         normed: Tensor = self.get_submodule(f"norm{stage + 1}")(x)
-        grid = normed.transpose(1, 2).reshape(x.shape[0], -1, here.height, here.width)
-        tokens: Tensor = self.get_submodule(f"patch_embed{stage + 2}")(grid)
+        tokens: Tensor = self.get_submodule(f"patch_embed{stage + 2}")(as_grid(normed, (here.height, here.width)))
         return tokens
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:

@@ -53,6 +53,11 @@ class MLP(nn.Module):
         return y
 
 
+def drop_rates(highest: float, blocks: int) -> list[float]:
+    """Return the rate of dropping a block's change for each block: it rises evenly from 0 to the highest."""
+    return [highest * index / max(1, blocks - 1) for index in range(blocks)]
+
+
 def init_linear(network: nn.Module) -> None:
     """Draw the weights of all linear layers from a normal distribution of deviation 0.02, cut off; biases are 0."""
     for module in network.modules():

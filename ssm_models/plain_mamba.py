@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
-from ssm_models.layers import MambaConfig, a_log, dt_projection, precise, resize_positions
+from ssm_models.layers import MambaConfig, a_log, drop_rates, dt_projection, precise, resize_positions
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
 from ssm_models.rows import take
@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], config.dim))
         self.patch_embed = PatchEmbed(config, in_chans)
-        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        rates = drop_rates(config.drop_path, config.depth)
         self.layers = nn.ModuleList(
             PlainMambaBlock(config, grid, rate, index in config.dwconv_blocks) for index, rate in enumerate(rates)
         )

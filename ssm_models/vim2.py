@@ -31,23 +31,20 @@ All outputs of the stage travel side by side, newest last: (b, S, n · D), n gro
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
-from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
-from ssm_models.layers import a_log, dt_projection, init_linear, precise
+from ssm_models.layers import a_log, drop_rates, dt_projection, init_linear, precise
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
 from ssm_models.scan import channel_last_scan
+from ssm_models.staged import StagedModel, staged_layout
 from ssm_models.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
 from ssm_models.ways import CROSS
 
@@ -174,27 +171,19 @@ class ViM2Block(nn.Module):
         return torch.cat([x, view.renew(x[..., -self.dim :], values)], -1)
 
 
-class ViM2(PrunableModel):
-    """ViM2 for classification. Merging is not offered, for the reason of `VMamba`."""
+class ViM2(StagedModel):
+    """ViM2 for classification: the mean of all tokens of the last stage's average, then a linear head."""
 
-    reductions = ("prune",)
     importances = IMPORTANCE
     directions = published_directions = CROSS
 
     def __init__(
         self, config: ViM2Config, name: str, num_classes: int, img_size: tuple[int, int], *, in_chans: int = 3
     ) -> None:
-        height, width = (side // config.patch for side in img_size)
-        if min(height, width) < 1:
-            raise ValueError(f"{name}: images of {img_size} pixels are smaller than a patch of {config.patch}")
-        stages = []
-        for depth in config.depths:
-            stages.append(Stage(depth, height, width))
-            height, width = (height + 1) // 2, (width + 1) // 2
-        super().__init__(TokenLayout(name, img_size, tuple(stages)), num_classes)
+        super().__init__(staged_layout(name, img_size, config.depths, config.patch, padded=False), num_classes)
         self.config = config
         self.patch_embed = patch_embedding(config, in_chans)
-        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
+        rates = iter(drop_rates(config.drop_path, sum(config.depths)))
         self.layers = nn.ModuleList()
         for stage, depth in enumerate(config.depths):
             blocks, outputs, dim = list[nn.Module](), 1, config.width(stage)
@@ -211,19 +200,9 @@ class ViM2(PrunableModel):
         self.classifier = nn.Sequential(OrderedDict(norm=nn.LayerNorm(dim), head=nn.Linear(dim, num_classes)))
         init_linear(self)
 
-    @property
-    def blocks(self) -> Sequence[Any]:
-        """See `PrunableModel`."""
-        return [block for layer in self.layers for block in layer.get_submodule("blocks").children()]
-
     def scan_channels(self, index: int) -> tuple[int, ...]:
         """See `PrunableModel`."""
         return (self.config.expand * self.config.width(self.layout.stage_of(index + 1)),) * len(CROSS)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """See `PrunableModel`."""
-        grid: Tensor = self.patch_embed(images)
-        return grid.flatten(2).transpose(1, 2)
 
     def pass_by(self, index: int, left: Tensor) -> Tensor:
         """See `PrunableModel`: the last output stands for those of the block's mixers too."""
@@ -237,21 +216,13 @@ class ViM2(PrunableModel):
 
     def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
         """See `PrunableModel`."""
-        here = self.layout.stages[stage]
-        grid = self.leave(stage, x).transpose(1, 2).reshape(x.shape[0], -1, here.height, here.width)
-        after: Tensor = self.layers[stage].get_submodule("downsample")(grid)
-        return after.flatten(2).transpose(1, 2)
+        return super().downsample(stage, self.leave(stage, x), aside)
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Read the mean of all tokens."""
         norm, head = self.classifier
         logits: Tensor = head(norm(self.leave(len(self.layers) - 1, x)).mean(1))
         return logits
-
-    @classmethod
-    def settings_of(cls, config: ViM2Config, state: dict[str, Tensor]) -> dict[str, int]:
-        """See `PrunableModel`; no shape depends on the size of the images."""
-        return {"num_classes": state["classifier.head.weight"].shape[0]}
 
 
 _SIZES = {

@@ -12,24 +12,21 @@ all. The output of the state-space model by which tokens are scored is the sum o
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
-from ssm_models.base import PrunableModel
 from ssm_models.cross_scan import directional_scan
 from ssm_models.depthwise import at_seen
 from ssm_models.importance import Signals
-from ssm_models.layers import a_log, dt_projection, init_linear
+from ssm_models.layers import a_log, drop_rates, dt_projection, init_linear
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
+from ssm_models.staged import StagedModel, staged_layout
 from ssm_models.ways import CROSS, Direction
 
 
@@ -189,13 +186,9 @@ def passage(config: VMambaConfig, stage: int) -> nn.Module:
     return nn.Sequential(nn.Identity(), nn.Conv2d(dim, 2 * dim, 3, 2, 1), nn.Identity(), GridNorm(2 * dim))
 
 
-class VMamba(PrunableModel):
-    """VMamba for classification: the mean of all tokens of the last grid, then a linear head.
+class VMamba(StagedModel):
+    """VMamba for classification: the mean of all tokens of the last grid, then a linear head."""
 
-    Merging is not offered: a token that was averaged into another one could not come back as it was.
-    """
-
-    reductions = ("prune",)
     importances = IMPORTANCE
     directions = published_directions = CROSS
 
@@ -208,16 +201,12 @@ class VMamba(PrunableModel):
         *,
         in_chans: int = 3,
     ) -> None:
-        patch = config.patch
-        height, width = (side // patch if config.v0 else math.ceil(side / patch) for side in img_size)
-        if min(height, width) < 1:
-            raise ValueError(f"{name}: images of {img_size} pixels are smaller than a patch of {patch}")
-        grids = [(math.ceil(height / 2**s), math.ceil(width / 2**s)) for s in range(len(config.depths))]
-        stages = tuple(Stage(blocks, *grid) for blocks, grid in zip(config.depths, grids, strict=True))
-        super().__init__(TokenLayout(name, img_size, stages), num_classes)
+        super().__init__(
+            staged_layout(name, img_size, config.depths, config.patch, padded=not config.v0), num_classes
+        )
         self.config = config
         self.patch_embed = patch_embedding(config, in_chans)
-        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
+        rates = iter(drop_rates(config.drop_path, sum(config.depths)))
         self.layers = nn.ModuleList()
         for stage, blocks in enumerate(config.depths):
             built = [VMambaBlock(config, config.width(stage), next(rates)) for _ in range(blocks)]
@@ -227,38 +216,15 @@ class VMamba(PrunableModel):
         self.classifier = nn.Sequential(OrderedDict(norm=nn.LayerNorm(last), head=nn.Linear(last, num_classes)))
         init_linear(self)
 
-    @property
-    def blocks(self) -> Sequence[Any]:
-        """See `PrunableModel`."""
-        return [block for layer in self.layers for block in layer.get_submodule("blocks").children()]
-
     def scan_channels(self, index: int) -> tuple[int, ...]:
         """See `PrunableModel`."""
         return (self.config.expand * self.config.width(self.layout.stage_of(index + 1)),) * len(CROSS)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """See `PrunableModel`."""
-        grid: Tensor = self.patch_embed(images)
-        return grid.flatten(2).transpose(1, 2)
-
-    def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
-        """See `PrunableModel`."""
-        here = self.layout.stages[stage]
-        grid = x.transpose(1, 2).reshape(x.shape[0], -1, here.height, here.width)
-        after: Tensor = self.layers[stage].get_submodule("downsample")(grid)
-        return after.flatten(2).transpose(1, 2)
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Read the mean of all tokens."""
         norm, head = self.classifier
         logits: Tensor = head(norm(x).mean(1))
         return logits
-
-    @classmethod
-    def settings_of(cls, config: VMambaConfig, state: dict[str, Tensor]) -> dict[str, int]:
-        """See `PrunableModel`; no shape depends on the size of the images."""
-        head = state["classifier.head.weight" if "classifier.head.weight" in state else "head.weight"]
-        return {"num_classes": head.shape[0]}
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename what the first release called otherwise, and flatten linear layers stored as convolutions."""

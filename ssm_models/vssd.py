@@ -21,24 +21,21 @@ not, a token has the attention that it receives on the mean of the kept tokens: 
 others read.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from spaces import Stage, TokenLayout
-from ssm_models.base import PrunableModel
 from ssm_models.depthwise import at_kept, at_seen
 from ssm_models.importance import Signals
-from ssm_models.layers import MLP, init_linear, precise
+from ssm_models.layers import MLP, drop_rates, init_linear, precise
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
 from ssm_models.rows import take
+from ssm_models.staged import StagedModel, staged_layout
 
 
 @dataclass(frozen=True)
@@ -246,64 +243,36 @@ class VSSDStage(nn.Module):
         self.downsample = None if last else Downsample(dim)
 
 
-class VSSD(PrunableModel):
+class VSSD(StagedModel):
     """VSSD for classification: the mean of the normalised tokens, then a linear head."""
 
-    reductions = ("prune",)
     alignments = ("on",)
     directions = published_directions = ()  # nothing is scanned
 
     def __init__(
         self, config: VSSDConfig, name: str, num_classes: int, img_size: tuple[int, int], *, in_chans: int = 3
     ) -> None:
-        height, width = (math.ceil(side / config.patch) for side in img_size)
-        stages = []
-        for depth in config.depths:
-            stages.append(Stage(depth, height, width))
-            height, width = (height + 1) // 2, (width + 1) // 2
-        super().__init__(TokenLayout(name, img_size, tuple(stages)), num_classes)
+        super().__init__(staged_layout(name, img_size, config.depths, config.patch), num_classes)
         self.config = config
         self.patch_embed = Stem(config, in_chans)
-        rates = iter(torch.linspace(0, config.drop_path, sum(config.depths), device="cpu").tolist())
+        rates = iter(drop_rates(config.drop_path, sum(config.depths)))
         self.layers = nn.ModuleList()
         for index, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
-            dim, last = config.width(index), index + 1 == len(stages)
+            dim, last = config.width(index), index + 1 == len(config.depths)
             mixers = [Attention(dim, heads) if last else VSSDMixer(config, dim, heads) for _ in range(depth)]
             self.layers.append(VSSDStage([VSSDBlock(dim, mixer, next(rates)) for mixer in mixers], dim, last))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
         init_linear(self)
 
-    @property
-    def blocks(self) -> Sequence[Any]:
-        """See `PrunableModel`."""
-        return [block for layer in self.layers for block in layer.get_submodule("blocks").children()]
-
     def scan_channels(self, index: int) -> tuple[int, ...]:
         """None: nothing is scanned."""
         return ()
-
-    def embed(self, images: Tensor) -> Tensor:
-        """See `PrunableModel`."""
-        tokens: Tensor = self.patch_embed(images).flatten(2).transpose(1, 2)
-        return tokens
-
-    def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
-        """See `PrunableModel`."""
-        here = self.layout.stages[stage]
-        grid = x.transpose(1, 2).reshape(x.shape[0], -1, here.height, here.width)
-        after: Tensor = self.layers[stage].get_submodule("downsample")(grid)
-        return after.flatten(2).transpose(1, 2)
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Read the mean of all tokens."""
         logits: Tensor = self.head(self.norm(x).mean(1))
         return logits
-
-    @classmethod
-    def settings_of(cls, config: VSSDConfig, state: dict[str, Tensor]) -> dict[str, int]:
-        """See `PrunableModel`; no shape depends on the size of the images."""
-        return {"num_classes": state["head.weight"].shape[0]}
 
 
 _SIZES = {

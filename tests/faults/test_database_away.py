@@ -29,7 +29,7 @@ def test_an_outage_is_waited_for_and_after_the_last_one_a_resume_takes_the_spool
     server: Any, tmp_path: Path
 ) -> None:
     url = server.get_uri()
-    with running(["-m", "search", *arguments(url, 500, "--db-patience", "15")], tmp_path) as (process, err):
+    with running(["-m", "search", *arguments(url, 500, "--db-patience", "30")], tmp_path) as (process, err):
         wait_until(lambda: len(evaluations(url)) >= 3, process, err)
         server.stop()
         time.sleep(4)

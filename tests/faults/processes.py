@@ -69,12 +69,10 @@ def evaluations(url: str) -> list[Evaluation]:
         return [e for study in store.studies() for e in store.evaluations(study, done_only=False)]
 
 
-def interrupted(process: subprocess.Popen[str], number: signal.Signals, times: int = 1) -> int:
+def interrupted(process: subprocess.Popen[str], number: signal.Signals) -> int:
     """Signal a process, wait for its end, and see that nothing that it started is there ten seconds later."""
     descendants = family(process)
-    for _ in range(times):
-        process.send_signal(number)
-        time.sleep(0.05)
+    process.send_signal(number)
     code = process.wait(PATIENCE)
     _, alive = psutil.wait_procs(descendants, timeout=10)
     assert [one.name() for one in alive] == []

@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -32,7 +33,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -45,13 +45,17 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def prunefront(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Search token-pruning schedules for vision state-space models and keep the Pareto front."""
+    if context.invoked_subcommand is None:
+        say(context.get_help())
+        raise typer.Exit(2)
 
 
 for command in (search, front, export, evaluate, flops, train, finetune, report, mirror, studies, models, doctor):
@@ -60,7 +64,16 @@ for command in (search, front, export, evaluate, flops, train, finetune, report,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process: 0 done, 1 failed, 2 wrong usage, 130 and 143 on signals."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+class _Terminated(SystemExit):
+    """What SIGTERM raises."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated(128 + number)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -83,10 +96,10 @@ def run(arguments: Sequence[str]) -> int:
         say("stopped")
         return 128 + signal.SIGINT
     except _UsageError as error:
-        message = error.format_message() if hasattr(error, "format_message") else str(error)
-        if not message:  # no command at all: the help has been printed
-            return 2
-        return _fail(error, message, 2)
+        return _fail(error, error.format_message() if hasattr(error, "format_message") else str(error), 2)
+    except _Terminated:
+        say("stopped")
+        return 128 + signal.SIGTERM
     return result if isinstance(result, int) else 0
 
 

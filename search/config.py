@@ -14,6 +14,7 @@ from spaces import FlopsBudget
 from spaces.errors import UnknownNameError, UsageError
 
 SAMPLERS = ("gp", "nsga2", "tpe", "random")
+BESIDE = ("db", "mirror", "track")  # what a file may say that is not of the study
 REQUIRED = ("model", "study", "data", "flops_budget", "trials")
 
 WHOLES = ("trials", "images", "batch_size", "workers", "cpus_per_trial", "seed", "brood", "confirm_images")
@@ -178,7 +179,7 @@ def resolve(flags: Mapping[str, Any], file: str | Path | None = None) -> SearchC
         UsageError: the file cannot be read, a key is unknown, a value is of the wrong kind or makes no
             sense, or a setting that has no default is missing.
     """
-    settings = dict(read_toml(file)) if file is not None else {}
+    settings = {k: v for k, v in (read_toml(file) if file is not None else {}).items() if k not in BESIDE}
     settings.update({name: value for name, value in flags.items() if value is not None})
     for name in REQUIRED:
         if name not in settings:
@@ -188,14 +189,14 @@ def resolve(flags: Mapping[str, Any], file: str | Path | None = None) -> SearchC
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """Return the settings in a TOML file, by field of SearchConfig; raises as `resolve` does."""
+    """Return the settings in a TOML file, by field of SearchConfig or name of `BESIDE`; raises as `resolve` does."""
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"config {path}: cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"config {path}: not valid TOML: {error}") from None
-    kinds = {field.name: field.type for field in fields(SearchConfig)}
+    kinds = [*(field.name for field in fields(SearchConfig)), *BESIDE]
     settings: dict[str, Any] = {}
     for key, value in content.items():
         name = key.replace("-", "_")
@@ -207,11 +208,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def _value(name: str, value: object, where: str) -> Any:
     """Check a value's kind by the field's default and what a TOML file can hold."""
-    if name == "objective":
+    if name in ("objective", "track"):
         names = [value] if isinstance(value, str) else value
         if isinstance(names, list) and all(isinstance(one, str) for one in names):
             return tuple(names)
-        raise UsageError(f"config {where}: objective={value!r}: expected a list of names")
+        raise UsageError(f"config {where}: {name}={value!r}: expected a list of names")
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in REALS and number:
         return float(value)  # type: ignore[arg-type]

@@ -156,7 +156,6 @@ class Crew:
         try:
             with Interruption(lambda: None) as interruption:
                 self._start()
-                interruption.install()  # ray took SIGTERM
                 self._train(work, shared, log, interruption)
         finally:
             shutil.rmtree(shared, ignore_errors=True)

@@ -121,6 +121,16 @@ class ImageData:
                 "give a checkpoint trained on these classes"
             )
 
+    def check_order(self, trained: Sequence[str], weights: str) -> None:
+        """Raise DataError if a class of this name is another output of the weights; unknown names say nothing."""
+        place = {name: index for index, name in enumerate(trained)}
+        for index, name in enumerate(self.classes):
+            if place.get(name, index) != index:
+                raise DataError(
+                    f"{self.spec}: class {name!r} is number {index + 1}, but {weights} learned it as number "
+                    f"{place[name] + 1}; bring the classes into the order that it was trained with"
+                )
+
     def check_model(self, model: "PrunableModel") -> None:
         """Raise DataError unless a model has this task and as many classes."""
         if model.task != self.task.name:

@@ -6,13 +6,14 @@ epoch as if nothing had happened: the same weights come out, to the last bit, on
 Several processes each take a part of every batch and average their gradients before a step, so all of them
 hold the same weights, moving average and optimiser all the time; the first one writes the checkpoint. What one
 process would get comes out, up to the order of sums, and the number of processes may change from run to run.
-Only random masks inside a model (drop path) are drawn anew for each part.
+Only random masks inside a model (drop path) are drawn anew for each part, and a batch norm normalises each part for
+itself; its running statistics are averaged over the processes after every epoch.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from search.augment import TrainingBatches
-from search.data import Batches, ImageData, Preprocessing
+from search.data import BATCH_SIZE, Batches, ImageData, Preprocessing
 from search.epoch_log import TrainingLog
+from search.evaluator import out_of_memory
 from search.recipe import PRECISIONS, Pace, Recipe, epoch_seed, learning_rate
 from search.share import Share
 from search.tasks import task_named
-from search.training_state import CHECKPOINT, Scores, TrainingState
+from search.training_state import CHECKPOINT, PLAN, WEIGHTS, Scores, TrainingState
 from spaces.errors import TrainingError, UsageError
 from ssm_models import PrunableModel, weights_digest
 
@@ -114,13 +116,17 @@ def fit(
     where, score = best_device(device), measure or accuracy
     preprocessing = Preprocessing(model.pretrained_cfg, model.img_size)
     train = TrainingBatches(data, preprocessing, recipe.batch_size, share)
-    images = data.batches(model.pretrained_cfg, model.img_size, images=val_images).images
+    config, size = model.pretrained_cfg, model.img_size
+    images = data.batches(config, size, images=val_images).images
     first, end = share.span(images)
-    val = data.batches(model.pretrained_cfg, model.img_size, images=end - first, skip=first) if end > first else None
+    at_once = min(BATCH_SIZE, -(-recipe.batch_size // pace.accumulate))  # what training has memory for
+    val = data.batches(config, size, images=end - first, batch_size=at_once, skip=first) if end > first else None
+    check_folder(out)
     whole_identity = {
         "model": model.model_name,
         "img_size": list(model.img_size),
         "data": data.digest("train"),
+        "val": data.digest("val"),
         "weights": weights_digest(model),
         "val_images": images,
         **asdict(recipe),
@@ -145,7 +151,10 @@ def fit(
             raise TrainingError(f"{checkpoint}: the workers left {len(state.curve)} epochs of {last}")
     if not state.curve:
         for name, reference in (references or {}).items():
-            known = reference if isinstance(reference, tuple) else score(reference.to(where), val, where, share)
+            with _memory(recipe, pace):
+                known = reference if isinstance(reference, tuple) else score(reference.to(where), val, where, share)
+            if not math.isfinite(known[1]):
+                raise TrainingError(f"{name}: the loss on val ({known[1]:g}) is not finite: these weights are broken")
             state.start[name] = known
             if log:
                 log.reference(name, *state.start[name])
@@ -154,9 +163,12 @@ def fit(
     loop = _Loop(state, loss, train, mix, recipe, pace, share, where, log)
     for epoch in range(len(state.curve), last):
         began = time.perf_counter()
-        train_loss = loop.epoch(epoch)
-        looks = pace.looks(epoch + 1, recipe)
-        top1, val_loss = score(state.kept, val, where, share) if looks else (None, None)
+        with _memory(recipe, pace):
+            train_loss = loop.epoch(epoch)
+            looks = pace.looks(epoch + 1, recipe)
+            top1, val_loss = score(state.kept, val, where, share) if looks else (None, None)
+        if val_loss is not None and not math.isfinite(val_loss):
+            raise TrainingError(f"epoch {epoch + 1}: the loss on val ({val_loss:g}) is not finite; {_lower(recipe)}")
         row = {"epoch": epoch + 1, "train_loss": train_loss, "top1": top1, "loss": val_loss}
         lr = state.optimiser.param_groups[0]["lr"]
         state.curve.append({**row, "lr": lr, "seconds": time.perf_counter() - began})
@@ -173,6 +185,24 @@ def fit(
         state.curve[-1] |= {"top1": top1, "loss": val_loss}
     model.to("cpu").eval()
     return _result(state.curve[:last], images, state.start)
+
+
+@contextmanager
+def _memory(recipe: Recipe, pace: Pace) -> Iterator[None]:
+    """Say what to do where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"memory ran out with {recipe.batch_size} images in a step, in {pace.accumulate} parts: give "
+            f"--accumulate {2 * pace.accumulate} or more, or a smaller --batch-size"
+        ) from error
+
+
+def _lower(recipe: Recipe) -> str:
+    return f"start again in another folder, with a learning rate below {recipe.lr:g}"
 
 
 def _result(curve: list[dict[str, Any]], images: int, start: dict[str, Scores]) -> FitResult:
@@ -233,6 +263,8 @@ class _Loop:
             losses += loss
             if self.log:
                 self.log.batch(epoch + 1, loss)
+        for network in (state.model, *(() if state.ema is None else (state.ema.module,))):
+            self.share.even_out(network)
         return losses / steps
 
     def _gradient(self, images: Tensor, targets: Tensor) -> tuple[float, float]:
@@ -265,8 +297,7 @@ class _Loop:
         bearable = math.isfinite(norm) or (scaler.is_enabled() and scaler.get_scale() >= 1)
         if not (math.isfinite(loss) and bearable):
             raise TrainingError(
-                f"{where}: the loss ({loss:g}) or its gradient ({norm:g}) is not finite; start again in another "
-                f"folder, with a learning rate below {self.recipe.lr:g}"
+                f"{where}: the loss ({loss:g}) or its gradient ({norm:g}) is not finite; {_lower(self.recipe)}"
             )
         scaler.step(self.state.optimiser)
         scaler.update()
@@ -303,6 +334,14 @@ def _mixer(
         raise UsageError(f"batch_size={batch_size}: mixup and cutmix pair images, so it must be even")
     mixing: Callable[..., Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = Mixup  # untyped
     return mixing(recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=data.num_classes)  # the loss smooths
+
+
+def check_folder(out: Path) -> None:
+    """Raise a UsageError where a training in this folder would write over what another one left."""
+    if (out / PLAN).exists():
+        raise UsageError(f"{out} holds a fine-tuning of several schedules; choose another folder")
+    if (out / WEIGHTS).exists() and not (out / CHECKPOINT).exists():
+        raise UsageError(f"{out} holds a {WEIGHTS} that no {CHECKPOINT} goes with; choose another folder")
 
 
 def make_folder(out: Path) -> None:

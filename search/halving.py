@@ -16,11 +16,11 @@ from results import Evaluation
 from results.export import write_json
 from results.front import pareto_front
 from results.intervals import wilson_interval
+from results.metrics import METRICS
 from search.finetuning import FineTuneResult
 from search.fitting import make_folder
+from search.training_state import CHECKPOINT, PLAN, WEIGHTS
 from spaces.errors import CheckpointError, UsageError
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def promising(evaluations: Iterable[Evaluation], count: int, max_flops: int | No
 
     Those are the ones of the highest standing top-1, of equal ones the cheaper: a user who names a bound wants the
     best model within it. One is left out where a schedule that costs no more is better beyond doubt, which is to
-    say that its 95 % interval ends below the other's top-1; fine-tuning may well turn any other order.
+    say that its 95 % interval ends below the other's top-1; fine-tuning may well turn any other order. A score
+    that has no interval, such as mIoU, leaves none out.
 
     Args:
         evaluations: of a study; only those that are done count, and the dense model's does not.
@@ -76,6 +77,8 @@ def promising(evaluations: Iterable[Evaluation], count: int, max_flops: int | No
     front = [within[i] for i in pareto_front([(e.flops, _top1(e)) for e in within])]
 
     def open_to_doubt(e: Evaluation) -> bool:
+        if not METRICS[e.metric].of_images:  # no interval says how sure the score is
+            return True
         best = max((_top1(other) for other in front if other.flops <= e.flops), default=0.0)
         return wilson_interval(_top1(e), e.standing.images)[1] >= best
 
@@ -182,7 +185,7 @@ class HalvingPlan:
         """Return the hashes of the schedules that began in the folder `out`; where none did, choose and note them.
 
         Raises:
-            UsageError: the folder holds a halving of other settings.
+            UsageError: the folder holds a halving of other settings, or another training.
             CheckpointError: its note is broken.
             TrainingError: nothing can be written there.
         """
@@ -199,6 +202,9 @@ class HalvingPlan:
                     f"{out} holds a fine-tuning of other settings: {'; '.join(other)}; choose another folder"
                 )
             return hashes
+        for name in (CHECKPOINT, WEIGHTS):
+            if (out / name).exists():
+                raise UsageError(f"{out} holds the {name} of another training; choose another folder")
         hashes = choose()
         make_folder(out)
         write_json(path, {"settings": self.settings, "schedules": hashes})

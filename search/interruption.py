@@ -31,7 +31,8 @@ class Interruption:
     def __enter__(self) -> Self:
         """Take over the signals."""
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        self.install()
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -40,11 +41,6 @@ class Interruption:
         """Give them back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def install(self) -> None:
-        """Take over the signals again, from a library that took them for itself."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
 
     @property
     def exit_code(self) -> int:

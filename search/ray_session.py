@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -40,6 +42,7 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
             options["_temp_dir"] = str(scratch)
     # Ray tells of workers that died, in colour and on stdout, which is for data.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             with nullcontext() if address is not None else loopback():
                 ray.init(**options)
@@ -49,6 +52,8 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
             token = address is not None and "RAY_AUTH_MODE" not in os.environ
             advice = "; if the cluster asks for a token, set RAY_AUTH_MODE=token here, too" if token else ""
             raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}{advice}") from error
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray took it
         try:
             yield
         finally:

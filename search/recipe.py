@@ -56,7 +56,7 @@ class Recipe:
             "weight_decay": (0.0, 10.0),
             "warmup": (0.0, 1.0),
             "label_smoothing": (0.0, 0.99),
-            "clip": (0.0, math.inf),
+            "clip": (0.0, 1e9),
             "ema": (0.0, 0.999999),
             "mixup": (0.0, 100.0),
             "cutmix": (0.0, 100.0),
@@ -70,7 +70,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Pace:
-    """How a training is run: nothing of it changes the weights that come out, but for rounding.
+    """How a training is run: nothing of it changes the weights that come out, but for rounding and batch norms.
 
     Attributes:
         accumulate: parts that a step's images are run in, one after the other, where memory is short.

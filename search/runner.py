@@ -216,7 +216,6 @@ def _search(
     )
     cpus = (config.workers or max(1, available_cpus() // config.cpus_per_trial)) * config.cpus_per_trial
     with ray_session(scratch, cpus=cpus, address=config.ray_address):
-        interruption.install()  # ray took SIGTERM
         if config.ray_address is not None:
             check_nodes(software())
         workers = _workers(config)

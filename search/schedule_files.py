@@ -1,5 +1,6 @@
 """Schedules as users give them, text or file, and whether a file's schedule belongs to a model."""
 
+import os
 from typing import Any
 
 from spaces import PruningSchedule
@@ -13,7 +14,7 @@ def read_schedule(text_or_file: str) -> tuple[PruningSchedule, dict[str, Any] | 
     Raises:
         ScheduleError: it is neither the text form nor a file of the JSON form.
     """
-    if not (text_or_file.endswith(".json") or "/" in text_or_file):
+    if not (text_or_file.endswith(".json") or "/" in text_or_file or os.path.isfile(text_or_file)):  # noqa: PTH113
         return PruningSchedule.parse(text_or_file), None
     content = read_schedule_file(text_or_file)
     return PruningSchedule.from_dict(content, text_or_file), content

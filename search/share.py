@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from spaces.errors import UsageError
@@ -72,6 +73,14 @@ class Share:
             return network
         # Which parameters take no part depends on the schedule, such as those of a class of blocks that it empties.
         return DistributedDataParallel(network, find_unused_parameters=True, broadcast_buffers=False)
+
+    def even_out(self, network: nn.Module) -> None:
+        """Give batch norms' running statistics, which each process has of its own images, their mean over all."""
+        for module in network.modules() if self.world > 1 else ():
+            for statistics in (module.running_mean, module.running_var) if isinstance(module, _BatchNorm) else ():
+                if statistics is not None:
+                    distributed.all_reduce(statistics)
+                    statistics.div_(self.world)
 
     def apart(self, network: nn.Module) -> AbstractContextManager[None]:
         """Within it, backward passes add up gradients of this process alone."""

@@ -111,12 +111,15 @@ class FileSplit:
 
     def update(self, digest: "hashlib._Hash") -> None:
         """Feed the files' names, then their bytes; only their sizes when together they pass `DIGEST_LIMIT`."""
-        sizes = [path.stat().st_size for path in self.paths]
-        small = sum(sizes) <= DIGEST_LIMIT
-        for path, size in zip(self.paths, sizes, strict=True):
-            digest.update(f"{path.relative_to(self.root).as_posix()}\0{size}\0".encode())
-            if small:
-                digest.update(path.read_bytes())
+        try:
+            sizes = [path.stat().st_size for path in self.paths]
+            small = sum(sizes) <= DIGEST_LIMIT
+            for path, size in zip(self.paths, sizes, strict=True):
+                digest.update(f"{path.relative_to(self.root).as_posix()}\0{size}\0".encode())
+                if small:
+                    digest.update(path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read: {error.strerror or error}") from None
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ def decode(content: Path | io.BytesIO, where: str) -> Image.Image:
     """Decode an image file as RGB; DataError says where a broken one is."""
     try:
         with Image.open(content) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would cut all above 255 off
+                raise DataError(f"{where}: has more than 8 bits a channel; convert it to 8 bits")
             return image.convert("RGB")
     except BROKEN as error:
         reason = " ".join(str(error).split()) if not isinstance(content, io.BytesIO) else type(error).__name__

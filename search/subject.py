@@ -6,7 +6,7 @@ import ssm_models
 from search.data import ImageData
 from search.fingerprint import software
 from ssm_models import PrunableModel
-from ssm_models.checkpoints import RANDOM
+from ssm_models.checkpoints import RANDOM, trained_classes
 
 if TYPE_CHECKING:
     from search.worker import ImageSet
@@ -23,11 +23,13 @@ def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableMo
     Raises:
         UnknownNameError, UsageError: no such model, or it ships no weights.
         CheckpointError: weights that cannot be read or belong to another model.
-        DataError: the classes differ in number, or the data is for another task.
+        DataError: the classes differ in number, one is known to be another output, or the data is for another task.
     """
     classes = data.num_classes if checkpoint == RANDOM else None
     model = ssm_models.build(name, checkpoint, num_classes=classes)
     data.check_model(model)
+    trained = trained_classes(name, checkpoint) if checkpoint != RANDOM else None
+    data.check_order(trained or [], str(checkpoint or f"the weights of {name}"))
     return model
 
 

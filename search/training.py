@@ -15,10 +15,9 @@ from search.data import ImageData
 from search.epoch_log import TrainingLog
 from search.fitting import WHOLE, FitResult, fit
 from search.recipe import Pace, Recipe
+from search.training_state import WEIGHTS
 from search.versions import versions
 from ssm_models import PrunableModel, save_checkpoint, weights_digest
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)

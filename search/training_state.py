@@ -17,6 +17,8 @@ from spaces.errors import CheckpointError, UsageError
 from ssm_models import PrunableModel
 
 CHECKPOINT = "last.pt"
+WEIGHTS = "model.safetensors"  # what is left of a training that is done
+PLAN = "plan.json"  # of a folder in which several are fine-tuned
 # The state-space model's own dynamics and the places of tokens must not be pulled towards zero.
 NO_DECAY = ("*A_log*", "*A_b_log*", "*pos_embed*", "*cls_token*", "*direction_Bs*")
 
@@ -84,7 +86,10 @@ class TrainingState:
             parts = [state[name] for name in ("model", "ema", "optimiser", "scaler")]
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError):
             raise CheckpointError(f"{path}: not a checkpoint of a training; remove it to begin anew") from None
-        other = [f"{k} {known.get(k)!r} there, {now!r} now" for k, now in identity.items() if known.get(k) != now]
+        names = [*identity, *(name for name in known if name not in identity)]
+        other = [
+            f"{k} {known.get(k)!r} there, {identity.get(k)!r} now" for k in names if known.get(k) != identity.get(k)
+        ]
         if other:
             raise UsageError(
                 f"{path.parent} holds a training of other settings: {'; '.join(other)}; choose another folder"

@@ -51,7 +51,10 @@ class PruningStep:
             raise ScheduleError(f"step after={self.after!r}: a block is a whole number from 1")
         if isinstance(self.keep, bool) or not isinstance(self.keep, int | float):
             raise ScheduleError(f"step after block {self.after}: keep={self.keep!r} is not a number")
-        object.__setattr__(self, "keep", float(self.keep))
+        try:
+            object.__setattr__(self, "keep", float(self.keep))
+        except OverflowError:  # a whole number beyond all of them
+            object.__setattr__(self, "keep", math.inf)
         if not (math.isfinite(self.keep) and 0.0 < self.keep <= 1.0):
             raise ScheduleError(f"step after block {self.after}: keep ratio {self.keep!r} is not in (0, 1]")
         if self.context is not None and self.context not in CONTEXT:

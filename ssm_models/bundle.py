@@ -4,8 +4,8 @@
     schedule.json         the schedule under which they run, as `export` writes it
     preprocessing.json    the images that the model expects, in timm's words
     config.json           timm's: `timm.create_model("local-dir:DIR", pretrained=True)`
-    README.md             the model card
-    bundle.json           the format, and the SHA-256 of every other file
+    README.md             the model card, which is for people to go on writing
+    bundle.json           the format, and the SHA-256 of every other file but the card
 
 A digest tells damage and mix-ups from what was written; it does not tell who wrote it.
 """
@@ -54,9 +54,16 @@ def building(directory: str | Path) -> Iterator[Path]:
             yield folder
             _write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, "files": _digests(folder)})
             _check_replaceable(target)
+            old = folder.with_suffix(".old")
             if target.exists():
-                shutil.rmtree(target)
-            folder.replace(target)
+                target.replace(old)
+            try:
+                folder.replace(target)
+            except OSError:
+                if old.exists():
+                    old.replace(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # it is gone if all went well
     except OSError as error:
@@ -132,6 +139,8 @@ def check_bundle(folder: Path) -> None:
         if needed not in files:
             raise ExportError(f"bundle {folder}: {MANIFEST} does not list {needed}")
     for name, digest in files.items():
+        if name == CARD:
+            continue
         path = folder / name
         if not path.is_file():
             raise ExportError(f"bundle {folder}: {name} is missing")
@@ -165,7 +174,7 @@ def _check_replaceable(target: Path) -> None:
     found = {path.name for path in target.iterdir()}
     if not found:
         return
-    known = {MANIFEST, *_files(_read_json(target / MANIFEST), target)} if MANIFEST in found else set()
+    known = {MANIFEST, CARD, *_files(_read_json(target / MANIFEST), target)} if MANIFEST in found else set()
     if others := sorted(found - known):
         raise ExportError(f"bundle {target}: holds {others[0]!r}, which is of no bundle; name a new folder")
 
@@ -177,7 +186,7 @@ def _sides(size: object, folder: Path) -> tuple[int, int]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    return {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != CARD}
 
 
 def _sha256(path: Path) -> str:

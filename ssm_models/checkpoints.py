@@ -185,6 +185,19 @@ def _settings(info: ModelInfo, state: dict[str, Tensor], metadata: dict[str, str
     return settings
 
 
+def trained_classes(name: str, checkpoint: str | Path | None) -> list[str] | None:
+    """Return the names of the classes that weights were trained on, if their file says so; as `build` takes it."""
+    path = shipped_weights(model_info(name)) if checkpoint is None else Path(checkpoint)
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = json.loads((file.metadata() or {}).get("classes", "null"))
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(one, str) for one in names) else None
+
+
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
     """Write weights and string metadata as safetensors; the file appears whole or not at all.
 

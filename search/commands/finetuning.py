@@ -27,9 +27,10 @@ from search.commands.learning import (
 )
 from search.commands.options import Checkpoint, Database, FormatOption, MaxFlops, database, flops_limit, scored
 from search.output import Column, Format, flops_text, print_object, print_rows, say, share_text
-from search.schedule_files import check_belongs, read_schedule
+from search.schedule_files import check_belongs
 from spaces import PruningSchedule
 from spaces.errors import ScheduleError, UsageError
+from spaces.schedule import read_schedule_file
 
 if TYPE_CHECKING:
     from results.records import Study
@@ -102,9 +103,8 @@ def finetune(
         raise UsageError("--top takes the schedules of a study: name it with --study")
     content: dict[str, Any] | None = None
     if file is not None:
-        where = str(file) if "/" in str(file) or file.suffix == ".json" else f"./{file}"
-        schedule, content = read_schedule(where)
-        assert content is not None
+        content = read_schedule_file(str(file))
+        schedule = PruningSchedule.from_dict(content, str(file))
         if not isinstance(content.get("model"), str):
             raise ScheduleError(
                 f"{file}: model is {content.get('model')!r}, expected the name of a model, as `export` writes it"
@@ -265,7 +265,7 @@ def _halve(job: _Job, out: Path, top: int, eta: int, max_flops: int | None, crew
     from results.export import write_json, write_whole
     from results.store import Store
     from search.halving import HalvingPlan, halve, make_rungs, promising
-    from search.training import WEIGHTS
+    from search.training_state import WEIGHTS
 
     assert job.study is not None
     make_rungs(top, job.recipe.epochs, eta)  # so that nonsense is refused before anything else
@@ -273,6 +273,11 @@ def _halve(job: _Job, out: Path, top: int, eta: int, max_flops: int | None, crew
         evaluations = {e.hash: e for e in store.evaluations(job.study)}
     plan = HalvingPlan(job.study.name, top, eta, max_flops, job.recipe.epochs)
     names = plan.fixed(out, lambda: [e.hash for e in promising(evaluations.values(), top, max_flops)])
+    if missing := [name for name in names if name not in evaluations]:
+        raise UsageError(
+            f"{out} holds a fine-tuning of schedules that study {job.study.name!r} does not have, {missing[0]} among "
+            "them: name the study and data base that it began with, or choose another folder"
+        )
     candidates = [evaluations[name] for name in names]
     rungs = make_rungs(len(candidates), job.recipe.epochs, eta)
     say(f"{len(candidates)} schedules; " + ", ".join(f"{r.candidates} to epoch {r.epochs}" for r in rungs))

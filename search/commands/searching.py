@@ -8,7 +8,7 @@ import typer
 
 from search.commands.mirroring import read_evaluations
 from search.commands.options import DATA_HELP, Checkpoint, Database, FormatOption, Images, database, print_front
-from search.config import OBJECTIVES, SAMPLERS, resolve
+from search.config import OBJECTIVES, SAMPLERS, read_toml, resolve
 from search.output import Format, say
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ def search(
         "db_patience": db_patience,
     }
     settings = resolve(flags, config)
+    beside = read_toml(config) if config is not None else {}
+    db, mirror, track = db or beside.get("db"), mirror or beside.get("mirror"), track or beside.get("track")
 
     from results.export import front_row
     from results.mirror import Mirror

@@ -135,6 +135,11 @@ def channel_last_scan(
         B, C = B[:, :, None], C[:, :, None]
     flags = [int(reverse)] * B.shape[2] if isinstance(reverse, bool) else [int(flag) for flag in reverse]
     _check(u, delta, A, B, C, flags)
+    length = C.shape[1] if emit is None else emit.shape[1]
+    rest = {"D": (D, (u.shape[2],)), "delta_bias": (delta_bias, (u.shape[2],)), "gap": (gap, u.shape)}
+    for what, (tensor, shape) in {**rest, "z": (z, (u.shape[0], length, u.shape[2]))}.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"selective_scan: {what} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
     if orders is not None:
         _check_orders(u, C, orders, B_orders, flags)
     if torch.compiler.is_exporting():  # whoever runs the graph does not know the operator
@@ -186,6 +191,11 @@ def selective_scan(
     def last(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.movedim(1, -1)
 
+    if u.dim() != 3 or B.dim() not in (3, 4) or C.dim() != B.dim():
+        raise ValueError(
+            f"selective_scan: u {tuple(u.shape)}, B {tuple(B.shape)} and C {tuple(C.shape)}: expected u (b, D, L), "
+            "and B and C alike (b, N, L) or (b, G, N, L); expand constant ones along L"
+        )
     grouped = B.dim() == 4
     B, C = (x.permute(0, 3, 1, 2) if grouped else x.movedim(1, -1) for x in (B, C))
     y = channel_last_scan(

@@ -64,6 +64,27 @@ def test_version_and_module() -> None:
     assert done.stderr == ""
 
 
+def test_without_a_command_it_says_what_there_is() -> None:
+    done = subprocess.run([sys.executable, "-m", "search"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Usage: prunefront")
+    assert "\n  finetune " in done.stderr
+
+
+def test_a_termination_is_told_from_a_failure() -> None:
+    program = (
+        "import time; from search import cli; "
+        "cli.app.command('wait')(lambda: (print('ready', flush=True), time.sleep(60))); cli.main(['wait'])"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, "stopped\n")
+
+
 def test_front_as_json_is_the_contracts(capfd: pytest.CaptureFixture[str]) -> None:
     front = as_json(capfd, "front", "--study", "digits")
     assert len(front) >= 2
@@ -200,7 +221,9 @@ def test_front_plots(capfd: pytest.CaptureFixture[str], tmp_path: Path, suffix: 
     assert path.stat().st_size > 10_000
 
 
-def test_export_then_evaluate_and_flops(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_export_then_evaluate_and_flops(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "schedule.json"
     assert printed(capfd, "export", "--study", "digits", "--max-flops", "0.8", "--out", str(path)) == ""
     exported = json.loads(path.read_text())
@@ -209,8 +232,11 @@ def test_export_then_evaluate_and_flops(capfd: pytest.CaptureFixture[str], tmp_p
     assert list(counted) == ["model", "schedule", "convention", "dense_flops", "flops", "ratio", "tokens"]
     assert counted["flops"] == exported["metrics"]["flops"] <= 0.8 * counted["dense_flops"]
     assert len(counted["tokens"]) == 12
+    monkeypatch.chdir(tmp_path)
+    bare = path.rename(tmp_path / "best").name  # a file by any name is one
+    assert as_json(capfd, "flops", "--model", "vim_nano", "--schedule", bare)["flops"] == counted["flops"]
     found = as_json(
-        capfd, "evaluate", "--model", "vim_nano", "--data", "embedded", "--schedule", str(path), "--images", "40"
+        capfd, "evaluate", "--model", "vim_nano", "--data", "embedded", "--schedule", bare, "--images", "40"
     )
     assert list(found) == [*FRONT_KEYS, "agreement"]
     assert found["flops"] == counted["flops"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.config import SearchConfig, parse_bytes, parse_duration, resolve
+from search.config import SearchConfig, parse_bytes, parse_duration, read_toml, resolve
 from spaces.errors import BudgetError, UnknownNameError, UsageError
 
 GIVEN: dict[str, Any] = {"model": "vim_nano", "study": "s", "data": "embedded", "flops_budget": "0.6", "trials": 40}
@@ -49,6 +49,8 @@ def test_flags_lie_on_top_of_the_file(tmp_path: Path) -> None:
         ('trials = "many"', "trials='many': expected a whole number"),
         ("trials = true", "trials=True: expected a whole number"),
         ("model = 3", "model=3: expected a text"),
+        ("track = [1]", "track=\\[1\\]: expected a list of names"),
+        ("db = 3", "db=3: expected a text"),
         ("objective = [1]", "objective=\\[1\\]: expected a list of names"),
         ("gpus-per-trial = 'x'", "gpus-per-trial='x': expected a number"),
         ("brood = 2.5", "brood=2.5: expected a whole number"),
@@ -154,3 +156,10 @@ def test_what_is_no_memory(text: str) -> None:
 )
 def test_settings_at_the_edge_are_taken(change: dict[str, Any]) -> None:
     assert SearchConfig(**(GIVEN | change)).as_dict().items() >= change.items()
+
+
+def test_a_file_may_say_what_is_not_of_the_study(tmp_path: Path) -> None:
+    file = tmp_path / "search.toml"
+    file.write_text('db = "sqlite:///a.db"\nmirror = "sqlite:///o.db"\ntrack = "mlflow"\nseed = 4')
+    assert read_toml(file) == {"db": "sqlite:///a.db", "mirror": "sqlite:///o.db", "track": ("mlflow",), "seed": 4}
+    assert resolve(GIVEN, file) == resolve({**GIVEN, "seed": 4})

@@ -114,6 +114,13 @@ class TestBatches:
         noise(2).convert("P").save(folder / "val" / "cat" / "1.png")
         assert next(iter(open_data(f"folder:{folder}").batches(CFG, (12, 12))))[0].shape == (12, 3, 12, 12)
 
+    @pytest.mark.parametrize("mode", ["I;16", "F"])
+    def test_more_than_8_bits_are_refused(self, folder: Path, mode: str) -> None:
+        broken = folder / "val" / sorted(p.name for p in (folder / "val").iterdir())[0] / "deep.tiff"
+        Image.new(mode, (8, 8), 3000).save(broken)
+        with pytest.raises(errors.DataError, match=r"deep\.tiff: has more than 8 bits a channel"):
+            list(open_data(f"folder:{folder}").batches(CFG, (8, 8)))
+
     def test_what_is_skipped_and_what_is_not_are_all_there_is(self, digits: ImageData) -> None:
         order = digits.batches(CFG, (28, 28)).pixels(1000)
         searched, rest = digits.batches(CFG, (28, 28), images=300), digits.batches(CFG, (28, 28), skip=300)
@@ -309,6 +316,18 @@ class TestErrors:
         path.write_bytes(path.read_bytes()[:-60])
         with pytest.raises(errors.DataError, match=r"cat/2\.png: not a readable image"):
             list(open_data(f"folder:{folder}").batches(CFG, (12, 12)))
+
+    def test_a_link_to_nowhere_is_named(self, folder: Path) -> None:
+        dead = next((folder / "val").iterdir()) / "dead.png"
+        dead.symlink_to("nowhere.png")
+        with pytest.raises(errors.DataError, match=r"dead\.png: cannot be read: No such file"):
+            open_data(f"folder:{folder}").digest()
+
+    def test_classes_in_another_order(self, digits: ImageData) -> None:
+        digits.check_order([str(digit) for digit in range(10)], "w")
+        digits.check_order(["zero", "one"], "w")  # other names say nothing
+        with pytest.raises(errors.DataError, match=r"class '0' is number 1, but w learned it as number 2"):
+            digits.check_order(["1", "0", *"23456789"], "w")
 
     def test_a_model_of_other_classes(self, digits: ImageData) -> None:
         digits.check_classes(10)

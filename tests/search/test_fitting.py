@@ -139,6 +139,49 @@ class TestPrecision:
             Recipe(epochs=1, amp="bf61")
 
 
+class TestFolder:
+    @pytest.mark.parametrize("name", ["model.safetensors", "plan.json"])
+    def test_what_others_left_stays(self, data: ImageData, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).write_text("theirs")
+        with pytest.raises(errors.UsageError, match="choose another folder"):
+            run(data, tmp_path, RECIPE)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "theirs")]
+
+    def test_a_run_of_more_settings_is_another(self, data: ImageData, tmp_path: Path) -> None:
+        fit(model(), cross_entropy, data, RECIPE, out=tmp_path, identity={"schedule": "1:0.5"}, pace=Pace(until=1))
+        with pytest.raises(errors.UsageError, match=r"schedule '1:0\.5' there, None now"):
+            run(data, tmp_path, RECIPE)
+
+    def test_other_val_images_are_another_run(self, tmp_path: Path) -> None:
+        root = write_brightness(tmp_path / "images")
+        run(open_data(f"folder:{root}"), tmp_path / "out", RECIPE, pace=Pace(until=1))
+        dark, light = sorted((root / "val").iterdir())
+        dark.rename(root / "val" / "swap")
+        light.rename(dark)
+        (root / "val" / "swap").rename(light)
+        with pytest.raises(errors.UsageError, match=r"val '.*' there, '.*' now"):
+            run(open_data(f"folder:{root}"), tmp_path / "out", RECIPE)
+
+
+class TestTrouble:
+    def test_a_val_loss_that_is_not_finite_leaves_nothing(self, data: ImageData, tmp_path: Path) -> None:
+        def measure(*arguments: Any) -> tuple[float, float]:
+            return 0.5, float("nan")
+
+        with pytest.raises(errors.TrainingError, match=r"epoch 1: the loss on val \(nan\).*below 0\.01"):
+            run(data, tmp_path, RECIPE, measure=measure)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_memory_that_runs_out_says_what_helps(self, data: ImageData, tmp_path: Path) -> None:
+        def hungry(network: Any, images: Tensor, targets: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        with pytest.raises(errors.TrainingError, match=r"8 images in a step, in 2 parts: give --accumulate 4"):
+            fit(
+                model(), hungry, data, RECIPE, out=tmp_path, identity={}, pace=Pace(accumulate=2)
+            )  # fmt: skip
+
+
 class TestReferences:
     def test_they_are_measured_once(self, data: ImageData, tmp_path: Path) -> None:
         other = model()

@@ -82,6 +82,10 @@ class TestPromising:
         lucky = evaluation(0.3, 500, 0.99, confirmed=score)
         assert promising([lucky, honest, cheap], 3) == [cheap, honest]
 
+    def test_a_score_without_an_interval_leaves_none_out(self) -> None:
+        many = [evaluation((i + 1) / 10, 500, 0.9 - i / 10, 400, metric="miou") for i in range(4)]
+        assert promising(many, 4) == many
+
     def test_nothing_within_the_bounds(self) -> None:
         dense = Evaluation(PruningSchedule(), 100, 1.0, top1=0.9, loss=0.5, images=10)
         stopped = evaluation(0.5, 100, 0.9, state="stopped", estimate=0.9)
@@ -156,6 +160,13 @@ class TestPlan:
         assert plan.fixed(tmp_path / "out", lambda: ["c"]) == ["a", "b"]
         with pytest.raises(errors.UsageError, match="top 2 there, 3 now; choose another folder"):
             HalvingPlan("s", 3, 2, None, 4).fixed(tmp_path / "out", lambda: ["c"])
+
+    @pytest.mark.parametrize("name", ["last.pt", "model.safetensors"])
+    def test_nothing_of_another_training_is_written_over(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / name).touch()
+        with pytest.raises(errors.UsageError, match=f"holds the {name} of another training"):
+            HalvingPlan("s", 2, 2, None, 4).fixed(tmp_path, lambda: ["a"])
+        assert [path.name for path in tmp_path.iterdir()] == [name]
 
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 3, "schedules": []}'])
     def test_a_broken_one_is_refused(self, tmp_path: Path, content: str) -> None:

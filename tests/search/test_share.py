@@ -1,11 +1,13 @@
 """The parts of batches and of val that processes take."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import distributed, multiprocessing
 
 from search.share import Share
 from spaces import errors
@@ -40,3 +42,22 @@ def test_one_process_is_all_of_it() -> None:
     assert share.join(network) is network
     assert share.total([1.5, 2], torch.device("cpu")) == [1.5, 2]
     assert share.places(7).tolist() == list(range(7))
+
+
+def worker(rank: int, meeting: str) -> None:
+    distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Linear(2, 2))
+    norm, linear = network
+    assert isinstance(norm, torch.nn.BatchNorm2d)
+    assert isinstance(linear, torch.nn.Linear)
+    assert norm.running_mean is not None
+    torch.nn.init.constant_(linear.weight, rank)
+    norm.running_mean.fill_(2.0 * rank)
+    Share.of_process().even_out(network)
+    assert norm.running_mean.tolist() == [1.0] * 3
+    assert linear.weight.tolist() == [[rank] * 2] * 2  # what is trained is the same by its gradients
+    distributed.destroy_process_group()
+
+
+def test_running_statistics_become_their_mean(tmp_path: Path) -> None:
+    multiprocessing.start_processes(worker, (str(tmp_path / "meeting"),), 2)

@@ -161,6 +161,7 @@ GOOD = PruningSchedule.parse("5:0.8").as_dict()
         ({"steps": None}, "steps"),
         ({"steps": [{"after": 5}]}, r"steps\[0\]"),
         ({"steps": [{"after": 5, "keep": float("nan")}]}, r"steps\[0\].*keep ratio"),
+        ({"steps": [{"after": 5, "keep": 10**400}]}, r"steps\[0\].*keep ratio"),
         ({"steps": [{"after": 5, "keep": "0.8"}]}, r"steps\[0\].*not a number"),
         ({"steps": [{"after": 5.0, "keep": 0.8}]}, r"steps\[0\].*whole number"),
         ({"steps": [{"after": i, "keep": 0.8} for i in range(1, 5000)]}, "steps"),

@@ -120,6 +120,18 @@ def test_any_manifest_is_one_line(tmp_path: Path, content: bytes) -> None:
         ssm_models.load_bundle(tmp_path)
 
 
+@torch.inference_mode()
+def test_the_card_is_there_to_be_written_on(model: PrunableModel, tmp_path: Path) -> None:
+    with bundle.building(tmp_path / "bundle") as folder:
+        bundle.write_parts(folder, model, model.schedule.as_dict())
+        (folder / "README.md").write_text("license: unknown")
+    card = tmp_path / "bundle" / "README.md"
+    card.write_text("license: mit")
+    assert torch.equal(ssm_models.load_bundle(card.parent)(pictures(model)), model(pictures(model)))
+    timm.create_model(f"local-dir:{card.parent}", pretrained=True)
+    write(model, card.parent)  # it is still a bundle, which another one may replace
+
+
 def test_what_is_no_bundle(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ExportError, match=r"no bundle\.json in it: not a bundle, or not a whole one"):
@@ -141,6 +153,23 @@ def test_a_bundle_takes_the_place_of_an_older_one_and_of_nothing_else(model: Pru
         write(model, tmp_path / "nowhere" / "bundle")
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "file"}
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_where_the_new_one_cannot_take_its_place_the_old_one_stays(
+    model: PrunableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = write(model, tmp_path / "bundle"), Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if path.name.startswith(".bundle.") and path.suffix == ".part":
+            raise PermissionError(13, "Permission denied")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(ExportError, match="Permission denied"):
+        write(model, folder)
+    ssm_models.load_bundle(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_bundle_appears_whole_or_not_at_all(model: PrunableModel, tmp_path: Path) -> None:

@@ -399,5 +399,13 @@ def test_wrong_shapes_and_names_are_refused() -> None:
     for key, wrong in (("delta", a["delta"][:, :5]), ("A", a["A"][:3]), ("B", a["B"][:, :5])):
         with pytest.raises(ValueError, match="selective_scan"):
             channel_last_scan(**{**a, key: wrong})
+    for key in ("D", "delta_bias", "gap", "z"):
+        right = torch.zeros(4) if key in ("D", "delta_bias") else torch.zeros(2, 6, 4)
+        channel_last_scan(**{**a, key: right})
+        for wrong in (right[:1], right[..., :3], right[..., None], right[:, :5] if right.dim() == 3 else right[:0]):
+            with pytest.raises(ValueError, match=f"selective_scan: {key} has shape"):
+                channel_last_scan(**{**a, key: wrong})
+    with pytest.raises(ValueError, match="expand constant ones"):
+        selective_scan(torch.zeros(2, 4, 6), torch.zeros(2, 4, 6), a["A"], torch.zeros(4, 3), torch.zeros(4, 3))
     with pytest.raises(ValueError, match="unknown scan backend"):
         channel_last_scan(**a, backend="quantum")

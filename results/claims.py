@@ -103,7 +103,7 @@ def claim(
     Returns:
         The claims by hash; those that the driver has already are among them.
     """
-    _reclaim(connection, study)
+    _reclaim(connection, study, driver)
     wanted = {evaluation.hash: evaluation for evaluation in evaluations}
     columns = (EvaluationRow.schedule_hash, EvaluationRow.state, EvaluationRow.driver_id, EvaluationRow.attempts)
     found = connection.execute(select(*columns).where(_of(study), EvaluationRow.schedule_hash.in_(wanted))).all()
@@ -141,7 +141,7 @@ def take_over(
     Returns:
         What is known of each schedule, and the claim, by hash.
     """
-    _reclaim(connection, study)
+    _reclaim(connection, study, driver)
     lost = (EvaluationRow.state == "running", EvaluationRow.driver_id == driver)
     missed = _evaluations(connection, evaluations_query(study).where(*lost))
     found = [evaluation for evaluation in missed if evaluation.hash not in held]
@@ -214,9 +214,9 @@ def _gone(connection: Connection, study: Study) -> set[int]:
     return {row.id for row in connection.execute(query) if is_gone(read_driver(row), now)}
 
 
-def _reclaim(connection: Connection, study: Study) -> None:
-    gone = _gone(connection, study)
-    if gone:
+def _reclaim(connection: Connection, study: Study, asking: int) -> None:
+    """Queue what drivers that are gone have left; the one who asks is here, however long it was silent."""
+    if gone := _gone(connection, study) - {asking}:
         _queue(connection, study, EvaluationRow.driver_id.in_(gone))
 
 

@@ -87,8 +87,10 @@ class ClaimedRecords:
     def take_over(self, most: int, trials: int) -> list[Evaluation]:
         """Claim up to `most` schedules that were queued or left by a driver that is gone."""
         taken = self._store.take_over(self._study, self._driver, most, trials, self._held)
+        # What another driver queued while this one was silent is still under way here: only its claim is new.
+        new = [evaluation for schedule_hash, (evaluation, _) in taken.items() if schedule_hash not in self._held]
         self._held |= {schedule_hash: claim for schedule_hash, (_, claim) in taken.items()}
-        return [evaluation for evaluation, _ in taken.values()]
+        return new
 
     def retry(self, schedule_hash: str) -> bool:
         """Begin another attempt of a schedule whose worker was lost; False if it is another driver's now."""

@@ -32,7 +32,7 @@ from search.samplers import make_sampler
 from search.scratch import scratch_folder
 from search.searcher import ScheduleSearcher
 from search.spool import Spool
-from search.standing import Standing
+from search.standing import Standing, raced_objective
 from search.studies import Subject, check_dense, open_study, open_subject
 from search.subject import fingerprint
 from search.timeout import TrialTimeout
@@ -211,7 +211,7 @@ def _search(
         dense=DenseResult(asdict(replace(dense.metrics, tally=None)), dense.answers.numpy()),
         prefix_cache=parse_bytes(config.prefix_cache),
         race_error=config.race_error,
-        agreement=subject.raced == "agreement",
+        agreement=raced_objective(subject.objectives) == "agreement",
         latency="latency" in subject.objectives,
     )
     cpus = (config.workers or max(1, available_cpus() // config.cpus_per_trial)) * config.cpus_per_trial

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from results import Evaluation, Study
 from results.database import parse_address
-from results.records import Confirmation
+from results.records import UNFINISHED, Confirmation
 from results.store import Store
 from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, StoreError
@@ -100,9 +100,12 @@ class Spool:
                     continue  # its driver still adds to it
                 records, cut = self._read(file, path)
                 new = sum(self._take(store, record, path) for record in records)
-                path.unlink()
+                held = sum(self._is_held(store, record) for record in records)
+                if not held:
+                    path.unlink()
             damage = "; its last line was cut short and is left out" if cut else ""
-            note(f"took {new} results in from {path} ({len(records) - new} were known){damage}")
+            wait = f"; {held} are still claimed by another driver: the file stays for the next start" if held else ""
+            note(f"took {new} results in from {path} ({len(records) - new - held} were known){damage}{wait}")
 
     def _take(self, store: Store, record: Evaluation | Confirmation, path: Path) -> bool:
         if isinstance(record, Evaluation):
@@ -111,6 +114,13 @@ class Spool:
             return False
         store.confirm(self._study, record)
         return True
+
+    def _is_held(self, store: Store, record: Evaluation | Confirmation) -> bool:
+        """Whether a schedule has no result still, since a driver that may be at work has claimed it."""
+        if isinstance(record, Confirmation):
+            return False
+        known = store.evaluation(self._study, record.hash)
+        return known is not None and known.state in UNFINISHED
 
     @property
     def _header(self) -> dict[str, Any]:

@@ -96,7 +96,8 @@ class Subject:
         threads = torch.get_num_threads()
         torch.set_num_threads(config.cpus_per_trial)
         try:
-            evaluator = Evaluator(model, batches, self.device, agreement=self.raced == "agreement")
+            agreement = raced_objective(self.objectives) == "agreement"  # what outcomes are of, raced or not
+            evaluator = Evaluator(model, batches, self.device, agreement=agreement)
             return evaluator.dense_answers, evaluator.latency(PruningSchedule()).ms
         finally:
             torch.set_num_threads(threads)

@@ -65,10 +65,11 @@ class Features:
     def _gone_by_context(self, schedule: PruningSchedule, left: Array) -> dict[str, Array]:
         """Return the share that is gone after each block, by the context of the step that took it."""
         gone: dict[str, Array] = {}
-        taken = np.maximum(-np.diff(left, prepend=1.0), 0.0)  # by the step after each block
-        ends = np.append(np.flatnonzero(np.diff(left) > 0) + 1, len(left))  # of stages: there tokens come back
+        before = np.append(1.0, left[:-1])
+        before[[0, *self._layout.ends[:-1]]] = 1.0  # a stage begins with all of its tokens
+        taken = before - left  # by the step after each block
         for step, context in zip(schedule.steps, schedule.contexts, strict=True):
-            end = ends[ends >= step.after][0]
+            end = next(end for end in self._layout.ends if step.after <= end)
             mine = gone.setdefault(context, np.zeros_like(left))
             mine[step.after - 1 : end] += taken[step.after - 1]
         return gone

@@ -19,8 +19,8 @@ from ssm_models import PrunableModel
 CHECKPOINT = "last.pt"
 WEIGHTS = "model.safetensors"  # what is left of a training that is done
 PLAN = "plan.json"  # of a folder in which several are fine-tuned
-# The state-space model's own dynamics and the places of tokens must not be pulled towards zero.
-NO_DECAY = ("*A_log*", "*A_b_log*", "*pos_embed*", "*cls_token*", "*direction_Bs*")
+# The state-space model's own dynamics, biases of any shape and the places of tokens must not be pulled towards zero.
+NO_DECAY = ("*A_log*", "*A_b_log*", "*pos_embed*", "*cls_token*", "*direction_Bs*", "*dt_projs_bias*", "*conv_bias*")
 
 Scores = tuple[float, float]
 

@@ -37,6 +37,7 @@ class PrunableModel(nn.Module, ABC):
         task: what the outputs are: of `classification` logits (b, classes), of `segmentation` (b, classes, H, W).
         layout: blocks and tokens, for the search.
         num_classes: outputs.
+        in_chans: channels of an image.
         pretrained_cfg: the images that the model expects, as timm writes it.
     """
 
@@ -48,6 +49,7 @@ class PrunableModel(nn.Module, ABC):
     directions: tuple[Direction, ...]
     published_directions: tuple[Direction, ...]
 
+    in_chans: int = 3
     pretrained_cfg: dict[str, Any]
 
     def __init__(self, layout: TokenLayout, num_classes: int) -> None:
@@ -158,8 +160,8 @@ class PrunableModel(nn.Module, ABC):
     def settings_of(cls, config: Any, state: dict[str, Tensor]) -> dict[str, int]:
         """Read num_classes and, where shapes depend on it, img_size (of a square image) off a state dict."""
 
-    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict of the authors' as this model names and shapes it."""
+    def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """Return a state dict of the authors', for images of a size (square if None), as this model shapes it."""
         return state
 
     def forward(self, images: Tensor) -> Tensor:

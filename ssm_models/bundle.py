@@ -87,6 +87,8 @@ def write_parts(folder: Path, model: PrunableModel, schedule: Mapping[str, Any])
     _write_json(folder / SCHEDULE, schedule)
     _write_json(folder / PREPROCESSING, model.pretrained_cfg)
     sizes = {"num_classes": model.num_classes, "img_size": [height, width]}
+    if model.in_chans != PrunableModel.in_chans:
+        sizes["in_chans"] = model.in_chans
     _write_json(
         folder / CONFIG,
         {
@@ -118,7 +120,10 @@ def load_bundle(directory: str | Path) -> PrunableModel:
     classes = args.get("num_classes")
     if type(classes) is not int or not 0 < classes <= 1_000_000:
         raise ExportError(f"bundle {folder}: {CONFIG}: num_classes is {classes!r}")
-    model = create_model(name, classes, (height, width))
+    channels = args.get("in_chans", PrunableModel.in_chans)
+    if type(channels) is not int or not 0 < channels <= 10_000:
+        raise ExportError(f"bundle {folder}: {CONFIG}: in_chans is {channels!r}")
+    model = create_model(name, classes, (height, width), in_chans=channels)
     load_checkpoint(model, folder / WEIGHTS)
     model.set_schedule(PruningSchedule.from_file(folder / SCHEDULE))
     given = _read_json(folder / PREPROCESSING)

@@ -8,6 +8,7 @@ import pickle
 import re
 import tempfile
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,16 @@ _WRAPPERS = ("model", "state_dict", "model_ema")  # where the authors' files kee
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the weights of a file and its metadata (safetensors only, else empty).
 
+    Args:
+        path: a file; with `#model_ema` behind it, those weights of several that a training wrote into it.
+
     Raises:
         CheckpointError: the file is missing, truncated, holds code, or holds no weights.
     """
-    path = Path(path)
+    path, chosen = Path(path), None
+    if not path.exists() and "#" in path.name:
+        name, _, chosen = path.name.rpartition("#")
+        path = path.with_name(name)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file")
     if path.suffix == ".safetensors":
@@ -41,8 +48,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"checkpoint {path}: not a whole safetensors file: {error}") from None
     try:
-        # Vim's and DeiT's files carry their training arguments; a Namespace is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        # Files carry their training's settings: Vim's and DeiT's a Namespace, VMamba's, VSSD's and GroupMamba's a
+        # CfgNode of yacs, which is a dictionary and read as one. Both are plain data.
+        data: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
+        with torch.serialization.safe_globals(data), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of old pickle protocols; what matters raises
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -56,19 +65,23 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"checkpoint {path}: truncated or not a checkpoint: {reason}") from None
-    return unwrap(content, str(path)), {}
+    return unwrap(content, str(path), chosen), {}
 
 
-def unwrap(content: object, where: str = "checkpoint") -> dict[str, Tensor]:
-    """Return the state dict inside what an author's file holds.
+def unwrap(content: object, where: str = "checkpoint", chosen: str | None = None) -> dict[str, Tensor]:
+    """Return the state dict inside what an author's file holds; of several the one chosen, with a warning if none is.
 
     Raises:
         CheckpointError: there is none.
     """
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    held = [key for key in _WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+    if chosen is not None and chosen not in held:
+        raise CheckpointError(f"{where}: has no {chosen!r}; there is {', '.join(held) or 'a single state dict'}")
+    if chosen is None and len(held) > 1:
+        others = " or ".join(f"{where}#{key}" for key in held[1:])
+        warnings.warn(f"{where}: {held[0]} is taken of {', '.join(held)}; name {others} for another", stacklevel=3)
+    if held and isinstance(content, Mapping):
+        content = content[chosen or held[0]]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{where}: holds {type(content).__name__}, expected a state dict")
     state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
@@ -86,24 +99,25 @@ def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any]
         CheckpointError: the weights cannot be read, or belong to another model; the model is unchanged.
     """
     if isinstance(source, Mapping):
-        where, state = "state dict", unwrap(source)
+        where, state, size = "state dict", unwrap(source), None
     else:
-        where, (state, _) = f"checkpoint {source}", read_checkpoint(source)
-    _load(model, state, where)
+        where, (state, metadata) = f"checkpoint {source}", read_checkpoint(source)
+        size = _size(metadata, where)
+    _load(model, state, where, size)
 
 
-def _load(model: PrunableModel, state: dict[str, Tensor], where: str) -> None:
+def _load(model: PrunableModel, state: dict[str, Tensor], where: str, img_size: tuple[int, int] | None) -> None:
     own = model.state_dict()
     adapted = {  # torch 0.3 wrote scalars as vectors of one element, and torch's own loading still takes them
         key: value[0] if value.shape == (1,) and key in own and own[key].dim() == 0 else value
-        for key, value in model.adapt(state).items()
+        for key, value in model.adapt(state, img_size).items()
     }
     problems = _differences(own, adapted)
     if problems:
         likely = _likely_model(state)
         hint = f"; it looks like {likely}" if likely and likely != model.model_name else ""
         raise CheckpointError(f"{where}: not for {model.model_name}: {problems}{hint}")
-    resized = [key for key in state if key in adapted and adapted[key].numel() != state[key].numel()]
+    resized = [key for key in state if "pos_embed" in key and adapted[key] is not state[key]]
     if resized:
         warnings.warn(f"{where}: {', '.join(resized)} resized for images of {model.img_size} pixels", stacklevel=3)
     model.load_state_dict(adapted)
@@ -167,7 +181,7 @@ def build(
     state, metadata = read_checkpoint(path)
     settings = _settings(info, state, metadata, path)
     model = create_model(name, settings["num_classes"], img_size or settings.get("img_size"))
-    _load(model, state, f"checkpoint {path}")
+    _load(model, state, f"checkpoint {path}", _size(metadata, f"checkpoint {path}"))
     return model.eval()
 
 
@@ -176,13 +190,25 @@ def _settings(info: ModelInfo, state: dict[str, Tensor], metadata: dict[str, str
         raise CheckpointError(f"checkpoint {path}: holds {metadata['model']}, not {info.name}")
     try:
         settings: dict[str, Any] = info.family.settings_of(info.config, state)
-        if "img_size" in metadata:
-            settings["img_size"] = tuple(json.loads(metadata["img_size"]))
     except (KeyError, IndexError, ValueError):
         likely = _likely_model(state)
         hint = f"; it looks like {likely}" if likely else ""
         raise CheckpointError(f"checkpoint {path}: not for {info.name}{hint}") from None
-    return settings
+    size = _size(metadata, f"checkpoint {path}")
+    return settings if size is None else settings | {"img_size": size}
+
+
+def _size(metadata: Mapping[str, str], where: str) -> tuple[int, int] | None:
+    """Return the (height, width) of the images that weights are for, if their file says so."""
+    if "img_size" not in metadata:
+        return None
+    try:
+        height, width = json.loads(metadata["img_size"])
+    except (ValueError, TypeError):
+        height = width = None
+    if all(type(side) is int and 0 < side <= 100_000 for side in (height, width)):
+        return height, width
+    raise CheckpointError(f"{where}: img_size is {metadata['img_size']!r}, expected [height, width]")
 
 
 def trained_classes(name: str, checkpoint: str | Path | None) -> list[str] | None:

@@ -136,7 +136,7 @@ def _counting(model: PrunableModel, convention: str) -> Iterator[None]:
 
 def _image(model: PrunableModel) -> Tensor:
     parameter = next(model.parameters())
-    return torch.zeros(1, 3, *model.img_size, device=parameter.device, dtype=parameter.dtype)
+    return torch.zeros(1, model.in_chans, *model.img_size, device=parameter.device, dtype=parameter.dtype)
 
 
 def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = None, convention: str = "full") -> int:

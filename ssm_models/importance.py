@@ -1,7 +1,8 @@
 """Token importance: which patch tokens a pruning step keeps.
 
 A score is a plain function of `Signals`, what the block before the step saw of each token, to a
-(b, K) tensor; the highest are kept. `SCORES` names them as a schedule does.
+(b, K) tensor; the highest are kept. `SCORES` names them as a schedule does. Sums are taken in float32 at least: in
+half precision they would overflow, and rank equal.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ssm_models.layers import precise
 
 
 @dataclass(frozen=True)
@@ -33,37 +36,37 @@ class Signals:
 
 def clip(signals: Signals) -> Tensor:
     """Σ_d max(0, y_d): the score of arXiv:2409.18962 (its division by D changes no rank)."""
-    return signals.y.clamp(min=0).sum(-1)
+    return precise(signals.y).clamp(min=0).sum(-1)
 
 
 def l1(signals: Signals) -> Tensor:
     """Σ_d |y_d|."""
-    return signals.y.abs().sum(-1)
+    return precise(signals.y).abs().sum(-1)
 
 
 def l2(signals: Signals) -> Tensor:
     """Σ_d y_d², which ranks as the ℓ2 norm does."""
-    return signals.y.square().sum(-1)
+    return precise(signals.y).square().sum(-1)
 
 
 def unclipped(signals: Signals) -> Tensor:
     """Σ_d y_d."""
-    return signals.y.sum(-1)
+    return precise(signals.y).sum(-1)
 
 
 def forward(signals: Signals) -> Tensor:
     """Σ_d max(0, y_d) of the first scan direction's output alone."""
-    return signals.outputs[0].clamp(min=0).sum(-1)
+    return precise(signals.outputs[0]).clamp(min=0).sum(-1)
 
 
 def backward(signals: Signals) -> Tensor:
     """Σ_d max(0, y_d) of the last scan direction's output alone, as the code released with the paper has it."""
-    return signals.outputs[-1].clamp(min=0).sum(-1)
+    return precise(signals.outputs[-1]).clamp(min=0).sum(-1)
 
 
 def mean_delta(signals: Signals) -> Tensor:
     """The sum of Δ over channels and directions, which ranks as their mean does (MTR, MaMe)."""
-    first, *others = (delta.sum(-1) for delta in signals.deltas())
+    first, *others = (precise(delta).sum(-1) for delta in signals.deltas())
     return sum(others, first)
 
 

@@ -82,11 +82,18 @@ def a_log(channels: int, states: int) -> nn.Parameter:
     return nn.Parameter(torch.arange(1, states + 1, dtype=torch.float32).log().repeat(channels, 1))
 
 
-def resize_positions(embedding: Tensor, height: int, width: int) -> Tensor:
-    """Resize position embeddings (1, S·S, D) of a square grid to (1, height · width, D), bicubic."""
-    side = math.isqrt(embedding.shape[1])
-    grid = embedding.reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    return F.interpolate(grid, (height, width), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+def resize_positions(embedding: Tensor, grid: tuple[int, int] | None, goal: tuple[int, int]) -> Tensor:
+    """Resize position embeddings (1, h · w, D) of a grid (h, w), square if None, to (1, H · W, D), bicubic.
+
+    What does not fit its grid, or has the right one already, is returned as it is.
+    """
+    tokens = embedding.shape[1]
+    if grid is None:  # of as many tokens, the same grid is likelier than a square
+        grid = goal if tokens == goal[0] * goal[1] else (math.isqrt(tokens), math.isqrt(tokens))
+    if grid == goal or grid[0] * grid[1] != tokens:
+        return embedding
+    places = embedding.reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    return F.interpolate(places, goal, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
 
 
 def precise(x: Tensor) -> Tensor:

@@ -190,6 +190,12 @@ class Backbone(nn.Module):
         self.ln1 = nn.LayerNorm(config.dim, eps=1e-6)
 
 
+def patch_grid(config: PlainMambaConfig, img_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the patches (down, across) of an image of (height, width) pixels."""
+    height, width = (math.ceil(math.ceil(side / 2) / (config.patch // 2)) for side in img_size)
+    return height, width
+
+
 class PlainMamba(PrunableModel):
     """PlainMamba for classification: the mean of the tokens, then a linear head."""
 
@@ -204,7 +210,7 @@ class PlainMamba(PrunableModel):
         *,
         in_chans: int = 3,
     ) -> None:
-        height, width = (math.ceil(math.ceil(side / 2) / (config.patch // 2)) for side in img_size)
+        height, width = patch_grid(config, img_size)
         super().__init__(TokenLayout(name, img_size, (Stage(config.depth, height, width),)), num_classes)
         self.config = config
         self.backbone = Backbone(config, (height, width), in_chans)
@@ -250,13 +256,14 @@ class PlainMamba(PrunableModel):
             "img_size": math.isqrt(state["backbone.pos_embed"].shape[1]) * config.patch,
         }
 
-    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Resize the position embeddings of another image size (bicubic)."""
-        old, own = state.get("backbone.pos_embed"), self.backbone.pos_embed
-        if old is None or old.shape == own.shape or old.dim() != 3 or math.isqrt(old.shape[1]) ** 2 != old.shape[1]:
+        old = state.get("backbone.pos_embed")
+        if old is None or old.dim() != 3:
             return state
         stage = self.layout.stages[0]
-        return {**state, "backbone.pos_embed": resize_positions(old, stage.height, stage.width)}
+        grid = None if img_size is None else patch_grid(self.config, img_size)
+        return {**state, "backbone.pos_embed": resize_positions(old, grid, (stage.height, stage.width))}
 
 
 for _name, _config, _about in (

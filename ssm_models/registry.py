@@ -168,5 +168,7 @@ def create_model(
         model = family(config, name, classes, (height, width), **options)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    model.in_chans = options.get("in_chans", model.in_chans)
     model.pretrained_cfg = info.pretrained_cfg((height, width), classes)
+    model.pretrained_cfg["input_size"] = (model.in_chans, height, width)
     return model

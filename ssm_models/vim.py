@@ -125,6 +125,12 @@ class VimBlock(nn.Module):
         return view.update(x, self.drop_path(change)), signals
 
 
+def patch_grid(config: VimConfig, img_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the patches (down, across) of an image of (height, width) pixels."""
+    height, width = img_size
+    return (height - config.patch) // config.stride + 1, (width - config.patch) // config.stride + 1
+
+
 class Vim(PrunableModel):
     """Vim with absolute position embeddings and its cls token at index M // 2 of M patches."""
 
@@ -141,7 +147,7 @@ class Vim(PrunableModel):
         *,
         in_chans: int = 3,
     ) -> None:
-        grid = tuple((side - config.patch) // config.stride + 1 for side in img_size)
+        grid = patch_grid(config, img_size)
         if min(grid) < 1:
             raise ValueError(f"{name}: images of {img_size} pixels are smaller than a patch of {config.patch}")
         super().__init__(TokenLayout(name, img_size, (Stage(config.depth, *grid),), protected=1), num_classes)
@@ -215,18 +221,18 @@ class Vim(PrunableModel):
             "img_size": (side - 1) * config.stride + config.patch,
         }
 
-    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Resize the position embeddings of another image size (bicubic), the cls token's aside."""
         old = state.get("pos_embed")
-        if old is None or old.shape == self.pos_embed.shape or old.dim() != 3 or old.shape[1] < 2:
-            return state
-        side = math.isqrt(old.shape[1] - 1)
-        if side * side != old.shape[1] - 1:
+        if old is None or old.dim() != 3 or old.shape[1] < 2:
             return state
         middle = (old.shape[1] - 1) // 2
         patches = torch.cat([old[:, :middle], old[:, middle + 1 :]], 1)
         stage = self.layout.stages[0]
-        resized = resize_positions(patches, stage.height, stage.width)
+        grid = None if img_size is None else patch_grid(self.config, img_size)
+        resized = resize_positions(patches, grid, (stage.height, stage.width))
+        if resized is patches:
+            return state
         cls = old[:, middle : middle + 1]
         joined = torch.cat([resized[:, : self.cls_index], cls, resized[:, self.cls_index :]], 1)
         return {**state, "pos_embed": joined}

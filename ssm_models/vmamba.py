@@ -226,7 +226,7 @@ class VMamba(StagedModel):
         logits: Tensor = head(norm(x).mean(1))
         return logits
 
-    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Rename what the first release called otherwise, and flatten linear layers stored as convolutions."""
         own, found = self.state_dict(), dict[str, Tensor]()
         for key, value in state.items():

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssm_models.layers import precise
+
 
 def skipped(positions: Tensor, length: int, reverse: bool) -> Tensor:
     """Count the pruned positions between each kept one and the one scanned before it.
@@ -56,10 +58,11 @@ def hold(delta: Tensor, index: Tensor, held: Tensor | None, reverse: bool) -> Te
     Returns:
         (b, k, D) gap sums of the tokens that stay.
     """
+    kind, delta = delta.dtype, precise(delta)  # differences of running sums
     stays = torch.zeros_like(delta[..., 0]).scatter(1, index, torch.ones_like(index, dtype=delta.dtype))
     passed = delta * (1 - stays[..., None])
     passed = passed if held is None else passed + held
     running = passed.flip(1).cumsum(1).flip(1) if reverse else passed.cumsum(1)
     at = running.gather(1, index[..., None].expand(-1, -1, delta.shape[2]))
     zero = torch.zeros_like(at[:, :1])
-    return at - (torch.cat([at[:, 1:], zero], 1) if reverse else torch.cat([zero, at[:, :-1]], 1))
+    return (at - (torch.cat([at[:, 1:], zero], 1) if reverse else torch.cat([zero, at[:, :-1]], 1))).to(kind)

@@ -110,6 +110,15 @@ def test_what_a_driver_leaves_is_queued_and_keeps_where_it_came_from(store: Stor
     assert [driver.left_at is None for driver in store.drivers(study)] == [False, True]
 
 
+def test_a_driver_that_was_silent_keeps_what_it_runs(store: Store, make_spec: MakeSpec) -> None:
+    study, silent, _ = new_study(store, make_spec)
+    held = store.claim(study, silent, planned("1:0.5", "2:0.5"), 40)
+    silence(store, silent, LEASE_SECONDS + 10)
+    assert store.take_over(study, silent, 9, 40, held) == {}
+    assert list(store.claim(study, silent, planned("3:0.5"), 40).values()) == [Claim(silent.id, 1)]
+    assert [e.state for e in store.evaluations(study, done_only=False, unfinished=True)] == ["running"] * 3
+
+
 def test_a_late_write_is_refused_and_what_took_its_place_stands(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:

@@ -92,6 +92,18 @@ def away(times: int) -> list[DatabaseError]:
     return [DatabaseError("data base x: connection refused", transient=True)] * times
 
 
+def test_what_another_driver_queued_meanwhile_is_not_run_twice(store: Store, study: Study) -> None:
+    """It was taken for gone, and comes back to find its own work waiting."""
+    first, second = evaluation(0), evaluation(1)
+    records = claimed(store, study, range(2))
+    store.leave(study, records._driver)  # what the other one does when it takes this one for gone
+    store.record(study, second)
+    assert records.take_over(9, 99) == []
+    assert records.record(first)
+    assert not records.record(second)
+    assert [(e.hash, e.attempts) for e in store.evaluations(study)] == [(second.hash, 1), (first.hash, 2)]
+
+
 class TestPatience:
     def test_it_waits_longer_each_time_and_says_so_once(
         self, store: Store, study: Study, url: str, clock: list[float]
@@ -205,6 +217,21 @@ class TestSpool:
         assert len(notes) == 1
         assert notes[0].startswith("took 1 results in from ")
         assert notes[0].endswith("(1 were known); its last line was cut short and is left out")
+
+    def test_a_result_whose_schedule_another_driver_holds_is_not_lost(
+        self, store: Store, study: Study, url: str
+    ) -> None:
+        """A driver in a container, started again at once: nobody can tell yet that the old one is gone."""
+        path, notes = spooled(study, url, range(2)), list[str]()
+        old = store.enter(study, {})
+        store.claim(study, old, [replace(evaluation(1), state="running")], 99)
+        Spool(study, url).take_in(store, notes.append)
+        assert "took 1 results in" in notes[0]
+        assert "1 are still claimed by another driver: the file stays" in notes[0]
+        store.leave(study, old)
+        Spool(study, url).take_in(store, notes.append)
+        assert [e.hash for e in store.evaluations(study)] == [evaluation(0).hash, evaluation(1).hash]
+        assert not path.exists()
 
     @pytest.mark.parametrize(
         ("change", "words"),

@@ -28,6 +28,28 @@ def test_the_first_group_is_the_logarithm_of_the_share_left_after_each_block() -
     assert np.exp(left) == pytest.approx([1, 0.5, 0.5, 1, 0.2, 0.2])  # the second stage has its grid back
 
 
+@given(
+    blocks=st.sets(st.integers(1, 6)),
+    keeps=st.lists(st.floats(0.05, 0.95), min_size=6, max_size=6),
+    contexts=st.lists(st.sampled_from(CHOICES["context"]), min_size=6, max_size=6),
+)
+def test_what_is_gone_is_shared_out_among_the_contexts(
+    blocks: set[int], keeps: list[float], contexts: list[str]
+) -> None:
+    """Of tokens that a stage has lost, each step of it took its part; where a stage begins, all are back."""
+    steps = zip(sorted(blocks), (round(keep, 2) for keep in keeps), contexts, strict=False)
+    found = FEATURES(PruningSchedule.of(list(steps))) * np.sqrt(6)
+    parts = found[FEATURES.groups[1]].reshape(3, 6)
+    assert (parts >= -1e-12).all()
+    assert parts.sum(0) == pytest.approx(1 - np.exp(found[FEATURES.groups[0]]))
+
+
+def test_a_step_behind_the_first_block_of_a_stage_is_counted_from_all_of_its_tokens() -> None:
+    found = FEATURES(PruningSchedule.parse("2:0.5:drop,4:0.4:conv"))[FEATURES.groups[1]].reshape(3, 6) * np.sqrt(6)
+    assert found[0] == pytest.approx([0, 0.5, 0.5, 0, 0, 0])
+    assert found[1] == pytest.approx([0, 0, 0, 0.6, 0.6, 0.6])
+
+
 def test_methods_differ_by_as_much_as_they_prune() -> None:
     assert point("")[FEATURES.groups[1]] == pytest.approx(0)
     weak = distance("5:0.9;context=drop", "5:0.9;context=freeze")

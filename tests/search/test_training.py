@@ -270,3 +270,9 @@ class TestRecipe:
             "cls_token",
         } <= left
         assert all("weight" not in name or "norm" in name for name in left)
+
+    @pytest.mark.parametrize("name", ["vmamba_nano", "group_mamba_nano", "vim2_nano", "cvmh_unet_nano"])
+    def test_weight_decay_spares_biases_of_any_shape(self, name: str) -> None:
+        model = ssm_models.create_model(name)
+        decayed = {id(p) for p in parameter_groups(model, 0.05)[1]["params"]}
+        assert [name for name, p in model.named_parameters() if "bias" in name and id(p) in decayed] == []

@@ -53,6 +53,17 @@ def test_classes_and_sizes_of_its_own(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
+def test_images_of_other_channels(tmp_path: Path) -> None:
+    model = ssm_models.create_model("vim_nano", in_chans=2).eval()
+    assert model.pretrained_cfg["input_size"] == (2, 28, 28)
+    assert 0 < ssm_models.cost_table(model).flops(SCHEDULE) < ssm_models.count_flops(model)
+    images = torch.randn(2, 2, 28, 28, generator=torch.Generator().manual_seed(0))
+    folder = write(model, tmp_path / "bundle")
+    assert torch.equal(ssm_models.load_bundle(folder)(images), model(images))
+    assert torch.equal(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images), model(images))
+
+
+@torch.inference_mode()
 def test_timm_takes_a_file_and_a_schedule(model: PrunableModel, tmp_path: Path) -> None:
     model.set_schedule(SCHEDULE)
     folder, images = write(model, tmp_path / "bundle"), pictures(model)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from yacs.config import CfgNode
 
 import ssm_models
 from spaces.errors import CheckpointError, UnknownNameError, UsageError
@@ -25,6 +26,7 @@ def test_round_trip(model: PrunableModel, tmp_path: Path) -> None:
 FORMS = {
     "plain": lambda state: state,
     "vim": lambda state: {"model": state, "args": argparse.Namespace(lr=1.0)},
+    "vmamba": lambda state: {"model": state, "config": CfgNode({"TRAIN": CfgNode({"LR": 1.0})}), "epoch": 3},
     "parallel": lambda state: {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3},
 }
 
@@ -63,6 +65,46 @@ def test_position_embeddings_are_resized_with_the_cls_token_in_the_middle(
     assert torch.allclose(larger.pos_embed[:, 40], torch.tensor(5.0))
     rest = torch.cat([larger.pos_embed[:, :40], larger.pos_embed[:, 41:]], 1)
     assert torch.allclose(rest, torch.tensor(1.0), atol=1e-5)
+
+
+def test_of_several_weights_in_a_file_one_is_named(model: PrunableModel, tmp_path: Path) -> None:
+    state, file = model.state_dict(), tmp_path / "best.pth"
+    averaged = {key: value + 1 for key, value in state.items()}
+    torch.save({"model": state, "model_ema": averaged}, file)
+    with pytest.warns(UserWarning, match=r"model is taken of model, model_ema; name .*best\.pth#model_ema"):
+        plain = ssm_models.build("vim_nano", file)
+    assert torch.equal(plain.state_dict()["norm_f.weight"], state["norm_f.weight"])
+    other = ssm_models.build("vim_nano", f"{file}#model_ema")
+    assert torch.equal(other.state_dict()["norm_f.weight"], averaged["norm_f.weight"])
+    with pytest.raises(CheckpointError, match=r"has no 'state_dict'; there is model, model_ema"):
+        ssm_models.build("vim_nano", f"{file}#state_dict")
+
+
+@pytest.mark.parametrize("name", ["vim_nano", "plain_mamba_nano"])
+def test_position_embeddings_of_a_rectangle_are_read_as_one(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    wide, file = ssm_models.create_model(name, img_size=(12, 48)), tmp_path / "wide.safetensors"
+    with torch.no_grad():
+        for key, value in wide.named_parameters():
+            if "pos_embed" in key:
+                value.normal_()
+    ssm_models.save_checkpoint(wide, file, {"model": name, "img_size": "[12, 48]"})
+    key = next(key for key in wide.state_dict() if "pos_embed" in key)
+    again = ssm_models.build(name, file)
+    assert again.img_size == (12, 48)
+    assert torch.equal(again.state_dict()[key], wide.state_dict()[key])
+    with pytest.warns(UserWarning, match="resized"):
+        square = ssm_models.build(name, file, img_size=24)  # as many tokens, at other places
+    assert square.state_dict()[key].shape == wide.state_dict()[key].shape
+    assert not torch.allclose(square.state_dict()[key], wide.state_dict()[key])
+
+
+@pytest.mark.parametrize("size", ["28", "null", '["a", 28]', "[28.0, 28.0]", "[28]", "[0, 28]", "[1000000, 28]", "x"])
+def test_a_size_that_makes_no_sense(model: PrunableModel, tmp_path: Path, size: str) -> None:
+    file = tmp_path / "m.safetensors"
+    ssm_models.save_checkpoint(model, file, {"img_size": size})
+    with pytest.raises(CheckpointError, match=r"img_size is '.*', expected \[height, width\]"):
+        ssm_models.build("vim_nano", file)
 
 
 class Bomb:

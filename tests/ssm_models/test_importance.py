@@ -58,3 +58,14 @@ def test_seeds_depend_on_the_image_alone() -> None:
     images = torch.randn(3, 3, 8, 8)
     assert torch.equal(image_seeds(images)[1:2], image_seeds(images[1:2]))
     assert len(set(image_seeds(images).tolist())) == 3
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_half_precision_ranks_as_single_precision(name: str) -> None:
+    """Large outputs, whose squares and sums are beyond fp16, and ranks that its rounding would change."""
+    wide = 300 * torch.randn(2, 7, 768, generator=torch.Generator().manual_seed(1))
+    half = tuple((wide + shift).half() for shift in (0, 0.5))
+    found = SCORES[name](signals(y=half[0], outputs=half, deltas=lambda: tuple(x.abs() for x in half)))
+    full = tuple(x.float() for x in half)
+    expected = SCORES[name](signals(y=full[0], outputs=full, deltas=lambda: tuple(x.abs() for x in full)))
+    assert torch.equal(found, expected)

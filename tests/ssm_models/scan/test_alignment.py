@@ -25,3 +25,12 @@ def test_hold_sums_what_pruned_tokens_had() -> None:
                     between = range(survivors[j - 1] + 1 if j else 0, t)
                 expected = sum((held[s] for s in between), torch.zeros(3))
                 assert torch.allclose(gaps[b, j], expected, atol=1e-5)
+
+
+def test_hold_in_half_precision_rounds_its_sums_and_no_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.empty(1, 197, 4).uniform_(1e-3, 0.1, generator=generator).bfloat16()
+    stays = torch.randperm(197, generator=generator)[:98].sort().values[None]
+    found, expected = hold(delta, stays, None, False), hold(delta.double(), stays, None, False)
+    assert found.dtype is torch.bfloat16
+    assert torch.allclose(found.double(), expected, rtol=0.01, atol=1e-6)

@@ -23,8 +23,8 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="F",
-        help="Weights: a file (FILE#model_ema names one of several in it), or `random`. Default: those that the model "
-        "ships, if it does.",
+        help="Weights: a file (FILE#model_ema names one of several in it), or `random`. Default: those that the "
+        "model ships, if it does.",
     ),
 ]
 Study = Annotated[str, typer.Option("--study", metavar="S", help="Name of the study.")]

@@ -15,11 +15,12 @@ and at the target of the ablations the schedule of `rules` without alignment, an
 
 Schedules are chosen on the first `--images` of val, and all scores here are of the rest of val, which none of the
 choices saw. `--train-images` bounds what an epoch runs over, the same images for all. Whatever is done is kept
-below OUT, and not done again. With `--epochs 0` nothing is fine-tuned.
+below OUT, and not done again; an OUT of other settings is refused. With `--epochs 0` nothing is fine-tuned.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from search_quality import patterns
+from search_quality import patterns, same_settings
 
 import ssm_models
 from search.data import ImageData, open_data
@@ -166,6 +167,7 @@ def some_images(data: str, count: int, out: Path) -> str:
     target = out / f"train-{count}"
     if not target.exists():
         making = out / "making"
+        shutil.rmtree(making, ignore_errors=True)  # of a run that was stopped here
         classes = sorted(path for path in (Path(root) / "train").iterdir() if path.is_dir())
         for folder in classes:
             (making / "train" / folder.name).mkdir(parents=True, exist_ok=True)
@@ -220,6 +222,8 @@ def main() -> None:
     a = parser.parse_args()
     a.out = a.out.resolve()
     a.out.mkdir(parents=True, exist_ok=True)
+    shared = {name: getattr(a, name) for name in ("model", "checkpoint", "data", "targets", "images", "trials")}
+    same_settings(a.out / "settings.json", shared)
     rows = list(contestants(a))
     data, model = bed(a.model, a.checkpoint, a.data)
     table = ssm_models.cost_table(model)
@@ -228,11 +232,11 @@ def main() -> None:
     after: dict[int, list[dict[str, Any]]] = {i: [] for i in range(len(rows))}
     if a.epochs:
         train = a.data if a.train_images is None else some_images(a.data, a.train_images, a.out)
-        jobs = [(i, (a, train, row, seed)) for seed in range(a.seeds) for i, row in enumerate(rows)]
-        jobs.sort(key=lambda job: "=" in job[1][2].name)  # the ablations last
+        ordered = sorted(rows, key=lambda row: "=" in row.name)  # the ablations last
+        jobs = {(row.schedule, seed): (a, train, row, seed) for seed in range(a.seeds) for row in ordered}
         with ProcessPoolExecutor(a.jobs) as pool:
-            for (i, _), found in zip(jobs, pool.map(tuned, [job for _, job in jobs]), strict=True):
-                after[i].append(found)
+            done = dict(zip(jobs, pool.map(tuned, jobs.values()), strict=True))
+        after = {i: [done[row.schedule, seed] for seed in range(a.seeds)] for i, row in enumerate(rows)}
     print("| row | target | schedule | of dense FLOPs | before | after | s a run |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for i, row in enumerate(rows):

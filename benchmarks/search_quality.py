@@ -408,6 +408,14 @@ def ceiling(a: argparse.Namespace, found: list[Trace]) -> None:
         )
 
 
+def same_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Note what the results beside `path` are of; end the program where they are of something else."""
+    text = json.dumps(settings, indent=2)
+    if path.exists() and path.read_text() != text:
+        raise SystemExit(f"{path}: the results there are of other settings; give another --out")
+    path.write_text(text)
+
+
 def main() -> None:
     """Run the methods and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -426,6 +434,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("search_quality.json"))
     a = parser.parse_args()
     random.seed(0)
+    shared = {name: getattr(a, name) for name in ("model", "checkpoint", "data", "images", "held_out")}
+    same_settings(a.out.with_suffix(".settings.json"), shared)
     found = list(traces(a))
     report(a, found)
     if a.ceiling:

@@ -160,7 +160,13 @@ class FrontChart:
             "others": [self._point(e) for e in self.others],
             "tuned": [
                 self._point(e)
-                | {"y": 100 * e.finetuned_top1, "before": self.height(e), "low": None, "high": None, "search": None}
+                | {
+                    "y": 100 * e.finetuned_top1,
+                    "before": self.y.searched(e),
+                    "low": None,
+                    "high": None,
+                    "search": None,
+                }
                 for e in self.tuned
                 if e.finetuned_top1 is not None
             ],

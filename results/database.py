@@ -105,6 +105,8 @@ def parse_address(address: str) -> URL:
             raise UsageError(f"data base {shown!r}: options after '?' are not understood for SQLite")
     elif url.drivername not in ("postgresql", "postgresql+psycopg"):
         raise UsageError(f"data base {shown!r}: {advice}")
+    elif "@" in f"{url.host}{url.database}":  # SQLAlchemy ends a password at the first one
+        raise UsageError(f"data base {shown!r}: write an @ that belongs to a password as %40, and a / as %2F")
     return url
 
 

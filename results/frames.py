@@ -50,7 +50,7 @@ def to_frame(evaluations: Sequence[Evaluation]) -> "DataFrame":
     pandas = _library("pandas")
     columns = list(full_row(Evaluation(PruningSchedule(), 0, 0.0, "failed")))
     frame = pandas.DataFrame([full_row(evaluation) for evaluation in evaluations], columns=columns, dtype=object)
-    frame["finished_at"] = pandas.to_datetime(frame["finished_at"], utc=True)
+    frame["finished_at"] = pandas.to_datetime(frame["finished_at"], utc=True, format="ISO8601")
     typed: DataFrame = frame.astype(dict(TYPES))
     return typed
 

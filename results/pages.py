@@ -28,7 +28,7 @@ def write_page(path: str | Path, template: str, **values: Any) -> None:
         .get_template(template)
         .render(plotly=get_plotlyjs(), made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), **values)
     )
-    write_whole(path, page.encode())
+    write_whole(path, page.encode(errors="replace"))  # names of files may be no text
 
 
 @cache

@@ -99,7 +99,7 @@ def _png(chart: FrontChart) -> bytes:
             )
     for number, e in enumerate(chart.tuned):
         tuned = 100 * (e.finetuned_top1 or 0.0)
-        axes.plot([chart.cost(e)] * 2, [chart.height(e), tuned], color=warm, linewidth=1, alpha=0.6)
+        axes.plot([chart.cost(e)] * 2, [chart.y.searched(e), tuned], color=warm, linewidth=1, alpha=0.6)
         label = "_" if number else "fine-tuned"
         axes.scatter([chart.cost(e)], [tuned], s=38, marker="D", color=warm, zorder=4, label=label)
     axes.scatter([1.0], [chart.dense_height], s=70, marker="*", color=ink, zorder=4, label="dense model")

@@ -6,6 +6,16 @@ from pathlib import PurePath
 
 from results.records import Evaluation, FineTune, Study
 
+_RECIPE = {
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in ("epochs", "seed", "lr", "batch_size", "weight_decay", "mixup")
+    },
+    **{name: f"--{name.replace('_', '-')}" for name in ("cutmix", "label_smoothing", "ema", "amp", "workers")},
+    **{"share": "--distill", "temperature": "--temperature", "features": "--features"},
+}
+"""What a fine-tuning was told, as its options; what has none (warmup, clip) is never another than it was."""
+
 
 def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evaluation, FineTune]] = ()) -> list[str]:
     """Return the command lines that search this study again, fine-tune what was fine-tuned, and write its page.
@@ -27,7 +37,7 @@ def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evalua
         "--images": spec.images,
         "--seed": spec.seed,
     }
-    for name in ("race_error", "confirm_images", "confirm_split"):
+    for name in ("batch_size", "workers", "brood", "race_error", "confirm_images", "confirm_split"):
         if (value := spec.config.get(name)) is not None:
             search[f"--{name.replace('_', '-')}"] = value
     weights = {} if spec.checkpoint is None else {"--checkpoint": spec.checkpoint}
@@ -39,10 +49,12 @@ def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evalua
     for point, record in tuned:
         file = f"{point.hash}.json"
         commands.append(_command("export", {**named, "--schedule": point.schedule.text, "--out": file}))
-        recipe = {"--epochs": record.epochs}
-        for name, option in (("seed", "--seed"), ("lr", "--lr"), ("batch_size", "--batch-size")):
-            if (value := record.config.get(name)) is not None:
-                recipe[option] = value
+        config: dict[str, object] = {
+            **record.config,
+            **record.config.get("distillation", {}),
+            "epochs": record.epochs,
+        }
+        recipe = {option: config[name] for name, option in _RECIPE.items() if config.get(name) is not None}
         out = {"--out": str(PurePath(record.checkpoint).parent)}
         commands.append(_command(f"finetune {file}", {"--data": spec.data, **weights, **recipe, **out, **named}))
     if not tuned:

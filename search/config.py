@@ -19,6 +19,7 @@ REQUIRED = ("model", "study", "data", "flops_budget", "trials")
 
 WHOLES = ("trials", "images", "batch_size", "workers", "cpus_per_trial", "seed", "brood", "confirm_images")
 REALS = ("gpus_per_trial", "race_error", "db_patience")
+LONGEST_NAME = 200  # of a study, as the store's schema has it
 REST = "rest"  # of val, beyond what a search runs over
 CONFIRM_SPLITS = ("val", REST, "test")
 MOST_RACE_ERROR = 0.5
@@ -136,6 +137,14 @@ class SearchConfig:
         for name in ("model", "study", "data"):
             if not getattr(self, name).strip():
                 raise UsageError(f"{name}: must not be empty")
+        for name in ("study", "data", "checkpoint"):
+            value = getattr(self, name) or ""
+            if value.encode(errors="replace").decode() != value or "\0" in value:
+                raise UsageError(f"{name}={value!r}: is no text in UTF-8, which a data base could keep")
+        if len(self.study) > LONGEST_NAME:
+            raise UsageError(
+                f"study {self.study[:40]!r}…: is {len(self.study)} characters long, at most {LONGEST_NAME}"
+            )
         if self.time_budget is not None:
             parse_duration(self.time_budget)
         if self.trial_timeout is not None:

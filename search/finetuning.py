@@ -57,7 +57,7 @@ class FineTuneResult:
             epochs=len(self.fit.curve),
             images=self.fit.images,
             seconds=self.fit.seconds,
-            checkpoint=str(self.checkpoint or ""),
+            checkpoint="" if self.checkpoint is None else str(self.checkpoint.absolute()),
             weights_digest=self.weights_digest,
             config=self.config,
             curve=self.fit.curve,

@@ -115,7 +115,8 @@ class FileSplit:
             sizes = [path.stat().st_size for path in self.paths]
             small = sum(sizes) <= DIGEST_LIMIT
             for path, size in zip(self.paths, sizes, strict=True):
-                digest.update(f"{path.relative_to(self.root).as_posix()}\0{size}\0".encode())
+                name = path.relative_to(self.root).as_posix()
+                digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
                 if small:
                     digest.update(path.read_bytes())
         except OSError as error:
@@ -233,6 +234,9 @@ class FolderSource:
 
     def _classes(self, name: str) -> list[str]:
         classes = _class_folders(self.path / name)
+        for one in classes:
+            if one.encode(errors="replace").decode() != one:
+                raise DataError(f"{self.path / name}: the name of class {one!r} is no text in UTF-8; rename it")
         if not classes:
             raise DataError(f"{self.path / name}: no images, for there is no folder of a class in it")
         return classes

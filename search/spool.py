@@ -93,7 +93,7 @@ class Spool:
             StoreError: a file is damaged, or holds results of other settings; it is left as it is.
         """
         for path in sorted(path for folder in self._folders for path in folder.glob(f"{self._stem}.*.jsonl")):
-            with path.open(encoding="utf-8") as file:
+            with self._opened(path) as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -106,6 +106,12 @@ class Spool:
             damage = "; its last line was cut short and is left out" if cut else ""
             wait = f"; {held} are still claimed by another driver: the file stays for the next start" if held else ""
             note(f"took {new} results in from {path} ({len(records) - new - held} were known){damage}{wait}")
+
+    def _opened(self, path: Path) -> IO[str]:
+        try:
+            return path.open(encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"spool {path}: cannot be read: {error.strerror or error}") from None
 
     def _take(self, store: Store, record: Evaluation | Confirmation, path: Path) -> bool:
         if isinstance(record, Evaluation):
@@ -170,9 +176,9 @@ class Spool:
         if os.fstat(file.fileno()).st_size > MOST_BYTES:
             raise StoreError(f"spool {path}: is larger than {MOST_BYTES:,} bytes; move it away")
         advice = "; move it away to go on without it"
-        lines = file.read().split("\n")
-        cut = lines.pop() != ""  # a whole line ends with a line break
         try:
+            lines = file.read().split("\n")
+            cut = lines.pop() != ""  # a whole line ends with a line break
             header = json.loads(lines[0]) if lines else {}
             if not isinstance(header, dict) or header.get("prunefront-spool") != FORMAT:
                 raise ValueError("is none of this version")

@@ -22,7 +22,7 @@ class Timed(Protocol):
 class TrialTimeout(Callback):
     """Kills a worker whose trial is overdue; Tune then sees a death, and the searcher knows why.
 
-    A trial's time begins when a worker takes it, so it covers the opening of the model by a new one.
+    A trial's time begins when a worker that is ready takes it; the opening of the model by a new one comes before.
 
     Args:
         timed: asked for each trial's limit, and told.

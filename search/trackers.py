@@ -70,7 +70,7 @@ class MLflowTracker:
 
     def __init__(self) -> None:
         self._mlflow = _library("mlflow")
-        self._client = self._mlflow.MlflowClient()
+        self._client: Any = None
         self._experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         self._run: str | None = None
 
@@ -78,6 +78,7 @@ class MLflowTracker:
         """Begin a run with the study's settings as its parameters."""
         from mlflow.entities import Param
 
+        self._client = self._mlflow.MlflowClient()  # which connects
         found = self._client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(self._experiment)
         run = self._client.create_run(experiment, run_name=study.name, tags={"prunefront.study": study.name})

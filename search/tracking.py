@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from results import Evaluation, Study
 from search.progress import Snapshot
-from spaces.errors import PrunefrontError
+from spaces.errors import PrunefrontError, StoreError
 
 if TYPE_CHECKING:
     from search.runner import SearchOutcome
@@ -74,9 +74,12 @@ class Tracking:
 
     def observe(self, snapshot: Snapshot) -> None:
         """Tell of the evaluations that were recorded."""
-        new, self._new = self._new, []
-        for schedule_hash in new:
-            evaluation = self._read(schedule_hash)
+        while self._new:
+            try:
+                evaluation = self._read(self._new[0])
+            except StoreError:  # whoever writes says so; the rest is told next time
+                return
+            del self._new[0]
             if evaluation is not None:
                 self._tell(lambda tracker, e=evaluation: tracker.on_evaluation(e, snapshot))  # type: ignore[misc]
 

@@ -253,4 +253,5 @@ def unpack(bits: bytes, images: int) -> NDArray[np.bool_]:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, cut to a length that a table can bear."""
     lines = str(error).strip().splitlines()
-    return lines[0][:500] if lines else "no message"
+    line = lines[0][:500] if lines else "no message"
+    return line.encode(errors="replace").decode().replace("\0", "?")  # what any data base takes

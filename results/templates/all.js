@@ -96,7 +96,7 @@
   on.addEventListener("click", () => { page += 1; show(); });
   document.getElementById("all-copy").addEventListener("click", (event) => {
     const quote = (value) => (value === null ? "" : /[",\n]/.test(value) ? `"${String(value).replace(/"/g, '""')}"` : String(value));
-    const keys = Object.keys(data);
+    const keys = Object.keys(data).filter((key) => Array.isArray(data[key])); // columns
     const lines = rows.map((i) => keys.map((key) => quote(data[key][i])).join(","));
     copyText([keys.join(","), ...lines].join("\n") + "\n", event.currentTarget);
   });

@@ -221,6 +221,8 @@ def test_a_newer_schema_is_refused(url: str, tmp_path: Path) -> None:
         ("", "expected sqlite:///FILE"),
         ("mysql://me:secret@host/db", "expected sqlite:///FILE"),
         ("postgresql://me:secret@host:port/db", "expected sqlite:///FILE"),
+        ("postgresql://me:secret@secret@host/db", r"'postgresql://\*\*\*@host/db': write an @ .* as %40"),
+        ("postgresql://me:secret@se/cret@host/db", r"'postgresql://\*\*\*@host/db': write an @ .* as %40"),
         ("sqlite://store.db", "takes three slashes"),
         ("sqlite://", "name a file"),
         ("sqlite:///:memory:", "name a file"),

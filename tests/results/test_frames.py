@@ -3,6 +3,8 @@
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas
@@ -36,6 +38,14 @@ def test_a_frame_has_the_rows(evaluations: list[Evaluation]) -> None:
                 assert pandas.isna(found[name])
             else:
                 assert found[name] == value
+
+
+def test_times_with_and_without_a_fraction_of_a_second(evaluations: list[Evaluation]) -> None:
+    whole = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    times = [whole, whole.replace(microsecond=5)]
+    for order in (times, times[::-1]):
+        rows = [replace(e, finished_at=time) for e, time in zip(evaluations, order, strict=True)]
+        assert list(to_frame(rows)["finished_at"]) == order
 
 
 def test_types_do_not_depend_on_the_rows(evaluations: list[Evaluation]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from results import Evaluation, Study
 from results.intervals import wilson_interval
+from results.listing import listing
 from results.plot import plot_front
 from results.report import write_report
 from tests.results.shown import DENSE, EVIL, NOW, MakeEvaluation, MakeSpec, make_picture, write_evil_report
@@ -259,6 +260,8 @@ def test_the_table_of_all_sorts_filters_copies_and_is_found(
     until(page, "window.copied")
     rows = list(csv.DictReader(io.StringIO(page.evaluate("window.copied"))))
     assert {row["schedule"] for row in rows} == {e.schedule.text for e in evaluations[:5]}
+    assert list(rows[0]) == sorted(listing(evaluations, set())), "what is no column is left out"
+    assert all(None not in row and None not in row.values() for row in rows)
     page.evaluate(f"document.dispatchEvent(new CustomEvent('evaluation', {{ detail: '{evaluations[7].hash}' }}))")
     assert page.get_attribute("#all tr.found", "data-hash") == evaluations[7].hash
     page.click("[data-copy=commands]")

@@ -54,6 +54,23 @@ def test_the_page_tells_confirmed_scores_and_stopped_candidates(
     assert "e" * 64 in page
 
 
+def test_fine_tuned_scores_stand_beside_those_on_the_same_images(
+    tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
+) -> None:
+    """A fine-tuning is measured on the search's images, whatever the front was confirmed on."""
+    score = Confirmation(evaluations[3].hash, 0.7, 1.0, 0.5, 5000, 1.0, 1.0, 0.8)
+    evaluations[3] = replace(evaluations[3], confirmed=score)
+    study = Study(1, NOW, make_spec(dense_top1=0.98), 12, 1, confirmed=1)
+    write_report(tmp_path / "report.html", study, evaluations, dense_confirmed=DENSE)
+    page = " ".join((tmp_path / "report.html").read_text().split('<script type="application/json"')[0].split())
+    table = page.split('<table class="tuned-table')[1].split("</table>")[0]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", table)
+    assert cells[:5] == ["93.60", "97.00", "+3.4", "−1.0", "0.580"]
+    assert "−1.0 points at" in page, "the headline's, too"
+    drawn = FrontChart.of(study, evaluations, DENSE).as_dict()["tuned"]
+    assert [(point["y"], point["before"]) for point in drawn] == [(97.0, pytest.approx(93.6))]
+
+
 def test_the_summary_is_of_standing_scores(confirmed: tuple[Study, list[Evaluation]]) -> None:
     study, evaluations = confirmed
     worst = replace(evaluations[4], confirmed=Confirmation(evaluations[4].hash, 0.5, 1.0, 0.5, 5000, 1.0, 1.0, 0.8))

@@ -3,11 +3,16 @@
 import inspect
 import re
 import shlex
+from dataclasses import asdict
 
 from results import FineTune, Study
 from results.report import reproducing_commands
 from search.cli import app
+from search.distillation import Distillation
+from search.recipe import Recipe
 from tests.results.shown import NOW, MakeEvaluation, MakeSpec
+
+RUN = {"distillation": asdict(Distillation()), "workers": 2}
 
 
 def test_the_commands_reproduce_the_study(make_spec: MakeSpec) -> None:
@@ -19,6 +24,8 @@ def test_the_commands_reproduce_the_study(make_spec: MakeSpec) -> None:
     assert report.endswith("--out report.html")
     assert front.startswith("prunefront front --study ") and export.endswith("--out schedule.json")
     assert "--objective" not in search
+    told = make_spec(config={"brood": 16, "batch_size": 32, "workers": None})
+    assert reproducing_commands(Study(1, NOW, told), 40)[0].endswith("--batch-size 32 --brood 16")
     other, *_ = reproducing_commands(Study(1, NOW, make_spec(objectives=("loss", "latency"))), 40)
     assert other.endswith("--objective loss --objective latency")
 
@@ -27,20 +34,22 @@ def test_what_was_fine_tuned_is_exported_and_fine_tuned_again(
     make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     point = make_evaluation("3:0.8;context=freeze")
-    config = {"lr": 0.001, "batch_size": 32, "seed": 5}
+    config = {"lr": 0.001, "batch_size": 32, "seed": 5, "amp": "bf16", "ema": 0.99, "warmup": 0.1, "workers": 2}
+    config |= {"distillation": {"share": 0.3, "temperature": 3.0, "features": 0.2}}
     record = FineTune(point.hash, 0.95, 0.2, 7, 1000, 60.0, "out/a b/model.safetensors", "f" * 64, config)
     study = Study(1, NOW, make_spec(checkpoint="w.pth"))
     _, _, export, finetune, _ = reproducing_commands(study, 40, [(point, record)])
     assert export == f"prunefront export --study digits --schedule '3:0.8;context=freeze' --out {point.hash}.json"
     assert finetune == (
         f"prunefront finetune {point.hash}.json --data embedded --checkpoint w.pth --epochs 7 --seed 5 --lr 0.001 "
-        "--batch-size 32 --out 'out/a b' --study digits"
+        "--batch-size 32 --ema 0.99 --amp bf16 --workers 2 --distill 0.3 --temperature 3.0 --features 0.2 "
+        "--out 'out/a b' --study digits"
     )
 
 
 def test_the_commands_are_commands(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     point = make_evaluation()
-    record = FineTune(point.hash, 0.95, 0.2, 7, 1000, 60.0, "out/m.safetensors", "f" * 64, {"lr": 0.001, "seed": 5})
+    record = FineTune(point.hash, 0.95, 0.2, 7, 1000, 60.0, "out/m.safetensors", "f" * 64, asdict(Recipe(7)) | RUN)
     offered = {command.name or command.callback.__name__: command.callback for command in app.registered_commands}
     for line in reproducing_commands(Study(1, NOW, make_spec(checkpoint="w")), 40, [(point, record)]):
         _, name, *words = shlex.split(line)

@@ -163,3 +163,18 @@ def test_a_file_may_say_what_is_not_of_the_study(tmp_path: Path) -> None:
     file.write_text('db = "sqlite:///a.db"\nmirror = "sqlite:///o.db"\ntrack = "mlflow"\nseed = 4')
     assert read_toml(file) == {"db": "sqlite:///a.db", "mirror": "sqlite:///o.db", "track": ("mlflow",), "seed": 4}
     assert resolve(GIVEN, file) == resolve({**GIVEN, "seed": 4})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"study": "s" * 201}, "is 201 characters long, at most 200"),
+        ({"study": "caf\udce9"}, r"study='caf\\udce9': is no text in UTF-8"),
+        ({"data": "folder:caf\udce9"}, "data=.* is no text in UTF-8"),
+        ({"checkpoint": "a\0b"}, "checkpoint=.* is no text in UTF-8"),
+    ],
+)
+def test_names_that_no_data_base_keeps(change: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        SearchConfig(**{**GIVEN, **change})
+    SearchConfig(**{**GIVEN, "study": "ж" * 200})

@@ -1,5 +1,6 @@
 """Data sets by name: what comes out of them, in which order, and what is said when they are broken."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -316,6 +317,16 @@ class TestErrors:
         path.write_bytes(path.read_bytes()[:-60])
         with pytest.raises(errors.DataError, match=r"cat/2\.png: not a readable image"):
             list(open_data(f"folder:{folder}").batches(CFG, (12, 12)))
+
+    def test_names_in_another_encoding(self, folder: Path) -> None:
+        """A file's name is only hashed; a class's is shown and stored."""
+        first = min((folder / "val").iterdir())
+        Image.new("RGB", (4, 4)).save(first / os.fsdecode(b"caf\xe9.png"))
+        assert len(open_data(f"folder:{folder}").digest()) == 64
+        for split in ("train", "val"):
+            (folder / split / first.name).rename(folder / split / os.fsdecode(b"caf\xe9"))
+        with pytest.raises(errors.DataError, match=r"class 'caf\\udce9' is no text in UTF-8; rename it"):
+            open_data(f"folder:{folder}")
 
     def test_a_link_to_nowhere_is_named(self, folder: Path) -> None:
         dead = next((folder / "val").iterdir()) / "dead.png"

@@ -241,17 +241,18 @@ class TestSpool:
             (lambda text: text.replace('"settings": "', '"settings": "0'), "with other settings"),
             (lambda text: text.replace('spool": 1', 'spool": 2'), "is none of this version"),
             (lambda text: "\n" + text, "spool"),
+            (lambda text: text.replace("gp", "\udcff"), "can't decode byte 0xff"),
         ],
     )
     def test_a_file_that_is_damaged_or_not_of_this_study_is_refused_and_left(
         self, store: Store, study: Study, url: str, change: Callable[[str], str], words: str
     ) -> None:
         path = spooled(study, url, range(2))
-        path.write_text(changed := change(path.read_text()))
+        path.write_text(changed := change(path.read_text()), errors="surrogateescape")
         with pytest.raises(StoreError, match=words) as caught:
             Spool(study, url).take_in(store, lambda note: None)
         assert str(path) in str(caught.value)
-        assert path.read_text() == changed
+        assert path.read_text(errors="surrogateescape") == changed
         assert store.evaluations(study) == []
 
     def test_another_studys_file_is_not_touched(self, store: Store, study: Study, url: str, subject: Subject) -> None:

@@ -96,6 +96,26 @@ def test_an_error_is_said_once_and_keeps_nobody_from_hearing(opened: tuple[Store
     ]
 
 
+def test_a_data_base_that_is_away_delays_what_is_told(opened: tuple[Store, Study]) -> None:
+    store, study = opened
+    hashes = [e.hash for e in store.evaluations(study, done_only=False)]
+    listener, away = Listener(), [True]
+
+    def read(key: str) -> Evaluation | None:
+        if away[0]:
+            raise StoreError("connection refused")
+        return store.evaluation(study, key)
+
+    with Tracking([listener], study, read, pytest.fail) as tracking:
+        for key in hashes[:2]:
+            tracking.recorded(key)
+        tracking.observe(SNAPSHOT)
+        assert listener.heard == [("start", "digits")]
+        away[0] = False
+        tracking.observe(SNAPSHOT)
+    assert [what for what, _ in listener.heard] == ["start", "evaluation", "evaluation", "end"]
+
+
 def test_a_mirror_that_was_away_catches_up(opened: tuple[Store, Study]) -> None:
     """It is given all evaluations at the start, after an error, and at the end."""
     store, study = opened

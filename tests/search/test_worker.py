@@ -25,6 +25,7 @@ from search.worker import (
     ImageSet,
     WorkerSetup,
     confirm_task,
+    first_line,
     pack,
     search_task,
     unpack,
@@ -235,3 +236,7 @@ class TestTrainable:
     def test_it_does_not_load_the_model_before_it_has_a_task(self, setup: WorkerSetup) -> None:
         actor = EvaluationTrainable.__new__(EvaluationTrainable)
         actor.setup({}, replace(setup, model="no_such_model"))
+
+
+def test_a_message_is_text_that_any_data_base_takes() -> None:
+    assert first_line(ValueError("caf\udce9\0: no\nmore")) == "caf??: no"

@@ -6,15 +6,11 @@ from pathlib import PurePath
 
 from results.records import Evaluation, FineTune, Study
 
-_RECIPE = {
-    **{
-        name: f"--{name.replace('_', '-')}"
-        for name in ("epochs", "seed", "lr", "batch_size", "weight_decay", "mixup")
-    },
-    **{name: f"--{name.replace('_', '-')}" for name in ("cutmix", "label_smoothing", "ema", "amp", "workers")},
-    **{"share": "--distill", "temperature": "--temperature", "features": "--features"},
-}
-"""What a fine-tuning was told, as its options; what has none (warmup, clip) is never another than it was."""
+# What a fine-tuning is told by options of the same names; the rest of its recipe (warmup, clip) has none.
+_RECIPE = (
+    "epochs", "seed", "lr", "batch_size", "weight_decay", "mixup", "cutmix", "label_smoothing", "ema", "amp",
+    "workers", "distill", "temperature", "features",
+)  # fmt: skip
 
 
 def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evaluation, FineTune]] = ()) -> list[str]:
@@ -39,7 +35,7 @@ def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evalua
     }
     for name in ("batch_size", "workers", "brood", "race_error", "confirm_images", "confirm_split"):
         if (value := spec.config.get(name)) is not None:
-            search[f"--{name.replace('_', '-')}"] = value
+            search[_option(name)] = value
     weights = {} if spec.checkpoint is None else {"--checkpoint": spec.checkpoint}
     search |= weights
     if set(spec.objectives) != {"top1", "flops"}:
@@ -49,17 +45,18 @@ def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evalua
     for point, record in tuned:
         file = f"{point.hash}.json"
         commands.append(_command("export", {**named, "--schedule": point.schedule.text, "--out": file}))
-        config: dict[str, object] = {
-            **record.config,
-            **record.config.get("distillation", {}),
-            "epochs": record.epochs,
-        }
-        recipe = {option: config[name] for name, option in _RECIPE.items() if config.get(name) is not None}
+        teaching = record.config.get("distillation", {})
+        told = {**record.config, **teaching, "distill": teaching.get("share"), "epochs": record.epochs}
+        recipe = {_option(name): told[name] for name in _RECIPE if told.get(name) is not None}
         out = {"--out": str(PurePath(record.checkpoint).parent)}
         commands.append(_command(f"finetune {file}", {"--data": spec.data, **weights, **recipe, **out, **named}))
     if not tuned:
         commands.append(_command("export", {**named, "--out": "schedule.json"}))
     return [*commands, _command("report", {**named, "--out": "report.html"})]
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _command(name: str, options: Mapping[str, object]) -> str:

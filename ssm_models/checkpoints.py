@@ -179,9 +179,9 @@ def build(
             return create_model(name, num_classes, img_size).eval()
     path = shipped_weights(info) if checkpoint is None else Path(checkpoint)
     state, metadata = read_checkpoint(path)
-    settings = _settings(info, state, metadata, path)
-    model = create_model(name, settings["num_classes"], img_size or settings.get("img_size"))
-    _load(model, state, f"checkpoint {path}", _size(metadata, f"checkpoint {path}"))
+    settings, size = _settings(info, state, metadata, path), _size(metadata, f"checkpoint {path}")
+    model = create_model(name, settings["num_classes"], img_size or size or settings.get("img_size"))
+    _load(model, state, f"checkpoint {path}", size)
     return model.eval()
 
 
@@ -194,8 +194,7 @@ def _settings(info: ModelInfo, state: dict[str, Tensor], metadata: dict[str, str
         likely = _likely_model(state)
         hint = f"; it looks like {likely}" if likely else ""
         raise CheckpointError(f"checkpoint {path}: not for {info.name}{hint}") from None
-    size = _size(metadata, f"checkpoint {path}")
-    return settings if size is None else settings | {"img_size": size}
+    return settings
 
 
 def _size(metadata: Mapping[str, str], where: str) -> tuple[int, int] | None:

@@ -268,9 +268,9 @@ def test_processes_that_create_at_once_agree(url: str, tmp_path: Path) -> None:
     workers = [context.Process(target=_create, args=(url, start, answers)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    results = [answers.get(timeout=60) for _ in workers]
+    results = [answers.get(timeout=300) for _ in workers]
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=300)
     assert results == ["0"] * 4
     assert list(files(tmp_path)) == ["store.db"]
 
@@ -306,7 +306,7 @@ def test_readers_see_whole_records_while_one_writes(
         readers = [context.Process(target=_read, args=(url, met, stop, answers)) for _ in range(3)]
         for reader in readers:
             reader.start()
-        number, waiting, deadline = 0, len(readers), time.monotonic() + 60
+        number, waiting, deadline = 0, len(readers), time.monotonic() + 300
         # Until every reader has met at least one evaluation, so that all did read while we wrote.
         while number < 300 or (waiting and time.monotonic() < deadline):
             flops, top1 = 400_000 + number * 7919 % 400_000, (number * 37 % 300) / 300
@@ -315,9 +315,9 @@ def test_readers_see_whole_records_while_one_writes(
             if waiting and met.acquire(block=False):
                 waiting -= 1
         stop.set()
-        rounds = [answers.get(timeout=60) for _ in readers]
+        rounds = [answers.get(timeout=300) for _ in readers]
         for reader in readers:
-            reader.join(timeout=60)
+            reader.join(timeout=300)
         assert not waiting
         assert all(isinstance(r, int) and r > 0 for r in rounds), rounds
         assert len(store.evaluations(study)) == number
@@ -342,6 +342,6 @@ def test_writers_in_two_processes_lose_nothing(
         other = subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE, text=True)
         for i in range(100):
             assert store.record(study, make_evaluation(f"4:{(i + 1) / 1000}"))
-        assert other.communicate(timeout=60)[1] == ""
+        assert other.communicate(timeout=300)[1] == ""
         assert other.returncode == 0
         assert [e.number for e in store.evaluations(study)] == list(range(200))

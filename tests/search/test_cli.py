@@ -81,7 +81,7 @@ def test_a_termination_is_told_from_a_failure() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.terminate()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (143, "stopped\n")
 
 
@@ -316,7 +316,7 @@ def test_output_that_nobody_reads_to_the_end_is_no_error(study_url: str) -> None
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert process.wait(60) == 1
+    assert process.wait(300) == 1
     assert process.stderr.read() == b""
 
 

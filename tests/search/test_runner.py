@@ -182,7 +182,7 @@ def test_a_killed_worker_costs_nothing_and_a_signal_records_what_is_under_way(ur
         next(p for p in family if "Trainable" in "".join(p.cmdline())).kill()
         wait_for(url, before + 8, process)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert out == ""  # Ray would tell of the death there
     assert "what is under way will be recorded" in err
@@ -199,7 +199,7 @@ def test_two_signals_end_it_at_once_and_nothing_recorded_is_lost(url: str) -> No
         assert process.stderr is not None
         assert any("once more to stop at once" in line for line in process.stderr)  # two that come as one are one
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (130, "")  # an orderly end would tell what is recorded
     before = evaluations(url)
     with Store.open(url) as store:

@@ -11,9 +11,11 @@ PROGRAM = """
 import subprocess, sys, time
 from search.scratch import scratch_folder
 with scratch_folder() as folder:
-    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", f"{folder}/socket"])
+    work = "import time; print(flush=True); time.sleep(600)"
+    helper = subprocess.Popen([sys.executable, "-c", work, f"{folder}/socket"], stdout=subprocess.PIPE)
+    helper.stdout.readline()  # from its first moments /proc may not tell its command line yet
     print(folder, helper.pid, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -35,7 +37,7 @@ def test_a_folder_lives_as_long_as_its_owner_and_is_swept_with_its_processes(tmp
     assert sweep(tmp_path) == [folder]
     assert not folder.exists()
     assert {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}without-owner", f"{PREFIX}link", "other"}
-    for _ in range(100):
+    for _ in range(1200):
         stat = Path(f"/proc/{helper}/stat")
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
             break

@@ -79,4 +79,4 @@ found = [str(w.message) for w in caught if "numba" in str(w.message)]
 assert len(found) == 1, found
 assert y.isfinite().all()
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=300)

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from uuid import uuid4
 
@@ -300,10 +301,10 @@ def _postgresql_engine(url: URL) -> Engine:
 
 def _bring_up_to_date(engine: Engine, where: str, create: bool) -> None:
     with engine.connect() as connection:
-        revision = _revision(connection)
+        tables = set(inspect(connection).get_table_names())  # once: another program may be making ours right now
+        revision = _revision(connection) if VERSION_TABLE in tables else None
         if revision is None:
-            taken = set(inspect(connection).get_table_names()) & set(Base.metadata.tables)
-            if taken:
+            if taken := tables & set(Base.metadata.tables):
                 raise StoreError(
                     f"data base {where}: holds another program's tables ({', '.join(sorted(taken))}); "
                     "name another with --db"
@@ -330,6 +331,9 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(select(number).select_from(table(VERSION_TABLE, number))).scalar()
 
 
+_UPGRADING = Lock()  # alembic keeps what it is at in variables of its module, one for all threads
+
+
 def _upgrade(connection: Connection) -> None:
     from alembic import command  # here, because most commands never need it
     from alembic.config import Config
@@ -338,4 +342,5 @@ def _upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", "results:migrations")
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _UPGRADING:
+        command.upgrade(config, "head")

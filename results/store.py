@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, case, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from results import claims, marks
 from results.checks import check_evaluation, refuse_nonfinite
@@ -35,7 +36,7 @@ from results.records import (
 from results.rows import CONFIRMATION, SPEC_COLUMNS, evaluations_query, read_evaluation, read_study
 from results.schema import ConfirmationRow, EvaluationRow, FineTuneRow, StudyRow
 from spaces import PruningSchedule
-from spaces.errors import StoreError, UnknownNameError, UsageError
+from spaces.errors import StoreError, StudyExistsError, UnknownNameError, UsageError
 
 
 class Store:
@@ -81,17 +82,22 @@ class Store:
         """Write a new study.
 
         Raises:
-            StoreError: there is one of that name.
+            StudyExistsError: there is one of that name, perhaps since a moment ago.
         """
         refuse_nonfinite(f"study {spec.name!r}", spec)
         values = {name: getattr(spec, name) for name in SPEC_COLUMNS}
         values |= {name: dict(values[name]) for name in ("layout", "versions", "config")}
         values |= {"img_height": spec.img_size[0], "img_width": spec.img_size[1]}
         values |= {"objectives": list(spec.objectives), "created_at": datetime.now(UTC)}
-        with store_errors(self.where), writing(self._engine).begin() as connection:
-            if connection.execute(select(StudyRow.id).where(StudyRow.name == spec.name)).scalar() is not None:
-                raise StoreError(f"study {spec.name!r}: exists already in {self.where}; choose another name")
-            connection.execute(insert(StudyRow).values(values))
+        with store_errors(self.where):
+            try:
+                with writing(self._engine).begin() as connection:
+                    connection.execute(insert(StudyRow).values(values))
+            except IntegrityError:
+                if self._studies(StudyRow.name == spec.name):
+                    message = f"study {spec.name!r}: exists already in {self.where}; choose another name"
+                    raise StudyExistsError(message) from None
+                raise
         return self.study(spec.name)
 
     def study(self, name: str) -> Study:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from search.tasks import Task
 from search.versions import versions
 from search.worker import ImageSet
 from spaces import FlopsBudget, PruningSchedule
-from spaces.errors import StudyMismatchError, UnknownNameError, UsageError
+from spaces.errors import StudyExistsError, StudyMismatchError, UnknownNameError, UsageError
 from spaces.space import SearchSpace, make_space
 from ssm_models import CostTable, PrunableModel
 
@@ -212,30 +213,26 @@ def open_study(subject: Subject, url: str) -> tuple[Store, Study, DenseAnswers]:
     address = parse_address(url)
     # A new file is made only when all is known to be well; one that is there is looked into at once.
     if address.get_backend_name() == "sqlite" and os.path.lexists(address.database or ""):
-        with Store.open(url) as store:
-            _check_if_known(store, subject)
+        with Store.open(url) as store, suppress(UnknownNameError):
+            _same_study(store, subject)
     dense, latency = subject.dense_answers()
+    measured: dict[str, Any] = {
+        "dense_top1": dense.metrics.top1,
+        "dense_loss": dense.metrics.loss,
+        "dense_latency_ms": latency,
+    }
     store = Store.open(url, create=True)
     try:
-        study = _check_if_known(store, subject)
-        if study is None:
-            measured: dict[str, Any] = {
-                "dense_top1": dense.metrics.top1,
-                "dense_loss": dense.metrics.loss,
-                "dense_latency_ms": latency,
-            }
-            study = store.create_study(StudySpec(**subject.spec(), **measured))
+        with suppress(StudyExistsError):  # it is gone on with, or another driver began it meanwhile
+            store.create_study(StudySpec(**subject.spec(), **measured))
+        return store, _same_study(store, subject), dense
     except BaseException:
         store.close()
         raise
-    return store, study, dense
 
 
-def _check_if_known(store: Store, subject: Subject) -> Study | None:
-    try:
-        study = store.study(subject.config.study)
-    except UnknownNameError:
-        return None
+def _same_study(store: Store, subject: Subject) -> Study:
+    study = store.study(subject.config.study)
     check_same(study.spec, subject.spec(), study.name)
     return study
 

@@ -27,14 +27,12 @@ def test_they_share_the_work_and_the_one_that_is_left_takes_over(tmp_path: Path)
     path = tmp_path / "s.db"
     url = f"sqlite:///{path}"
     command = ["-m", "search", *arguments(url, TRIALS, "--brood", "2", "--workers", "1")]
-    with running(command, tmp_path) as (one, its_err):
-        wait_until(lambda: bool(recorded_by(path)), one, its_err)
-        with running(command, tmp_path) as (other, err):
-            wait_until(lambda: len(recorded_by(path)) == 2, other, err)
-            orphans = family(one)
-            one.kill()
-            one.wait()
-            assert other.wait(PATIENCE) == 0, err.read_text()
+    with running(command, tmp_path) as (one, _), running(command, tmp_path) as (other, err):
+        wait_until(lambda: len(recorded_by(path)) == 2, other, err)
+        orphans = family(one)
+        one.kill()
+        one.wait()
+        assert other.wait(PATIENCE) == 0, err.read_text()
         for orphan in orphans:
             with suppress(psutil.NoSuchProcess):
                 orphan.kill()

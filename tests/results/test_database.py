@@ -19,6 +19,7 @@ from results.database import open_database, parse_address
 from results.schema import REVISIONS, VERSION_TABLE, Base
 from results.store import Store
 from spaces.errors import StoreError, UsageError
+from tests.results.engines import both_engines
 
 MakeSpec = Callable[..., StudySpec]
 MakeEvaluation = Callable[..., Evaluation]
@@ -262,7 +263,12 @@ def _create(url: str, start: Any, answers: Any) -> None:
         answers.put(repr(error))
 
 
-def test_processes_that_create_at_once_agree(url: str, tmp_path: Path) -> None:
+@both_engines
+def test_processes_that_create_at_once_agree(
+    engine: str, url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if engine == "postgresql":
+        url = request.getfixturevalue("new_postgresql")("template0")
     context = multiprocessing.get_context("spawn")
     start, answers = context.Barrier(4), context.Queue()
     workers = [context.Process(target=_create, args=(url, start, answers)) for _ in range(4)]
@@ -272,7 +278,7 @@ def test_processes_that_create_at_once_agree(url: str, tmp_path: Path) -> None:
     for worker in workers:
         worker.join(timeout=300)
     assert results == ["0"] * 4
-    assert list(files(tmp_path)) == ["store.db"]
+    assert list(files(tmp_path)) == (["store.db"] if engine == "sqlite" else [])
 
 
 def _read(url: str, met: Any, stop: Any, answers: Any) -> None:

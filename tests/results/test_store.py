@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from threading import Barrier
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from results import Confirmation, Evaluation, FineTune, StudySpec, pareto_front
+from results import Confirmation, Evaluation, FineTune, Study, StudySpec, pareto_front
 from results.export import best_evaluation
 from results.objectives import OBJECTIVES, objective_value, objectives_front
 from results.store import Store
 from spaces import PruningSchedule
-from spaces.errors import StoreError, UnknownNameError, UsageError
+from spaces.errors import StoreError, StudyExistsError, UnknownNameError, UsageError
 from tests.results.engines import both_engines
 
 pytestmark = both_engines
@@ -49,12 +52,27 @@ def test_a_study_comes_back_as_it_was_written(store: Store, make_spec: MakeSpec)
 
 def test_study_names_are_unique_and_unknown_ones_are_helped(store: Store, make_spec: MakeSpec) -> None:
     store.create_study(make_spec())
-    with pytest.raises(StoreError, match="study 'digits': exists already"):
+    with pytest.raises(StudyExistsError, match="study 'digits': exists already"):
         store.create_study(make_spec(seed=8))
     with pytest.raises(UnknownNameError, match="unknown study 'digit': did you mean 'digits'"):
         store.study("digit")
     store.create_study(make_spec(name="a later one"))
     assert [study.name for study in store.studies()] == ["digits", "a later one"]
+
+
+def test_of_those_who_create_a_study_at_once_one_does(store: Store, make_spec: MakeSpec) -> None:
+    start = Barrier(4)
+
+    def create(seed: int) -> Study | None:
+        start.wait()
+        with suppress(StudyExistsError):
+            return store.create_study(make_spec(seed=seed))
+        return None
+
+    with ThreadPoolExecutor(4) as pool:
+        created = [study for study in pool.map(create, range(4)) if study]
+    assert created == store.studies()
+    assert len(created) == 1
 
 
 def test_an_evaluation_comes_back_as_it_was_written(

@@ -1,7 +1,9 @@
 """A study is what its settings say: another beginning is refused with the differences."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -73,6 +75,19 @@ def test_a_new_study_is_written_with_the_dense_models_figures(subject: Subject, 
     store, again, _ = open_study(subject, f"sqlite:///{tmp_path / 'new.db'}")
     with store:
         assert again.id == study.id
+
+
+def test_drivers_that_begin_at_once_begin_one_study(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has seen that there is none before either writes it."""
+    answers, seen = subject.dense_answers(), Barrier(2)
+    monkeypatch.setattr(Subject, "dense_answers", lambda self: (seen.wait(), answers)[1])
+    with ThreadPoolExecutor(2) as pool:
+        begun = list(pool.map(lambda _: open_study(subject, f"sqlite:///{tmp_path / 'new.db'}"), range(2)))
+    for store, _, _ in begun:
+        store.close()
+    assert begun[0][1].id == begun[1][1].id
 
 
 def test_nothing_is_written_when_the_dense_model_cannot_run(

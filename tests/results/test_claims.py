@@ -236,7 +236,7 @@ def test_news_is_what_finished_since(store: Store, make_spec: MakeSpec, make_eva
     assert store.news(study, second, 1).finished == []
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 3)), max_size=25))
 def test_whatever_drivers_do_nothing_is_doubled_lost_or_beyond_the_total(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation, steps: list[tuple[int, int, int]]

@@ -31,7 +31,7 @@ def pure_front(evaluations: list[Evaluation], objectives: tuple[str, ...]) -> li
     return sorted(evaluations[i].hash for i in objectives_front(points, objectives))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(STEP, max_size=14),
     objectives=st.lists(st.sampled_from(list(OBJECTIVES)), min_size=1, max_size=4, unique=True).map(tuple),

@@ -115,7 +115,7 @@ def test_the_best_trials_are_the_front(filled: tuple[Store, Study], target: str)
     assert points(store.front(study, max_flops=study.spec.limit)) == {(0.84, 600_000)}
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.lists(st.tuples(st.integers(1, 99), st.sampled_from((0.5, 0.7, 0.9))), min_size=1, max_size=6))
 def test_any_front_is_the_best_trials(
     store: Store,

@@ -251,7 +251,7 @@ def test_only_what_is_done_can_be_confirmed(
         store.confirm(study, make_confirmation(evaluation.hash))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(
         st.tuples(
@@ -287,7 +287,7 @@ def test_the_front_is_of_the_studys_objectives_and_standing_scores(
     assert sorted(store.front(study, min_top1=bound), key=lambda e: (e.flops, e.number)) == best
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     points=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 10)), max_size=25),
     most=st.none() | st.integers(0, 13),

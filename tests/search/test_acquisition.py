@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from results import hypervolume
@@ -16,7 +16,6 @@ def gain(cost: float, score: float, front: list[tuple[float, float]]) -> float:
     return hypervolume([*front, (cost, score)], reference) - hypervolume(front, reference)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(unit, unit), max_size=6), unit, unit)
 def test_without_uncertainty_it_is_the_gain_in_hypervolume(
     front: list[tuple[float, float]], cost: float, score: float

@@ -138,7 +138,7 @@ class TestBrood:
         brood=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=6),
         room=st.sampled_from([0, 50_000, 200_000, 2**30]),
     )
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     def test_it_gives_the_numbers_of_each_alone_to_the_bit(self, brood: list[str], room: int) -> None:
         schedules = [PruningSchedule.parse(text) for text in brood]
         subject = Evaluator(MODEL, self.FEW, prefix_cache=room)

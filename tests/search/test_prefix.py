@@ -35,7 +35,7 @@ def schedules(draw: st.DrawFn) -> PruningSchedule:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(brood=st.lists(schedules(), min_size=1, max_size=5), room=st.sampled_from([0, 40_000, 10**9]))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @torch.inference_mode()
 def test_shared_runs_give_the_same_numbers_to_the_bit(name: str, brood: list[PruningSchedule], room: int) -> None:
     model = MODELS[name]

@@ -173,7 +173,7 @@ class TestFront:
         assert len(standing) == len(recorded)
 
     @given(points.filter(len))
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_it_is_the_stores(self, filled: tuple[Store, Study], given_points: list[Point]) -> None:
         store, template = filled
         spec = replace(template.spec, name=f"study {len(store.studies())}", objectives=OBJECTIVES)

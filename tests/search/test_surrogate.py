@@ -105,7 +105,7 @@ def test_it_agrees_with_the_plain_formulas() -> None:
     assert deviation**2 == pytest.approx(residual @ inverse @ residual / 12 * variance, rel=1e-3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(3, 30))
 def test_what_is_known_is_certain_and_what_is_far_is_not(seed: int, count: int) -> None:
     observed = observations(count, seed)

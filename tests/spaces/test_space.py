@@ -48,7 +48,7 @@ texts = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts, st.floats(0.6, 1.0), st.data())
 def test_every_candidate_lies_within_the_budget(text, share, data):
     space = make_space(text, LAYOUT, flops, FlopsBudget(share))
@@ -61,7 +61,7 @@ def test_every_candidate_lies_within_the_budget(text, share, data):
         assert schedule.dense or getattr(schedule.method, name) in space.choices[name]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.floats(0.15, 0.5), st.data())
 def test_small_budgets_are_reached_without_the_methods_that_cannot(share, data):
     space = make_space("stages", LAYOUT, flops, FlopsBudget(share))
@@ -71,7 +71,7 @@ def test_small_budgets_are_reached_without_the_methods_that_cannot(share, data):
     assert schedule.method.context != "freeze"  # frozen tokens cost half of all: too much
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts, st.tuples(st.floats(0.6, 1.0), st.floats(0.6, 1.0)).map(sorted), st.data())
 def test_targets_are_spread_over_the_budgets_range(text, ends, data):
     space = make_space(text, LAYOUT, flops, FlopsBudget(ends[1], low=ends[0]))
@@ -88,7 +88,7 @@ def test_the_least_is_what_the_space_reaches():
     assert space.least == space.floor > 0.1 * DENSE
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_values_give_a_schedule_of_the_same_places_and_no_higher_cost(data):
     space = make_space("per-block", LAYOUT, flops, FlopsBudget(0.8))
@@ -176,7 +176,7 @@ def test_published_schedules_fit_any_layout():
     assert PruningSchedule.parse("3:0.8,5:0.8,8:0.8") in published_schedules(LAYOUT)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts, st.sampled_from(["0.6", "0.8", "1", "0.3:0.4", "0.5:0.7", "0.6:0.6", "0.35"]), st.sampled_from([4, 12, 24])
 )
@@ -258,7 +258,7 @@ def staged_flops(schedule: PruningSchedule) -> int:
     return 1000 + sum(100 * width * n for width, n in zip(widths, STAGED.worked_on(schedule), strict=True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(["stages", "stages:1", "stages:5", "per-block"]), st.floats(0.35, 1.0), st.data())
 def test_with_stages_no_step_stands_where_all_tokens_come_back(text, share, data):
     space = make_space(text, STAGED, staged_flops, FlopsBudget(share))

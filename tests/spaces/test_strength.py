@@ -1,6 +1,6 @@
 """Along the strengths FLOPs fall, and the search finds the weakest pruning that a target allows."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spaces import PruningMethod, PruningSchedule, Stage, TokenLayout
@@ -31,7 +31,6 @@ def prunings(draw):
     return Prunings(layout, flops, shape, PruningMethod()), layout, asked
 
 
-@settings(deadline=None)
 @given(prunings(), st.tuples(st.integers(0, STRENGTHS), st.integers(0, STRENGTHS)))
 def test_flops_and_tokens_fall_as_the_strength_rises(made, strengths):
     line, layout, _ = made
@@ -42,7 +41,6 @@ def test_flops_and_tokens_fall_as_the_strength_rises(made, strengths):
     assert line.at(0).schedule.dense
 
 
-@settings(deadline=None)
 @given(prunings(), st.floats(0.0, 1.0))
 def test_the_weakest_that_costs_no_more(made, share):
     line, _, asked = made

@@ -123,7 +123,7 @@ def test_a_manifest_that_makes_no_sense(
         ssm_models.load_bundle(path.parent)
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=60) | st.recursive(st.none() | st.text(), st.lists).map(json.dumps).map(str.encode))
 def test_any_manifest_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bundle.json").write_bytes(content)

@@ -11,7 +11,7 @@ from ssm_models.depthwise import at_kept, at_seen
 from tests.ssm_models.conftest import NESTED, fates_of_a_batch, places, view_of
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_at_some_positions_it_is_the_convolution_over_the_scattered_grid(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 5))

@@ -258,7 +258,7 @@ blocks = st.lists(st.integers(0, 99), max_size=4)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data(), after=blocks, convention=st.sampled_from(flops.CONVENTIONS))
 def test_the_table_is_fvcore_s_whole_count(
     family: str, after: list[int], convention: str, data: st.DataObject

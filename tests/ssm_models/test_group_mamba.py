@@ -91,7 +91,7 @@ def slow(
     return torch.stack(deltas), torch.cat(gated, -1), layer.proj(layer.norm(mixed))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_pruned_layer_is_the_recurrence_over_the_whole_grid(data: st.DataObject) -> None:
     """In each of the four orders, whatever became of each token, with fates side by side."""

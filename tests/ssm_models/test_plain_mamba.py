@@ -118,7 +118,7 @@ def slow(
     return delta, {t: mixer.out_proj(total[t] * F.silu(mixer.in_proj(x[t])[channels:])) for t in kept}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_pruned_mixer_is_the_recurrence_over_the_whole_grid(data: st.DataObject) -> None:
     """Whatever became of each token, kept, frozen, convolved and gone ones side by side."""

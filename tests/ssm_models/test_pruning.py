@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,7 +20,6 @@ def signals(view: TokenView, scores: Tensor) -> Signals:
     return Signals(scores.gather(1, positions)[..., None], tuple, positions, view.seeds)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_any_sequence_of_steps_leaves_what_the_fates_say(data: st.DataObject) -> None:
     length, batch = data.draw(st.integers(2, 12)), 2
@@ -72,7 +71,6 @@ def merged_by_a_loop(
     return torch.stack(means), torch.stack([sizes[group].sum() for group in groups.values()])
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_merging_is_the_mean_of_each_group(data: st.DataObject) -> None:
     tokens, batch = data.draw(st.integers(1, 12)), 2
@@ -93,7 +91,6 @@ def test_merging_is_the_mean_of_each_group(data: st.DataObject) -> None:
         assert (change[b, untouched] == 0).all() and not (change[b] != 0)[taboo[b, stays[b]]].any()
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["drop", "conv", "freeze"]), min_size=1, max_size=4), st.integers(0, 1000))
 def test_merged_tokens_keep_all_that_the_patches_add_up_to(contexts: list[str], seed: int) -> None:
     """The kept tokens, each as often as it stands for a token, add up to all tokens; the others stay as they were."""

@@ -126,7 +126,7 @@ def slow(
     return outputs, deltas, {t: change[t] for t in kept}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_pruned_mixer_is_the_full_recurrence_without_input(data: st.DataObject) -> None:
     """Whatever became of each token, kept, frozen, convolved and gone ones side by side."""

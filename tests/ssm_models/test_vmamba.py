@@ -117,7 +117,7 @@ def slow(
     return deltas, outputs, {t: mixer.out_proj(y[t]) for t in kept}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_pruned_mixer_is_the_recurrence_over_the_whole_grid(data: st.DataObject) -> None:
     """In each of the four orders, whatever became of each token, with fates side by side."""

@@ -52,7 +52,7 @@ def test_flops() -> None:
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_to_drop_a_token_is_to_set_its_weight_to_zero(data: st.DataObject) -> None:
     """For any kept set, of any values, in any order: there is nothing for alignment to put right."""
     length = data.draw(st.integers(1, 12))
@@ -96,7 +96,7 @@ def slow(mixer: VSSDMixer, x: Tensor, fates: list[str], height: int, width: int)
     return delta[kept], torch.stack(outputs), mixer.out_proj(torch.stack(outputs))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_pruned_mixer_is_the_sum_over_what_the_state_sees(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
@@ -116,7 +116,7 @@ def test_a_pruned_mixer_is_the_sum_over_what_the_state_sees(data: st.DataObject)
             assert torch.allclose(found[b], change, atol=1e-4 * max(1.0, change.abs().max().item()))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_pruned_attention_is_that_of_the_kept_to_what_would_be_seen(data: st.DataObject) -> None:
     fates = data.draw(fates_of_a_batch(2, 9, "drop", "conv", "freeze"))

@@ -135,9 +135,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 
 
 # The fixture only says which backend it is, so that it may last over the examples.
-@settings(
-    max_examples=5 if INTERPRETED else 40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=5 if INTERPRETED else 40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_values(backend: str, data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, 3))
@@ -152,9 +150,7 @@ def test_values(backend: str, data: st.DataObject) -> None:
     close(found, by_hand(reverse, **a), TOLERANCE[backend])
 
 
-@settings(
-    max_examples=5 if INTERPRETED else 30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=5 if INTERPRETED else 30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_values_in_orders(backend: str, data: st.DataObject) -> None:
     length = data.draw(st.integers(1, 8 if INTERPRETED else 16))

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -204,8 +205,21 @@ def _link(source: Path, target: Path) -> None:
         source.rename(target)
 
 
+class _DamagedError(StoreError):
+    """A file that looks damaged, perhaps since its log's pages were being moved into it."""
+
+
 def _refuse_foreign_sqlite(path: Path, where: str) -> None:
     """Raise a StoreError unless the file is a data base of ours, without changing a byte of it."""
+    for wait in (0.05, 0.1, 0.2):
+        try:
+            return _look_at_sqlite(path, where)
+        except _DamagedError:
+            time.sleep(wait)
+    return _look_at_sqlite(path, where)
+
+
+def _look_at_sqlite(path: Path, where: str) -> None:
     _check_sqlite_header(path, where)
     # An immutable connection takes no lock and recovers no journal. That suffices: a data base of ours has
     # its version table from the moment it exists under its name.
@@ -218,7 +232,7 @@ def _refuse_foreign_sqlite(path: Path, where: str) -> None:
             # A full disk may have cut the moving of the log's pages short: only both together are whole.
             tables = _sqlite_tables(f"{path.as_uri()}?mode=ro")
     except sqlite3.Error as error:
-        raise StoreError(f"data base {where}: {error}: {_ADVICE['malformed']}") from None
+        raise _DamagedError(f"data base {where}: {error}: {_ADVICE['malformed']}") from None
     if VERSION_TABLE not in tables:
         raise StoreError(
             f"data base {where}: belongs to another program (no table {VERSION_TABLE}); name another with --db"
@@ -249,7 +263,7 @@ def _check_sqlite_header(path: Path, where: str) -> None:
     pages = int.from_bytes(header[28:32], "big")
     recovered = Path(f"{path}-wal").exists()  # after a crash the end of the file may still be in the log
     if len(header) < 100 or (size < page_size * pages and not recovered):
-        raise StoreError(
+        raise _DamagedError(
             f"data base {where}: is cut short at {size} bytes; restore it from a copy, or name another with --db"
         )
 

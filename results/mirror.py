@@ -88,15 +88,16 @@ class Mirror:
         directions = [more if OBJECTIVES[objective] else less for objective in spec.objectives]
         names = {summary.study_name for summary in optuna.get_all_study_summaries(self._storage)}
         if name not in names:
-            new = optuna.create_study(storage=self._storage, study_name=name, directions=directions)
-            new.set_metric_names(list(spec.objectives))
-            for key, value in _study_attributes(study).items():
-                new.set_user_attr(key, value)
+            optuna.create_study(storage=self._storage, study_name=name, directions=directions)
         # The sampler suggests nothing here; naming one keeps Optuna from loading its default.
         there = optuna.load_study(study_name=name, storage=self._storage, sampler=optuna.samplers.RandomSampler())
-        if there.user_attrs.get(_MARK) != _study_attributes(study)[_MARK]:
+        trials, mark = there.get_trials(deepcopy=False), _mark(study)
+        if not trials and _MARK not in there.user_attrs and there.directions == directions:  # new, or barely begun
+            there.set_metric_names(list(spec.objectives))
+            for key, value in {**_study_attributes(study), _MARK: mark}.items():  # the mark last: all is there
+                there.set_user_attr(key, value)
+        if there.user_attrs.get(_MARK) != mark:
             raise UsageError(f"mirror {self.where}: its study {name!r} is another one; name another storage")
-        trials = there.get_trials(deepcopy=False)
         distributions = {key: known for trial in trials for key, known in trial.distributions.items()}
         return there, {trial.user_attrs["hash"] for trial in trials if "hash" in trial.user_attrs}, distributions
 
@@ -130,10 +131,14 @@ class Mirror:
             raise StoreError(f"mirror {self.where}: {lines[0]}") from None
 
 
+def _mark(study: Study) -> str:
+    """Return what tells a study from another one of its name."""
+    return f"{study.spec.name} begun {study.created_at.isoformat()}"
+
+
 def _study_attributes(study: Study) -> dict[str, Any]:
     spec = study.spec
     return {
-        _MARK: f"{spec.name} begun {study.created_at.isoformat()}",
         "model": spec.model,
         "data": spec.data,
         "budget": spec.budget,

@@ -7,6 +7,7 @@ the moment it started, and the host with the boot and the container that it belo
 import os
 import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,7 +38,10 @@ def this_process() -> Process:
 
 def has_ended(process: Process) -> bool:
     """Return whether a process ran on this host and is no more; of other hosts nothing is known, so False."""
-    return process.host == _host() and bool(process.started) and _started(process.pid) != process.started
+    try:
+        return process.host == _host() and bool(process.started) and _started(process.pid) != process.started
+    except PermissionError:  # there is one of that number, and it hides from us
+        return False
 
 
 @cache
@@ -51,13 +55,21 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started; None if there is none of that number that still runs."""
+    """Return when a process started; None if there is none of that number that still runs.
+
+    Raises:
+        PermissionError: there is one, but the system does not show another user's processes (`hidepid`).
+    """
     if not Path("/proc/self/stat").exists():  # macOS
-        asked = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        command = ["ps", "-o", "lstart=", "-p", str(pid)]
+        words = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}  # the same for every user
+        asked = subprocess.run(command, capture_output=True, text=True, check=False, env=words)
         return asked.stdout.strip() or None
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
+        with suppress(ProcessLookupError):
+            os.kill(pid, 0)  # no signal: it only asks
         return None
     # PID (NAME) STATE PARENT …, and a name may hold spaces and brackets; the start is field 22.
     fields = stat.rpartition(")")[2].split()

@@ -212,18 +212,21 @@ class Crew:
         thread = threading.Thread(target=fit, daemon=True)
         thread.start()
         said: list[str] = []
-        while thread.is_alive() or not messages.empty():
-            if interruption.signal is not None:
-                if interruption.exit_code == 130:
-                    raise KeyboardInterrupt
-                raise SystemExit(interruption.exit_code)
-            with suppress(Empty):
-                kind, values = messages.get(timeout=POLL)
-                if kind == "error":
-                    said += values
-                elif log is not None:
-                    getattr(log, kind)(*values)
-        messages.shutdown()
+        try:
+            while thread.is_alive() or not messages.empty():
+                if interruption.signal is not None:
+                    if interruption.exit_code == 130:
+                        raise KeyboardInterrupt
+                    raise SystemExit(interruption.exit_code)
+                with suppress(Empty):
+                    kind, values = messages.get(timeout=POLL)
+                    if kind == "error":
+                        said += values
+                    elif log is not None:
+                        getattr(log, kind)(*values)
+            messages.shutdown()
+        except ray.exceptions.RayError as error:  # the node that held the messages is gone, for one
+            raise TrainingError(f"Ray: {first_line(error)}") from error
         if said or failures:
             raise TrainingError(said[0] if said else f"Ray Train: {first_line(failures[0])}") from (
                 failures[0] if failures else None

@@ -16,6 +16,7 @@ from search.fitting import ONE, WHOLE, FitResult, best_device, fit
 from search.recipe import Pace, Recipe
 from search.share import Share
 from search.training import save_weights, training_record
+from search.training_folder import held_folder
 from search.training_state import Scores
 from search.versions import versions
 from spaces import PruningSchedule
@@ -110,7 +111,7 @@ def finetune_model(
         crew: workers that train in this process's place; they open model and teacher by the crew's checkpoint.
 
     Raises:
-        UsageError: OUT holds a training of other settings.
+        UsageError: OUT holds a training of other settings, or another one is at work there.
         DataError: a split is missing or broken, or its classes are not the models'.
         TrainingError: the loss is not finite, OUT cannot be written, or a worker was lost.
     """
@@ -124,25 +125,26 @@ def finetune_model(
         def delegate() -> None:
             team.run(work, Path(out), log)
 
-    result = job.run(model, teacher, data, resume=resume, device=device, log=log, delegate=delegate)
-    config = {**asdict(recipe), "distillation": asdict(teaching), "workers": 1 if crew is None else crew.workers}
-    before, of_teacher = result.start["before"], result.start["dense"]
-    if pace.last(recipe) < recipe.epochs:
-        return FineTuneResult(schedule, before, of_teacher, result, None, weights_digest(model), config)
-    path, digest = save_weights(model, data, Path(out))
-    record = {
-        **training_record(model, data, recipe, result, digest, command),
-        "schedule": schedule.text,
-        "schedule_hash": schedule.hash,
-        "distillation": asdict(teaching),
-        "teacher_digest": weights_digest(teacher),
-        "dense_top1": of_teacher[0],
-        "dense_loss": of_teacher[1],
-        "before_top1": before[0],
-        "before_loss": before[1],
-    }
-    write_json(Path(out) / "finetune.json", record)
-    return FineTuneResult(schedule, before, of_teacher, result, path, digest, config)
+    with held_folder(Path(out)):
+        result = job.run(model, teacher, data, resume=resume, device=device, log=log, delegate=delegate)
+        config = {**asdict(recipe), "distillation": asdict(teaching), "workers": 1 if crew is None else crew.workers}
+        before, of_teacher = result.start["before"], result.start["dense"]
+        if pace.last(recipe) < recipe.epochs:
+            return FineTuneResult(schedule, before, of_teacher, result, None, weights_digest(model), config)
+        path, digest = save_weights(model, data, Path(out))
+        record = {
+            **training_record(model, data, recipe, result, digest, command),
+            "schedule": schedule.text,
+            "schedule_hash": schedule.hash,
+            "distillation": asdict(teaching),
+            "teacher_digest": weights_digest(teacher),
+            "dense_top1": of_teacher[0],
+            "dense_loss": of_teacher[1],
+            "before_top1": before[0],
+            "before_loss": before[1],
+        }
+        write_json(Path(out) / "finetune.json", record)
+        return FineTuneResult(schedule, before, of_teacher, result, path, digest, config)
 
 
 @dataclass(frozen=True)

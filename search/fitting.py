@@ -30,7 +30,8 @@ from search.evaluator import out_of_memory
 from search.recipe import PRECISIONS, Pace, Recipe, epoch_seed, learning_rate
 from search.share import Share
 from search.tasks import task_named
-from search.training_state import CHECKPOINT, PLAN, WEIGHTS, Scores, TrainingState
+from search.training_folder import check_folder, make_folder
+from search.training_state import CHECKPOINT, Scores, TrainingState
 from spaces.errors import TrainingError, UsageError
 from ssm_models import PrunableModel, weights_digest
 
@@ -334,19 +335,3 @@ def _mixer(
         raise UsageError(f"batch_size={batch_size}: mixup and cutmix pair images, so it must be even")
     mixing: Callable[..., Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = Mixup  # untyped
     return mixing(recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=data.num_classes)  # the loss smooths
-
-
-def check_folder(out: Path) -> None:
-    """Raise a UsageError where a training in this folder would write over what another one left."""
-    if (out / PLAN).exists():
-        raise UsageError(f"{out} holds a fine-tuning of several schedules; choose another folder")
-    if (out / WEIGHTS).exists() and not (out / CHECKPOINT).exists():
-        raise UsageError(f"{out} holds a {WEIGHTS} that no {CHECKPOINT} goes with; choose another folder")
-
-
-def make_folder(out: Path) -> None:
-    """Make a folder, if it is not there; raise a TrainingError where that cannot be."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{out}: no folder can be made there ({error.strerror or error})") from None

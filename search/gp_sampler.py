@@ -132,7 +132,8 @@ class GpSampler:
     def tell(self, draw: Draw, evaluation: Evaluation | None) -> None:
         """Say what came of a point; None if nothing did."""
         candidate: Candidate = draw.mark
-        self._pending.pop(candidate.schedule, None)
+        if self._pending.get(candidate.schedule) is candidate:  # another draw of it may be the one under way
+            del self._pending[candidate.schedule]
         self._closed.add(candidate.schedule)
         if evaluation is not None:
             self._learn(candidate, evaluation)

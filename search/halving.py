@@ -18,7 +18,7 @@ from results.front import pareto_front
 from results.intervals import wilson_interval
 from results.metrics import METRICS
 from search.finetuning import FineTuneResult
-from search.fitting import make_folder
+from search.training_folder import make_folder
 from search.training_state import CHECKPOINT, PLAN, WEIGHTS
 from spaces.errors import CheckpointError, UsageError
 

@@ -98,9 +98,9 @@ def run_search(
     stopping: list[ScheduleSearcher] = []
 
     def stop() -> None:
-        progress.note("stopping: what is under way will be recorded; once more to stop at once")
         for searcher in stopping:
             searcher.halt("a signal")
+        progress.note("stopping: what is under way will be recorded; once more to stop at once")
 
     def lose() -> None:
         for searcher in stopping:

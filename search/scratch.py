@@ -19,8 +19,9 @@ def scratch_folder() -> Iterator[Path]:
     sweep(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
-        with (folder / OWNER).open("w") as owner:
+        with (folder / f".{OWNER}").open("w") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)  # the kernel lets go of it however this process ends
+            (folder / f".{OWNER}").rename(folder / OWNER)  # nobody sees it without the lock
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

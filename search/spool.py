@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime
 from io import FileIO
@@ -22,16 +23,12 @@ from results import Evaluation, Study
 from results.database import parse_address
 from results.records import UNFINISHED, Confirmation
 from results.store import Store
+from search.studies import IDENTITY
 from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, StoreError
 
 FORMAT = 1
 MOST_BYTES = 2**30  # of a file that is read; a driver spools what was under way, far less than this
-# What makes results those of a study: the same facts that a resume must share with its beginning.
-IDENTITY = (
-    "name", "model", "img_size", "weights_digest", "data_digest", "images", "limit", "least",
-    "confirm_split", "confirm_digest", "space", "objectives",
-)  # fmt: skip
 _MADE_BY_STORE = ("number", "finetuned_top1", "metric", "confirmed")  # fields that are not an evaluation's own
 
 
@@ -94,10 +91,8 @@ class Spool:
         """
         for path in sorted(path for folder in self._folders for path in folder.glob(f"{self._stem}.*.jsonl")):
             with self._opened(path) as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue  # its driver still adds to it
+                if file is None:
+                    continue
                 records, cut = self._read(file, path)
                 new = sum(self._take(store, record, path) for record in records)
                 held = sum(self._is_held(store, record) for record in records)
@@ -107,11 +102,23 @@ class Spool:
             wait = f"; {held} are still claimed by another driver: the file stays for the next start" if held else ""
             note(f"took {new} results in from {path} ({len(records) - new - held} were known){damage}{wait}")
 
-    def _opened(self, path: Path) -> IO[str]:
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[IO[str] | None]:
+        """Open a file and hold the lock on it; None if its driver still adds to it, or another one took it in."""
         try:
-            return path.open(encoding="utf-8")
+            file = path.open(encoding="utf-8")
+        except FileNotFoundError:
+            yield None
+            return
         except OSError as error:
             raise StoreError(f"spool {path}: cannot be read: {error.strerror or error}") from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.fstat(file.fileno()).st_nlink > 0  # it was there when we opened it, and may not be now
+            except BlockingIOError:
+                held = False
+            yield file if held else None
 
     def _take(self, store: Store, record: Evaluation | Confirmation, path: Path) -> bool:
         if isinstance(record, Evaluation):
@@ -130,7 +137,7 @@ class Spool:
 
     @property
     def _header(self) -> dict[str, Any]:
-        facts = json.dumps([str(getattr(self._study.spec, name)) for name in IDENTITY])
+        facts = json.dumps([str(getattr(self._study.spec, name)) for name in IDENTITY])  # what a resume must share
         settings = hashlib.sha256(facts.encode()).hexdigest()
         return {"prunefront-spool": FORMAT, "study": self._study.name, "settings": settings}
 

@@ -8,6 +8,8 @@ import ray
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+STEP = 1.0  # seconds that one step of Tune may count; it waits for a result for a fraction of that
+
 
 class Timed(Protocol):
     """Knows how long a trial may take."""
@@ -23,6 +25,7 @@ class TrialTimeout(Callback):
     """Kills a worker whose trial is overdue; Tune then sees a death, and the searcher knows why.
 
     A trial's time begins when a worker that is ready takes it; the opening of the model by a new one comes before.
+    Only time in which the driver listened counts: while it waits for a data base, results wait for it.
 
     Args:
         timed: asked for each trial's limit, and told.
@@ -38,10 +41,11 @@ class TrialTimeout(Callback):
     ) -> None:
         self._timed, self._clock, self._kill = timed, clock, kill
         self._running: dict[str, tuple[Trial, float]] = {}
+        self._listened, self._last = 0.0, clock()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Begin to count."""
-        self._running[trial.trial_id] = (trial, self._clock())
+        self._running[trial.trial_id] = (trial, self._listened)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Count no more."""
@@ -54,9 +58,11 @@ class TrialTimeout(Callback):
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Look for trials that are overdue; Tune comes by several times a second."""
         now = self._clock()
+        self._listened += min(now - self._last, STEP)
+        self._last = now
         for name, (trial, since) in list(self._running.items()):
             limit = self._timed.time_limit(name)
-            if limit is not None and now - since > limit:
+            if limit is not None and self._listened - since > limit:
                 del self._running[name]
                 self._timed.time_out(name)
                 self._kill(trial.temporary_state.ray_actor)

@@ -15,6 +15,7 @@ from search.data import ImageData
 from search.epoch_log import TrainingLog
 from search.fitting import WHOLE, FitResult, fit
 from search.recipe import Pace, Recipe
+from search.training_folder import held_folder
 from search.training_state import WEIGHTS
 from search.versions import versions
 from ssm_models import PrunableModel, save_checkpoint, weights_digest
@@ -58,7 +59,7 @@ def train_model(
         pace: how it is run; its `until` is not for here.
 
     Raises:
-        UsageError: OUT holds a training of other settings.
+        UsageError: OUT holds a training of other settings, or another one is at work there.
         DataError: a split is missing or broken, or its classes are not the model's.
         TrainingError: the loss is not finite, or OUT cannot be written.
     """
@@ -67,12 +68,14 @@ def train_model(
     def loss(network: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
         return data.task.loss(network(images).float(), targets, recipe.label_smoothing)
 
-    fitted = fit(
-        model, loss, data, recipe, out=Path(out), identity={}, resume=resume, device=device, log=log, pace=pace
-    )
-    path, digest = save_weights(model, data, Path(out))
-    record = training_record(model, data, recipe, fitted, digest, command)
-    write_json(Path(out) / "train.json", record)
+    out = Path(out)
+    with held_folder(out):
+        fitted = fit(
+            model, loss, data, recipe, out=out, identity={}, resume=resume, device=device, log=log, pace=pace
+        )
+        path, digest = save_weights(model, data, out)
+        record = training_record(model, data, recipe, fitted, digest, command)
+        write_json(out / "train.json", record)
     return TrainResult(fitted, path, digest)
 
 

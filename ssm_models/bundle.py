@@ -10,8 +10,10 @@
 A digest tells damage and mix-ups from what was written; it does not tell who wrote it.
 """
 
+import ctypes
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +37,7 @@ WEIGHTS, SCHEDULE, PREPROCESSING, CONFIG, CARD = (
     "config.json",
     "README.md",
 )
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _MOST_JSON = 10_000_000  # bytes; guards against hostile files
 
 
@@ -54,20 +57,35 @@ def building(directory: str | Path) -> Iterator[Path]:
             yield folder
             _write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, "files": _digests(folder)})
             _check_replaceable(target)
-            old = folder.with_suffix(".old")
-            if target.exists():
-                target.replace(old)
-            try:
-                folder.replace(target)
-            except OSError:
-                if old.exists():
-                    old.replace(target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
+            _put(folder, target)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)  # it is gone if all went well
+            shutil.rmtree(folder, ignore_errors=True)  # what is left there: nothing, or the older bundle
     except OSError as error:
         raise ExportError(f"bundle {directory}: cannot be written: {error.strerror or error}") from None
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Give a folder its name; an older one of that name changes places with it."""
+    if not target.exists():
+        folder.replace(target)
+    elif not _exchanged(folder, target):
+        old = folder.with_suffix(".old")
+        target.replace(old)
+        try:
+            folder.replace(target)
+        except OSError:
+            old.replace(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swap the names of two folders in one step; False where the system cannot, and then nothing is changed."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "renameat2"):  # Linux alone has it
+        return False
+    done: int = libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    return done == 0
 
 
 def write_parts(folder: Path, model: PrunableModel, schedule: Mapping[str, Any]) -> None:

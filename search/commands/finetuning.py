@@ -117,6 +117,7 @@ def finetune(
     from search.finetuning import finetune_recipe
     from search.recipe import Pace
     from search.subject import open_model
+    from search.training_folder import held_folder
 
     found = None
     if study is not None:
@@ -161,7 +162,8 @@ def finetune(
             job.record(result)
         else:
             assert found is not None
-            halving = _halve(job, out, top, eta, flops_limit(max_flops, found.spec.dense_flops), crew)
+            with held_folder(out):
+                halving = _halve(job, out, top, eta, flops_limit(max_flops, found.spec.dense_flops), crew)
     # Ray lets nothing through to stdout while it runs.
     if top is None:
         metric = source.task.metric.name

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +176,26 @@ def test_a_process_is_more_than_its_number(engine: str) -> None:
     assert not has_ended(Process("another host", me.pid, "another time")), "nothing is known of it"
 
 
+@pytest.mark.parametrize(("seen", "told"), [(PermissionError, 0), (FileNotFoundError, PermissionError)])
+def test_a_process_that_hides_from_other_users_has_not_ended(
+    engine: str, monkeypatch: pytest.MonkeyPatch, seen: type[OSError], told: Any
+) -> None:
+    """As where /proc is mounted with hidepid=1, and with 2."""
+    me = this_process()
+
+    def hidden(*_: object) -> None:
+        raise seen
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (me.pid, 0)
+        if told:
+            raise told
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    monkeypatch.setattr(os, "kill", kill)
+    assert not has_ended(me)
+
+
 def test_a_worker_that_was_lost_is_another_attempt(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
@@ -275,6 +296,7 @@ def _drive(url: str, seed: int, trials: int, start: Any, answers: Any) -> None:
         with Store.open(url) as store:
             study = store.study("digits")
             driver = store.enter(study, {})
+            start.wait()
             while store.news(study, driver, -1).finished[trials - 1 :] == []:
                 texts = [f"{chance.randint(1, 11)}:{chance.randint(1, 9) / 10}" for _ in range(4)]
                 claims = store.claim(study, driver, planned(*texts), trials)
@@ -294,7 +316,7 @@ def _drive(url: str, seed: int, trials: int, start: Any, answers: Any) -> None:
 def test_drivers_at_once_reach_the_total_and_run_nothing_twice(store: Store, make_spec: MakeSpec, url: str) -> None:
     study, trials = store.create_study(make_spec()), 30
     context = multiprocessing.get_context("spawn")
-    start, answers = context.Barrier(2), context.Queue()
+    start, answers = context.Barrier(2, timeout=300), context.Queue()
     drivers = [context.Process(target=_drive, args=(url, seed, trials, start, answers)) for seed in (1, 2)]
     for driver in drivers:
         driver.start()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
-from results import Evaluation, StudySpec
+from results import Evaluation, StudySpec, database
 from results.database import open_database, parse_address
 from results.schema import REVISIONS, VERSION_TABLE, Base
 from results.store import Store
@@ -270,7 +270,7 @@ def test_processes_that_create_at_once_agree(
     if engine == "postgresql":
         url = request.getfixturevalue("new_postgresql")("template0")
     context = multiprocessing.get_context("spawn")
-    start, answers = context.Barrier(4), context.Queue()
+    start, answers = context.Barrier(4, timeout=300), context.Queue()
     workers = [context.Process(target=_create, args=(url, start, answers)) for _ in range(4)]
     for worker in workers:
         worker.start()
@@ -351,3 +351,27 @@ def test_writers_in_two_processes_lose_nothing(
         assert other.communicate(timeout=300)[1] == ""
         assert other.returncode == 0
         assert [e.number for e in store.evaluations(study)] == list(range(200))
+
+
+@pytest.mark.parametrize(
+    ("look", "error"),
+    [
+        ("_check_sqlite_header", database._DamagedError("is cut short")),
+        ("_sqlite_tables", sqlite3.DatabaseError("database disk image is malformed")),
+    ],
+)
+def test_what_looks_damaged_while_another_process_closes_it_is_looked_at_again(
+    url: str, monkeypatch: pytest.MonkeyPatch, look: str, error: Exception
+) -> None:
+    """The last connection moves the log's pages into the file, and then removes the log."""
+    Store.open(url, create=True).close()
+    real, torn = getattr(database, look), [error, error]
+
+    def seen(*arguments: Any) -> Any:
+        if torn:
+            raise torn.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(database, look, seen)
+    Store.open(url).close()
+    assert torn == []

@@ -150,6 +150,16 @@ def test_another_study_of_that_name_is_left_alone(filled: tuple[Store, Study], t
     assert mirrored(target, "digits").trials == []
 
 
+def test_a_study_that_was_made_and_not_marked_is_completed(filled: tuple[Store, Study], target: str) -> None:
+    """As a kill between the two leaves it."""
+    store, study = filled
+    optuna.create_study(study_name="digits", storage=target, directions=["maximize", "minimize"])
+    assert Mirror(target).update(study, store.evaluations(study)) > 0
+    there = mirrored(target, "digits")
+    assert there.metric_names == ["top1", "flops"]
+    assert there.user_attrs["model"] == study.spec.model
+
+
 def test_choices_that_a_later_version_adds_do_not_break_an_older_mirror(
     filled: tuple[Store, Study], target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

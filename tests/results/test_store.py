@@ -61,7 +61,7 @@ def test_study_names_are_unique_and_unknown_ones_are_helped(store: Store, make_s
 
 
 def test_of_those_who_create_a_study_at_once_one_does(store: Store, make_spec: MakeSpec) -> None:
-    start = Barrier(4)
+    start = Barrier(4, timeout=300)
 
     def create(seed: int) -> Study | None:
         start.wait()

@@ -13,7 +13,7 @@ from results import Evaluation
 from results.store import Store
 from tests.search.clusters import Cluster, cluster, kill
 
-TRIALS = 24
+TRIALS = 40
 
 
 @pytest.fixture(scope="module")

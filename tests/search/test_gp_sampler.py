@@ -29,6 +29,17 @@ def test_it_needs_a_fifth_of_the_evaluations_of_chance() -> None:
         assert volume(evaluate(make(seed=seed), 30)) > volume(evaluate(chance, 150))
 
 
+def test_what_is_under_way_stays_so_when_another_draw_of_it_comes_to_nothing() -> None:
+    sampler = make()
+    evaluate(sampler, STARTUP)
+    first = sampler.ask()
+    second = sampler.ask(first.values)
+    third = sampler.ask(first.values)
+    for draw in (first, second):
+        sampler.tell(draw, None)
+    assert list(sampler._pending.values()) == [third.mark]
+
+
 def test_nothing_is_proposed_twice_though_nothing_is_told() -> None:
     sampler = make()
     evaluate(sampler, STARTUP + 2)

@@ -14,10 +14,11 @@ from results import Evaluation, Study, StudySpec
 from results.records import Confirmation
 from results.store import Store
 from search import records as module
+from search import spool as spool_module
 from search.lease import ClaimedRecords
 from search.records import PatientRecords
 from search.spool import Spool, as_json, from_json
-from search.studies import Subject
+from search.studies import IDENTITY, Subject
 from spaces import PruningSchedule
 from spaces.errors import DatabaseError, StoreError
 
@@ -52,6 +53,41 @@ def evaluation(number: int = 0) -> Evaluation:
     return Evaluation(
         schedule, 100, 0.5, top1=0.5, loss=1.0, agreement=0.5, images=9, outcomes=b"\x80\x01", origin="gp"
     )
+
+
+@pytest.mark.parametrize("before", ["_opened", "flock"])
+def test_a_file_that_another_driver_takes_in_first_is_its_own(
+    store: Store, study: Study, url: str, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Two start at once after an outage: the other is through before this one opens the file, or locks it."""
+    spool, notes = Spool(study, url), list[str]()
+    spool.add(evaluation())
+    spool.close()
+    home: Any = Spool if before == "_opened" else spool_module.fcntl
+    real = getattr(home, before)
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(home, before, real)
+        Spool(study, url).take_in(store, notes.append)
+        return real(*arguments)
+
+    monkeypatch.setattr(home, before, late)
+    Spool(study, url).take_in(store, notes.append)
+    assert len(notes) == 1
+    assert notes[0].startswith("took 1 results in")
+    assert len(store.evaluations(study)) == 1
+
+
+@pytest.mark.parametrize("field", sorted(IDENTITY))
+def test_results_of_a_study_with_another_identity_are_not_taken_in(
+    store: Store, study: Study, url: str, field: str
+) -> None:
+    spool = Spool(study, url)
+    spool.add(evaluation())
+    spool.close()
+    other = replace(study, spec=replace(study.spec, **{field: None}))
+    with pytest.raises(StoreError, match="with other settings; move it away"):
+        Spool(other, url).take_in(store, pytest.fail)
 
 
 def claimed(store: Store, study: Study, numbers: range = range(4)) -> ClaimedRecords:

@@ -1,10 +1,16 @@
 """What killed drivers left is removed; what belongs to anybody alive is not."""
 
+import fcntl
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from search import scratch
 from search.scratch import PREFIX, scratch_folder, sweep
 
 PROGRAM = """
@@ -44,6 +50,24 @@ def test_a_folder_lives_as_long_as_its_owner_and_is_swept_with_its_processes(tmp
         time.sleep(0.05)
     else:
         raise AssertionError("the process outlived its folder")
+
+
+def test_it_is_not_swept_before_its_owner_has_locked_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another driver that starts at the same moment comes by."""
+    swept: list[Path] = []
+
+    def flock(file: Any, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
+            monkeypatch.setattr(scratch.fcntl, "flock", real)
+            swept.extend(sweep(tmp_path))
+        real(file, operation)
+
+    real = fcntl.flock
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch.fcntl, "flock", flock)
+    with scratch_folder() as folder:
+        assert folder.is_dir()
+        assert swept == []
 
 
 def test_it_is_removed_in_the_end() -> None:

@@ -81,7 +81,7 @@ def test_drivers_that_begin_at_once_begin_one_study(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has seen that there is none before either writes it."""
-    answers, seen = subject.dense_answers(), Barrier(2)
+    answers, seen = subject.dense_answers(), Barrier(2, timeout=300)
     monkeypatch.setattr(Subject, "dense_answers", lambda self: (seen.wait(), answers)[1])
     with ThreadPoolExecutor(2) as pool:
         begun = list(pool.map(lambda _: open_study(subject, f"sqlite:///{tmp_path / 'new.db'}"), range(2)))

@@ -23,9 +23,11 @@ class Watched:
         self.timeout.on_trial_start(0, [], trial)
         return trial  # type: ignore[no-any-return]
 
-    def at(self, seconds: float) -> list[str]:
-        self.now = seconds
-        self.timeout.on_step_begin(0, [])
+    def at(self, seconds: float, step: float = 0.5) -> list[str]:
+        """Let Tune come by at every step until then; return which actors were ended."""
+        while self.now < seconds:
+            self.now = min(self.now + step, seconds)
+            self.timeout.on_step_begin(0, [])
         killed, self.killed[:] = list(self.killed), []
         return killed
 
@@ -36,7 +38,7 @@ def test_a_brood_has_its_candidates_time_and_is_killed_once() -> None:
     for name in ("a", "b"):
         assert len(subject.suggest(name)["schedules"]) == 3  # type: ignore[index, call-overload]
     first = watched.start("a")
-    watched.now = 20.0
+    watched.at(20.0)
     watched.start("b")
     assert watched.at(30.0) == []
     assert watched.at(30.1) == ["actor of a"]
@@ -51,7 +53,18 @@ def test_what_came_back_is_not_watched() -> None:
     subject.suggest("a")
     trial = watched.start("a")
     watched.timeout.on_trial_complete(0, [], trial)
-    assert watched.at(1e9) == []
+    assert watched.at(1e3) == []
+
+
+def test_a_driver_that_was_held_up_blames_no_worker() -> None:
+    """It waited for a data base; the results that came meanwhile are taken one a step."""
+    subject = fakes.searcher(fakes.MemoryRecords(), trials=20, brood=1, timeouts=(10.0, 99.0))
+    watched = Watched(subject)
+    subject.suggest("a")
+    watched.start("a")
+    assert watched.at(600.0, step=600.0) == []
+    assert watched.at(608.0) == []
+    assert watched.at(611.0) == ["actor of a"]
 
 
 def test_candidates_of_a_brood_that_hung_run_alone_and_the_slow_one_times_out() -> None:

@@ -1,6 +1,7 @@
 """A bundle comes back to the same logits, here and in timm; one that is damaged is refused."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,8 +178,33 @@ def test_where_the_new_one_cannot_take_its_place_the_old_one_stays(
         return real(path, target)
 
     monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(bundle, "_exchanged", lambda one, other: False)
     with pytest.raises(ExportError, match="Permission denied"):
         write(model, folder)
+    ssm_models.load_bundle(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_new_one_takes_the_old_ones_place(
+    model: PrunableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    folder = write(model, tmp_path / "bundle")
+    (folder / "README.md").write_text("the old one's")
+    if at_once:
+        if not sys.platform.startswith("linux"):
+            pytest.skip("two folders cannot change places in one step here")
+        real = Path.replace
+
+        def replace(path: Path, target: Path) -> Path:
+            assert path != folder, "there was a moment without a bundle"
+            return real(path, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+    else:
+        monkeypatch.setattr(bundle, "_exchanged", lambda one, other: False)
+    write(model, folder)
+    assert not (folder / "README.md").exists()
     ssm_models.load_bundle(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 

@@ -34,11 +34,11 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlche
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
+from results.export import SQLITE_MAGIC
 from results.schema import REVISIONS, VERSION_TABLE, Base
 from spaces.errors import DatabaseError, StoreError, UsageError
 
 BUSY_SECONDS = 60.0  # how long to wait for another writer's lock
-_SQLITE_MAGIC = b"SQLite format 3\0"
 _ADVICE = {
     "locked": "another program has held the lock for a minute; try again when it is done",
     "disk I/O error": "check its disk, and what is free on it; what was recorded is safe",
@@ -256,7 +256,7 @@ def _check_sqlite_header(path: Path, where: str) -> None:
         ) from None
     except OSError as error:
         raise StoreError(f"data base {where}: cannot be read: {error.strerror or error}") from None
-    if size and not header.startswith(_SQLITE_MAGIC[: len(header)]):
+    if size and not header.startswith(SQLITE_MAGIC[: len(header)]):
         raise StoreError(f"data base {where}: is not an SQLite data base; name another with --db")
     page_size = int.from_bytes(header[16:18], "big")
     page_size = 65536 if page_size == 1 else page_size

@@ -12,6 +12,8 @@ from results.objectives import objective_value, share_interval
 from results.records import Confirmation, Evaluation, Study
 from spaces.errors import PrunefrontError, UsageError
 
+SQLITE_MAGIC = b"SQLite format 3\0"  # how its files begin
+
 
 def front_row(evaluation: Evaluation) -> dict[str, Any]:
     """Return the object that `front --format json` prints for one evaluation.
@@ -149,9 +151,14 @@ def write_whole(path: str | Path, content: bytes) -> None:
 
     Raises:
         PrunefrontError: it cannot be written; whatever stood there stands as before.
+        UsageError: a data base stands there.
     """
     target = Path(path)
     try:
+        if target.is_file():
+            with target.open("rb") as file:
+                if file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC:
+                    raise UsageError(f"{path}: is a data base; name another file")
         if target.is_dir():
             raise IsADirectoryError(0, "is a folder; name a file")
         if target.exists() and not target.is_file():  # a pipe or device: there is nothing to replace

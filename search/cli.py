@@ -3,11 +3,13 @@
 Nothing heavy is imported here, so that --help answers at once.
 """
 
+import errno
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -68,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
 class _Terminated(SystemExit):
     """What SIGTERM raises."""
 
@@ -82,6 +87,8 @@ def run(arguments: Sequence[str]) -> int:
     An error that a user can act on is one line on stderr; with PRUNEFRONT_DEBUG=1 its traceback as well.
     Anything else is a bug, and is raised.
     """
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     # torch warns of its own parts when timm and fvcore load them; a user cannot act on it.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+` is (deprecated|not supported)", category=Warning)
     try:
@@ -90,8 +97,13 @@ def run(arguments: Sequence[str]) -> int:
     except PrunefrontError as error:
         return _fail(error, str(error), error.exit_code)
     except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()
         return 1
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        _let_go_of_stdout()  # whoever writes to a file names it
+        return _fail(error, f"the output cannot be written: {error.strerror}", 1)
     except (KeyboardInterrupt, typer.Abort):
         say("stopped")
         return 128 + signal.SIGINT
@@ -101,6 +113,11 @@ def run(arguments: Sequence[str]) -> int:
         say("stopped")
         return 128 + signal.SIGTERM
     return result if isinstance(result, int) else 0
+
+
+def _let_go_of_stdout() -> None:
+    """Throw away what could not be written, which Python would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: BaseException, message: str, code: int) -> int:

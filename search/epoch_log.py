@@ -54,7 +54,8 @@ class EpochLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take the bar away."""
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def reference(self, name: str, top1: float, loss: float) -> None:
         """Print what there was before the first epoch."""

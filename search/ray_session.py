@@ -1,9 +1,11 @@
 """Ray as this project starts it: quiet, on the loopback interface unless a cluster is named, files in one folder."""
 
+import functools
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 
 from spaces.errors import SearchError, UsageError
 
@@ -44,7 +46,7 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            with nullcontext() if address is not None else loopback():
+            with nullcontext() if address is not None else loopback(), own_process_groups():
                 ray.init(**options)
         except Exception as error:
             where = "on this machine" if address is None else f"at {address}"
@@ -58,6 +60,23 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def own_process_groups() -> Iterator[None]:
+    """Keep Ray's processes out of this one's process group: a signal to the group is for the driver to answer.
+
+    `timeout`, Slurm and service managers send them so, and a driver whose Ray is gone can record nothing. On Linux
+    alone: there Ray's processes end with the driver however it ends; elsewhere Ray ends them by the group.
+    """
+    ray_services: Any = services
+    before = ray_services.ConsolePopen
+    if sys.platform == "linux":
+        ray_services.ConsolePopen = functools.partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        ray_services.ConsolePopen = before
 
 
 @contextmanager

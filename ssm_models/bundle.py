@@ -5,7 +5,7 @@
     preprocessing.json    the images that the model expects, in timm's words
     config.json           timm's: `timm.create_model("local-dir:DIR", pretrained=True)`
     README.md             the model card, which is for people to go on writing
-    bundle.json           the format, and the SHA-256 of every other file but the card
+    bundle.json           the format, and the SHA-256 of every other file; the card's only tells whether it was edited
 
 A digest tells damage and mix-ups from what was written; it does not tell who wrote it.
 """
@@ -25,7 +25,7 @@ from spaces import PruningSchedule
 from spaces.errors import ExportError
 from ssm_models.base import PrunableModel
 from ssm_models.checkpoints import load_checkpoint, save_checkpoint
-from ssm_models.registry import create_model
+from ssm_models.registry import LONGEST_SIDE, create_model
 
 FORMAT = "prunefront.bundle"
 VERSION = 1
@@ -49,14 +49,14 @@ def building(directory: str | Path) -> Iterator[Path]:
         ExportError: `directory` holds anything but an older bundle, which is replaced, or cannot be written.
     """
     target = Path(directory).resolve()
-    _check_replaceable(target)
+    check_replaceable(directory)
     folder = target.with_name(f".{target.name[:40]}.{uuid4().hex[:8]}.part")
     try:
         folder.mkdir()
         try:
             yield folder
             _write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, "files": _digests(folder)})
-            _check_replaceable(target)
+            check_replaceable(directory)
             _put(folder, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # what is left there: nothing, or the older bundle
@@ -188,8 +188,9 @@ def _files(manifest: Mapping[str, Any], folder: Path) -> dict[str, str]:
     return files
 
 
-def _check_replaceable(target: Path) -> None:
-    """Raise an ExportError unless nothing is lost when a bundle takes the place of `target`."""
+def check_replaceable(directory: str | Path) -> None:
+    """Raise an ExportError unless nothing is lost when a bundle takes the place of `directory`."""
+    target = Path(directory).resolve()
     if not target.exists():
         return
     if not target.is_dir():
@@ -197,19 +198,25 @@ def _check_replaceable(target: Path) -> None:
     found = {path.name for path in target.iterdir()}
     if not found:
         return
-    known = {MANIFEST, CARD, *_files(_read_json(target / MANIFEST), target)} if MANIFEST in found else set()
-    if others := sorted(found - known):
+    files = _files(_read_json(target / MANIFEST), target) if MANIFEST in found else {}
+    if others := sorted(found - files.keys() - ({MANIFEST, CARD} if files else set())):
         raise ExportError(f"bundle {target}: holds {others[0]!r}, which is of no bundle; name a new folder")
+    if CARD in found and files.get(CARD, "") != _sha256(target / CARD):
+        raise ExportError(f"bundle {target}: its {CARD} was edited; move it away, or name a new folder")
 
 
 def _sides(size: object, folder: Path) -> tuple[int, int]:
-    if isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= 100_000 for side in size):
+    if (
+        isinstance(size, list)
+        and len(size) == 2
+        and all(type(side) is int and 0 < side <= LONGEST_SIDE for side in size)
+    ):
         return size[0], size[1]
     raise ExportError(f"bundle {folder}: {CONFIG}: img_size is {size!r}, expected [height, width]")
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != CARD}
+    return {path.name: _sha256(path) for path in sorted(folder.iterdir())}
 
 
 def _sha256(path: Path) -> str:

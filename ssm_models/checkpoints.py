@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spaces.errors import CheckpointError
 from ssm_models.base import PrunableModel
-from ssm_models.registry import ModelInfo, create_model, list_models, model_info, shipped_weights
+from ssm_models.registry import LONGEST_SIDE, ModelInfo, create_model, list_models, model_info, shipped_weights
 
 RANDOM = "random"  # the name of no file: weights drawn from a seed, for speed and FLOPs
 _WRAPPERS = ("model", "state_dict", "model_ema")  # where the authors' files keep the weights
@@ -42,6 +42,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file")
     if path.suffix == ".safetensors":
+        if chosen is not None:
+            raise CheckpointError(f"checkpoint {path}: holds one set of weights; leave #{chosen} out")
         try:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -205,7 +207,7 @@ def _size(metadata: Mapping[str, str], where: str) -> tuple[int, int] | None:
         height, width = json.loads(metadata["img_size"])
     except (ValueError, TypeError):
         height = width = None
-    if all(type(side) is int and 0 < side <= 100_000 for side in (height, width)):
+    if all(type(side) is int and 0 < side <= LONGEST_SIDE for side in (height, width)):
         return height, width
     raise CheckpointError(f"{where}: img_size is {metadata['img_size']!r}, expected [height, width]")
 

@@ -210,13 +210,13 @@ class _Load:
     ) -> TokenView:
         """Return a view of one image with these tokens before a block, whose whole grid `dense` shows."""
         first = list(model.protected)
-        order = first + [position for position in range(self.length) if position not in set(first)]
+        order = list(dict.fromkeys([*first, *range(self.length)]))
         around, chain = list(range(self.length)), list[Tensor | None]()
         for size, told in zip(reversed(self.sizes), reversed(self.smaller), strict=True):
-            inside = sorted(order[:size])
-            places = [[place for place, position in enumerate(around) if position in set(inside)]]
+            inside = set(order[:size])
+            places = [[place for place, position in enumerate(around) if position in inside]]
             chain.append(torch.tensor(places, device=like.device) if told else None)
-            around = inside
+            around = sorted(inside)
         held: tuple[Tensor, ...] = ()
         if method.alignment == "hold" and (self.smaller[1] or self.smaller[2]):
             held = tuple(like.new_zeros(1, self.sizes[1], c) for c in model.scan_channels(block))

@@ -13,6 +13,7 @@ from spaces.errors import UnknownNameError, UsageError
 from ssm_models.base import PrunableModel
 
 WEIGHTS = Path(__file__).parent / "weights"
+LONGEST_SIDE = 4096  # pixels of an image: its tokens would fill any memory before
 
 
 @dataclass(frozen=True)
@@ -156,11 +157,13 @@ def create_model(
 
     Raises:
         UnknownNameError: there is no model of that name.
-        UsageError: images too small for the model.
+        UsageError: images too small for the model, or of more than `LONGEST_SIDE` pixels a side.
     """
     info = model_info(name)
     size = img_size or info.img_size
     height, width = (size, size) if isinstance(size, int) else size
+    if max(height, width) > LONGEST_SIDE:
+        raise UsageError(f"images of {height}×{width} pixels: at most {LONGEST_SIDE:,} a side; cut them into tiles")
     classes = info.num_classes if num_classes is None else num_classes
     family: Callable[..., PrunableModel] = info.family
     config = info.config if drop_path_rate is None else replace(info.config, drop_path=drop_path_rate)

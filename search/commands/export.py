@@ -55,6 +55,10 @@ def export(
         point = _point(store, found, schedule, max_flops, min_top1)
         dense = store.confirmation(found, PruningSchedule().hash)
         finetunes = store.finetunes(found)
+    if bundle is not None:
+        from ssm_models.bundle import check_replaceable
+
+        check_replaceable(bundle)
     if out is not None:
         write_json(out, export_schedule(point, found, dense))
         label, confirmed = METRICS[point.metric].label, ", confirmed" if point.confirmed else ""

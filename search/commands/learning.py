@@ -69,7 +69,7 @@ def train(
     format: FormatOption = Format.table,
 ) -> None:
     """Train a dense model, from scratch or from other weights."""
-    if img_size is not None and not 1 <= img_size <= 100_000:
+    if img_size is not None and img_size < 1:
         raise UsageError(f"--img-size {img_size}: expected pixels, such as 224")
 
     import torch

@@ -11,7 +11,7 @@ import typer
 from results.metrics import METRICS, TOP1
 from search.output import Column, Columns, Format, flops_text, print_rows, share_text
 from spaces import FlopsBudget
-from spaces.errors import UsageError
+from spaces.errors import BudgetError, UsageError
 
 DEFAULT_DB = "sqlite:///prunefront.db"
 
@@ -112,8 +112,13 @@ def database(given: str | None) -> str:
 
 
 def flops_limit(text: str | None, dense_flops: int) -> int | None:
-    """Read --max-flops; BudgetError when it is malformed."""
-    return None if text is None else FlopsBudget.parse(text).limit(dense_flops)
+    """Read --max-flops; BudgetError when it is malformed, or a range."""
+    if text is None:
+        return None
+    budget = FlopsBudget.parse(text)
+    if budget.low is not None:
+        raise BudgetError(f"--max-flops {text!r}: expected one bound, such as {text.rpartition(':')[2]}")
+    return budget.limit(dense_flops)
 
 
 def check_top1(value: float | None) -> None:

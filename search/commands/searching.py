@@ -22,7 +22,8 @@ def search(
         typer.Option(metavar="D", help=DATA_HELP),
     ] = None,
     flops_budget: Annotated[
-        str | None, typer.Option(metavar="B", help="A share of the dense FLOPs (0.6), or FLOPs (3.6G, 900M).")
+        str | None,
+        typer.Option(metavar="B", help="A share of the dense FLOPs (0.6), FLOPs (3.6G, 900M), or a range (0.5:0.7)."),
     ] = None,
     trials: Annotated[
         int | None, typer.Option(metavar="N", help="Evaluations that the study has in all when the search is done.")

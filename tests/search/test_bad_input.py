@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,7 @@ def search(**changes: str | None) -> list[str]:
         (2, {"flops_budget": "0.05"}, "cheapest schedule"),
         (2, {"flops_budget": "1K"}, "cheapest schedule"),
         (2, {"trials": "0"}, "trials=0"),
+        (2, {"study": "a\nb"}, "'a\\nb': holds characters that cannot be shown"),
         (2, {"trials": "many"}, "'--trials'"),
         (2, {"objective": "speed"}, "unknown objective 'speed'"),
         (2, {"flops_budget": "0.5:0.6:0.7"}, "a range has two ends"),
@@ -122,6 +124,7 @@ def test_a_setting_that_does_not_exist(refused: Check, tmp_path: Path) -> None:
         (["search", *search()[1:], "--ray-address", "ray://h:1"], "run it on a node of the cluster"),
         (["flops", "--model", "vim_nano", "--convention", "half"], "unknown FLOPs convention 'half'"),
         (["flops", "--model", "vim_nano", "--img-size", "0"], "--img-size 0"),
+        (["flops", "--model", "vim_nano", "--img-size", "99999"], "at most 4,096 a side"),
         (["flops", "--model", "resnet50"], "unknown model 'resnet50'"),
         (["train", "--model", "vim_nano", "--data", "embedded", "--epochs", "0", "--out", "o"], "epochs=0"),
         (["train", "--model", "vim", "--data", "embedded", "--epochs", "1", "--out", "o"], "unknown model 'vim'"),
@@ -220,6 +223,7 @@ def other_model(path: Path) -> None:
         ("cut.safetensors", truncated, "not a whole safetensors file"),
         ("cut.pth", lambda path: path.write_bytes(b"PK\x03\x04 half"), "not a checkpoint"),
         ("other.safetensors", other_model, "vim_tiny"),
+        ("other.safetensors#ema", lambda path: other_model(path.with_name("other.safetensors")), "leave #ema out"),
     ],
 )
 @pytest.mark.parametrize("command", ["evaluate", "search"])
@@ -230,7 +234,7 @@ def test_a_bad_checkpoint(
     evaluate = ["evaluate", "--model", "vim_nano", "--data", "embedded", "--schedule", "", "--checkpoint", name]
     line = refused(1, *(evaluate if command == "evaluate" else search(checkpoint=name)))
     assert words in line
-    assert name in line
+    assert name.partition("#")[0] in line
     assert not (tmp_path / "executed").exists()
 
 
@@ -283,6 +287,20 @@ def test_bounds_that_nothing_meets(refused: Check, study_url: str) -> None:
     assert "no schedule costs at most" in refused(2, *arguments, "--max-flops", "0.1")
     assert "no schedule has a top-1 of at least 0.99" in refused(2, *arguments, "--min-top1", "0.99")
     assert "'1.7'" in refused(2, *arguments, "--max-flops", "1.7")
+    assert "'0.5:0.7': expected one bound, such as 0.7" in refused(2, *arguments, "--max-flops", "0.5:0.7")
+
+
+@pytest.mark.parametrize("command", [["front", "--format", "csv"], ["export"], ["report", "--pictures", "0"]])
+def test_no_data_base_is_written_over(refused: Check, study_url: str, tmp_path: Path, command: list[str]) -> None:
+    shutil.copy(study_url.removeprefix("sqlite:///"), tmp_path / "s.db")
+    arguments = ("--study", "digits", "--db", f"sqlite:///{tmp_path / 's.db'}", "--out", "s.db")
+    assert "s.db: is a data base; name another file" in refused(2, *command, *arguments)
+
+
+def test_where_one_of_two_cannot_be_written_neither_is(refused: Check, study_url: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    arguments = ("export", "--study", "digits", "--db", study_url, "--out", "e.json", "--bundle", "file")
+    assert "is a file; name a folder" in refused(1, *arguments)
 
 
 def test_a_study_of_other_settings(refused: Check, study_url: str) -> None:

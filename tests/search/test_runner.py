@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -93,7 +94,9 @@ def running(url: str) -> Iterator[subprocess.Popen[str]]:
     Its processes listen on the loopback interface alone, and none of them may outlive the block.
     """
     arguments = command(url, 500, "--confirm-images", "0")
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     family: list[psutil.Process] = []
     try:
         wait_for(url, 3, process)
@@ -175,13 +178,13 @@ def test_running_time_as_an_objective_and_images_that_the_search_does_not_see(ur
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_and_a_signal_records_what_is_under_way(url: str) -> None:
-    """The schedule runs again in another worker; afterwards SIGTERM ends the search in order."""
+    """It runs again in another worker; then SIGTERM to all (as `timeout` sends it) ends the search in order."""
     with running(url) as process:
         before = len(evaluations(url))
         family = psutil.Process(process.pid).children(recursive=True)
         next(p for p in family if "Trainable" in "".join(p.cmdline())).kill()
         wait_for(url, before + 8, process)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         out, err = process.communicate(timeout=300)
     assert process.returncode == 143
     assert out == ""  # Ray would tell of the death there

@@ -141,6 +141,10 @@ def test_the_card_is_there_to_be_written_on(model: PrunableModel, tmp_path: Path
     card.write_text("license: mit")
     assert torch.equal(ssm_models.load_bundle(card.parent)(pictures(model)), model(pictures(model)))
     timm.create_model(f"local-dir:{card.parent}", pretrained=True)
+    with pytest.raises(ExportError, match=r"its README\.md was edited; move it away"):
+        write(model, card.parent)
+    assert card.read_text() == "license: mit"
+    card.unlink()
     write(model, card.parent)  # it is still a bundle, which another one may replace
 
 
@@ -189,8 +193,10 @@ def test_where_the_new_one_cannot_take_its_place_the_old_one_stays(
 def test_a_new_one_takes_the_old_ones_place(
     model: PrunableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    folder = write(model, tmp_path / "bundle")
-    (folder / "README.md").write_text("the old one's")
+    with bundle.building(tmp_path / "bundle") as folder:
+        bundle.write_parts(folder, model, model.schedule.as_dict())
+        (folder / "README.md").write_text("the old one's")
+    folder = tmp_path / "bundle"
     if at_once:
         if not sys.platform.startswith("linux"):
             pytest.skip("two folders cannot change places in one step here")

@@ -29,6 +29,7 @@ from spaces.errors import PrunefrontError
 # What the command line's parser raises on wrong usage. Typer brings the parser along under a name of its
 # own since 0.26 or so, and shows of its errors only this one.
 _UsageError: type[BaseException] = typer.BadParameter.__mro__[2]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what may keep stdout from being written
 
 app = typer.Typer(
     name="prunefront",
@@ -68,9 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process: 0 done, 1 failed, 2 wrong usage, 130 and 143 on signals."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 class _Terminated(SystemExit):

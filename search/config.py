@@ -3,6 +3,7 @@
 import math
 import re
 import tomllib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -141,8 +142,8 @@ class SearchConfig:
             value = getattr(self, name) or ""
             if value.encode(errors="replace").decode() != value or "\0" in value:
                 raise UsageError(f"{name}={value!r}: is no text in UTF-8, which a data base could keep")
-        if not self.study.isprintable():
-            raise UsageError(f"study {self.study[:40]!r}: holds characters that cannot be shown")
+        if any(unicodedata.category(character) == "Cc" for character in self.study):
+            raise UsageError(f"study {self.study[:40]!r}: holds control characters")
         if len(self.study) > LONGEST_NAME:
             raise UsageError(
                 f"study {self.study[:40]!r}…: is {len(self.study)} characters long, at most {LONGEST_NAME}"

@@ -43,18 +43,17 @@ def held_folder(out: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainingError(f"{out}: cannot be opened ({error.strerror or error})") from None
     try:
-        with suppress(OSError):
-            _lock(handle, out)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"{out}: another training is at work there; wait for it, or choose another folder"
+            ) from None
+        except OSError:
+            pass  # it locks no folders
         yield
     finally:
         os.close(handle)
         for folder in made:
             with suppress(OSError):  # it holds something
                 folder.rmdir()
-
-
-def _lock(handle: int, out: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"{out}: another training is at work there; wait for it, or choose another folder") from None

@@ -11,7 +11,7 @@
     ├── DataError                  images that are missing, broken or of the wrong kind
     ├── FlopsError                 an operator whose cost nobody has stated
     ├── StoreError                 a data base that cannot be read or written
-    │   ├── StudyExistsError           a new study whose name is taken
+    │   ├── StudyExistsError       a new study whose name is taken
     │   ├── StudyMismatchError     a study that was begun with other settings
     │   └── DatabaseError          what the data base itself answered, which may be over later
     ├── SearchError                a search that cannot go on

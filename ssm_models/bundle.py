@@ -49,17 +49,23 @@ def building(directory: str | Path) -> Iterator[Path]:
         ExportError: `directory` holds anything but an older bundle, which is replaced, or cannot be written.
     """
     target = Path(directory).resolve()
-    check_replaceable(directory)
+    check_replaceable(target)
     folder = target.with_name(f".{target.name[:40]}.{uuid4().hex[:8]}.part")
-    try:
+    with _writing(directory):
         folder.mkdir()
         try:
             yield folder
             _write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, "files": _digests(folder)})
-            check_replaceable(directory)
+            check_replaceable(target)
             _put(folder, target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)  # what is left there: nothing, or the older bundle
+
+
+@contextmanager
+def _writing(directory: str | Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ExportError(f"bundle {directory}: cannot be written: {error.strerror or error}") from None
 
@@ -190,7 +196,11 @@ def _files(manifest: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 def check_replaceable(directory: str | Path) -> None:
     """Raise an ExportError unless nothing is lost when a bundle takes the place of `directory`."""
-    target = Path(directory).resolve()
+    with _writing(directory):
+        _check_replaceable(Path(directory).resolve())
+
+
+def _check_replaceable(target: Path) -> None:
     if not target.exists():
         return
     if not target.is_dir():

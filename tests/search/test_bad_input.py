@@ -75,7 +75,7 @@ def search(**changes: str | None) -> list[str]:
         (2, {"flops_budget": "0.05"}, "cheapest schedule"),
         (2, {"flops_budget": "1K"}, "cheapest schedule"),
         (2, {"trials": "0"}, "trials=0"),
-        (2, {"study": "a\nb"}, "'a\\nb': holds characters that cannot be shown"),
+        (2, {"study": "a\nb"}, "'a\\nb': holds control characters"),
         (2, {"trials": "many"}, "'--trials'"),
         (2, {"objective": "speed"}, "unknown objective 'speed'"),
         (2, {"flops_budget": "0.5:0.6:0.7"}, "a range has two ends"),

@@ -145,6 +145,10 @@ def test_the_card_is_there_to_be_written_on(model: PrunableModel, tmp_path: Path
         write(model, card.parent)
     assert card.read_text() == "license: mit"
     card.unlink()
+    card.mkdir()
+    with pytest.raises(ExportError, match="cannot be written: Is a directory"):
+        write(model, card.parent)
+    card.rmdir()
     write(model, card.parent)  # it is still a bundle, which another one may replace
 
 

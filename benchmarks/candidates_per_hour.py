@@ -19,13 +19,13 @@ import torch
 
 import ssm_models
 from results import Evaluation
-from search.data import open_data
-from search.evaluator import Entry, Evaluator, Metrics
-from search.race import tail
-from search.samplers import make_sampler
-from search.standing import Standing
-from search.subject import open_model
-from search.worker import pack, unpack
+from search.data.dataset import open_data
+from search.driver.study_state import StudyState
+from search.evaluation.evaluator import Entry, Evaluator, Metrics
+from search.evaluation.protocol import pack, unpack
+from search.evaluation.race import tail
+from search.models import open_model
+from search.samplers.registry import make_sampler
 from spaces import FlopsBudget, PruningSchedule
 from spaces.published import starting_schedules
 from spaces.space import make_space
@@ -36,9 +36,9 @@ BATCH = 100
 
 def decide(
     evaluator: Evaluator, table: ssm_models.CostTable, candidates: Sequence[PruningSchedule], brood: int, race: bool
-) -> tuple[float, Standing, int]:
+) -> tuple[float, StudyState, int]:
     """Evaluate the candidates in broods; return the CPU seconds, what is known then, and the images run."""
-    standing = Standing(OBJECTIVES, evaluator.model.layout, ())
+    standing = StudyState(OBJECTIVES, evaluator.model.layout, ())
     images, began = 0, time.process_time()
     for start in range(0, len(candidates), brood):
         part = candidates[start : start + brood]

@@ -1,7 +1,7 @@
 """A driver that is killed again and again: what a resume finds, and what it costs.
 
 Starts `search` on the embedded digits, kills it with SIGKILL after a random time, resumes it, and so on; then
-lets it end. After each round nothing that was recorded may be gone or there twice, and the data base must be
+lets it end. After each round nothing that was recorded may be gone or there twice, and the database must be
 whole. At the end there are exactly N evaluations, for which at most 1.5 N were begun.
 
     python benchmarks/faults.py --rounds 20 --seed 0
@@ -126,7 +126,9 @@ def read(data_base: Path) -> tuple[list[str], str]:
 
 def drive(arguments: list[str]) -> int:
     """Run the command line with workers that write down what they begin."""
-    from search import cli, runner, worker
+    from search import cli
+    from search.driver import runner
+    from search.evaluation import worker
 
     log = os.environ["BEGUN"]
 

@@ -35,10 +35,10 @@ import torch
 from search_quality import patterns, same_settings
 
 import ssm_models
-from search.data import ImageData, open_data
-from search.evaluator import Entry, Evaluator, Metrics
-from search.finetuning import finetune_model, finetune_recipe
-from search.subject import open_model
+from search.data.dataset import ImageData, open_data
+from search.evaluation.evaluator import Entry, Evaluator, Metrics
+from search.models import open_model
+from search.training.finetune import finetune_model, finetune_recipe
 from spaces import FlopsBudget, PruningSchedule
 from spaces.published import published_schedules
 from spaces.schedule import PruningMethod, read_schedule_file

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ssm_models
-from search.data import open_data
-from search.evaluator import Evaluator
-from search.subject import open_model
+from search.data.dataset import open_data
+from search.evaluation.evaluator import Evaluator
+from search.models import open_model
 from spaces import PruningSchedule
 from spaces.schedule import ALIGNMENT
 from ssm_models import CostTable, PrunableModel, importance, plain_mamba, vim

@@ -3,7 +3,7 @@
 The overhead of a brood is the time from the moment its slot was free (the brood before it in that slot was
 recorded) until it was recorded itself, less its forward passes, for each of its candidates. So it covers asking
 the sampler, Tune and its messages, setting the schedule, normalising the images, the loss, and writing to the
-data base. The first brood of each slot also waits for its worker to start and load; it is given apart. The
+database. The first brood of each slot also waits for its worker to start and load; it is given apart. The
 utilisation is the share of forward passes in the time of the slots, after that start.
 
     python benchmarks/search_overhead.py [--trials 80] [--images 200] [--workers W] [--brood N] [--sampler K]
@@ -18,9 +18,9 @@ from statistics import median, quantiles
 from rich.console import Console
 
 from search.config import SearchConfig
-from search.progress import SearchProgress
-from search.ray_session import available_cpus
-from search.runner import run_search
+from search.driver.progress import SearchProgress
+from search.driver.runner import run_search
+from search.runtime.ray_session import available_cpus
 
 
 def main() -> None:

@@ -45,13 +45,14 @@ import torch
 import ssm_models
 from results import Evaluation, hypervolume
 from results.records import Confirmation, News
-from search.data import open_data
-from search.evaluator import Entry, Evaluator, Metrics
-from search.samplers import make_sampler
-from search.searcher import ScheduleSearcher
-from search.standing import Standing
-from search.subject import open_model
-from search.worker import SEARCH, as_result, unpack
+from search.data.dataset import open_data
+from search.driver.searcher import ScheduleSearcher
+from search.driver.study_state import StudyState
+from search.evaluation.evaluator import Entry, Evaluator, Metrics
+from search.evaluation.protocol import SEARCH, unpack
+from search.evaluation.worker import as_result
+from search.models import open_model
+from search.samplers.registry import make_sampler
 from spaces import FlopsBudget, PruningSchedule
 from spaces.published import starting_schedules
 from spaces.schedule import PruningMethod
@@ -253,7 +254,7 @@ def ours(name: str, sampler_name: str, brood: int = 1, race: bool = True) -> Cal
         records = Memory()
         searcher = ScheduleSearcher(
             space, sampler, flops=bed.table.flops, dense_flops=bed.table.dense, trials=trials,
-            standing=Standing(("top1", "flops"), bed.model.layout, ()), records=records,
+            standing=StudyState(("top1", "flops"), bed.model.layout, ()), records=records,
             starts=starting_schedules(space), seed=seed, brood=brood, race=race, confirm=False,
         )  # fmt: skip
         number = 0

@@ -1,6 +1,6 @@
 """How long a large store takes to answer: the front, the best under a bound, and the start of a search.
 
-Makes a data base of many evaluations in equal studies, on SQLite and on a PostgreSQL of its own (the dev extra), and
+Makes a database of many evaluations in equal studies, on SQLite and on a PostgreSQL of its own (the dev extra), and
 asks each question of one study in it. The front is also asked of an Optuna study in an RDB storage on SQLite.
 
     python benchmarks/store_scale.py [--rows 1000000] [--studies 100] [--optuna 10000] [--engines sqlite postgresql]
@@ -24,13 +24,13 @@ from sqlalchemy import insert
 
 import ssm_models
 from results import Study, StudySpec
-from results.database import writing
-from results.marks import mark_all
-from results.schema import EvaluationRow
-from results.store import Store
-from search.points import random_point
-from search.samplers import make_sampler
-from search.standing import Standing
+from results.store.database import writing
+from results.store.front_flags import mark_all
+from results.store.schema import EvaluationRow
+from results.store.store import Store
+from search.driver.study_state import StudyState
+from search.samplers.points import random_point
+from search.samplers.registry import make_sampler
 from spaces import FlopsBudget
 from spaces.space import SearchSpace, make_space
 
@@ -52,7 +52,7 @@ def main() -> None:
     space = make_space("stages", model.layout, table.flops, FlopsBudget.parse("0.35:0.9"))
     points = list(_points(space, options.rows // options.studies))
     print(f"{options.rows:,} evaluations in {options.studies} studies; medians of {ASKED}")
-    print("| data base | question | ms | of these CPU, in this process |\n| --- | --- | ---: | ---: |", flush=True)
+    print("| database | question | ms | of these CPU, in this process |\n| --- | --- | ---: | ---: |", flush=True)
     for engine in options.engines:
         with tempfile.TemporaryDirectory() as folder:
             if engine == "postgresql":
@@ -147,7 +147,7 @@ def _start(url: str, name: str, space: SearchSpace, sampler: str) -> None:
         study: Study = store.study(name)
         driver = store.enter(study, {})
         recorded = store.evaluations(study, done_only=False)
-        Standing(OBJECTIVES, space.layout, recorded, None).front()
+        StudyState(OBJECTIVES, space.layout, recorded, None).front()
         asked = make_sampler(sampler, space, OBJECTIVES, seed=0, trials=2 * len(recorded), recorded=len(recorded))
         asked.restore(recorded)
         store.news(study, driver, recorded[-1].number)

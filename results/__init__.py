@@ -1,9 +1,9 @@
 """What a search found: the store of evaluations, the Pareto front, exports, plots and the report.
 
-Importing this package loads no data base and no plotting library; each module brings its own.
+Importing this package loads no database and no plotting library; each module brings its own.
 """
 
-from results.front import hypervolume, pareto_front
+from results.pareto import hypervolume, pareto_front
 from results.records import Confirmation, Evaluation, FineTune, Study, StudySpec
 
 __all__ = ["Confirmation", "Evaluation", "FineTune", "Study", "StudySpec", "hypervolume", "pareto_front"]

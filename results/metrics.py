@@ -13,7 +13,7 @@ class Metric:
     """A score.
 
     Attributes:
-        name: as settings, JSON and data bases have it.
+        name: as settings, JSON and databases have it.
         label: for people.
         title: the same at the head of a column.
         of_images: whether it is a share of images.

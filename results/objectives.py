@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from results.front import pareto_front
 from results.intervals import wilson_interval
 from results.metrics import METRICS
+from results.pareto import pareto_front
 from results.records import Evaluation
+from spaces.errors import UsageError
 
 # Whether more of it is better.
 OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "agreement": True, "latency": False}
@@ -62,3 +63,45 @@ def share_interval(evaluation: Evaluation, objective: str) -> tuple[float, float
     if objective not in ("top1", "agreement") or value is None or images < 1:
         return None
     return wilson_interval(value, images)
+
+
+def best_evaluation(
+    evaluations: Sequence[Evaluation], *, max_flops: int | None = None, min_top1: float | None = None
+) -> Evaluation:
+    """Return the evaluation of the highest standing top-1 within the bounds; of equal ones the cheapest.
+
+    Args:
+        evaluations: in any order; those that are not done do not count.
+        max_flops: the most FLOPs it may cost.
+        min_top1: the least standing top-1 in 0..1 that it must have.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    done = [(top1, e) for e in evaluations if (top1 := objective_value(e, "top1")) is not None]
+    if not done:
+        raise UsageError("no finished evaluation to choose from: run `prunefront search` for this study first")
+    affordable = [(top1, e) for top1, e in done if max_flops is None or e.flops <= max_flops]
+    if not affordable:
+        top1, cheapest = min(done, key=lambda one: (one[1].flops, -one[0]))
+        raise UsageError(
+            f"no schedule costs at most {max_flops} FLOPs: the cheapest is {_describe(cheapest, top1)}; "
+            "raise --max-flops"
+        )
+    top1, best = min(affordable, key=lambda one: (-one[0], one[1].flops))
+    if min_top1 is not None and top1 < min_top1:
+        bound = "" if max_flops is None else f" at no more than {max_flops} FLOPs"
+        label = METRICS[best.metric].label
+        raise UsageError(
+            f"no schedule has a {label} of at least {min_top1:g}{bound}: the best is {_describe(best, top1)}; "
+            "lower --min-top1"
+        )
+    return best
+
+
+def _describe(evaluation: Evaluation, top1: float) -> str:
+    label = METRICS[evaluation.metric].label
+    return (
+        f"{evaluation.schedule.text or 'the dense model'} "
+        f"({evaluation.flops} FLOPs, {evaluation.flops_ratio:.3f} of dense, {label} {top1:.4f})"
+    )

@@ -1,4 +1,4 @@
-"""The plain values that cross the border of the store. None of them knows the data base."""
+"""The plain values that cross the border of the store. None of them knows the database."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class StudySpec:
     """All that decides what a study measures; it is written once and never changed.
 
     Attributes:
-        name: unique in a data base.
+        name: unique in a database.
         model: registered name.
         img_size: (height, width) in pixels.
         num_classes: classes of the head.
@@ -91,10 +91,10 @@ class StudySpec:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as the data base holds it, with its counts at the moment of reading.
+    """A study as the database holds it, with its counts at the moment of reading.
 
     Attributes:
-        id: of the data base.
+        id: of the database.
         created_at: in UTC.
         spec: what it measures.
         done, failed, stopped: evaluations in these states.
@@ -224,11 +224,11 @@ class Driver:
     """A process that searches, or searched, a study.
 
     Attributes:
-        id: of the data base.
+        id: of the database.
         process: where it runs.
         versions: of prunefront and the libraries that matter, by name.
         others: how many drivers were at work on the study when it came.
-        started_at, beat_at: when it came and when it was last heard of, in UTC by the data base's clock.
+        started_at, beat_at: when it came and when it was last heard of, in UTC by the database's clock.
         left_at: when it left; None if it has not.
     """
 

@@ -17,13 +17,13 @@ import typer
 
 from search.commands.doctor import doctor
 from search.commands.export import export
-from search.commands.finding import front, report, studies
 from search.commands.finetuning import finetune
-from search.commands.learning import train
+from search.commands.inspecting import front, report, studies
 from search.commands.measuring import evaluate, flops, models
 from search.commands.mirroring import mirror
+from search.commands.output import say
 from search.commands.searching import search
-from search.output import say
+from search.commands.training import train
 from spaces.errors import PrunefrontError
 
 # What the command line's parser raises on wrong usage. Typer brings the parser along under a name of its

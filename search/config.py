@@ -87,7 +87,7 @@ class SearchConfig:
         confirm_split: the split that they are of, or `rest`: the images of val that the search does not see.
         trial_timeout: longest time of one candidate, such as `10m`, after which its worker is killed; None takes
             `LEAST_TIMEOUT`, or `TIMEOUT_FACTOR` times what the dense model took if that is longer.
-        db_patience: seconds to wait for a data base that is away.
+        db_patience: seconds to wait for a database that is away.
 
     Raises:
         UsageError: a value that makes no sense; the message names it.
@@ -141,7 +141,7 @@ class SearchConfig:
         for name in ("study", "data", "checkpoint"):
             value = getattr(self, name) or ""
             if value.encode(errors="replace").decode() != value or "\0" in value:
-                raise UsageError(f"{name}={value!r}: is no text in UTF-8, which a data base could keep")
+                raise UsageError(f"{name}={value!r}: is no text in UTF-8, which a database could keep")
         if any(unicodedata.category(character) == "Cc" for character in self.study):
             raise UsageError(f"study {self.study[:40]!r}: holds control characters")
         if len(self.study) > LONGEST_NAME:

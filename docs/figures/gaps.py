@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import ssm_models
-from search.data import open_data
+from search.data.dataset import open_data
 from spaces import PruningSchedule
 
 KEPT, GONE, INK = "#0072b2", "#e69f00", "#555555"

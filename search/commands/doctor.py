@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from search.commands.options import Database, FormatOption, database
-from search.output import Column, Format, print_object, print_rows
+from search.commands.output import Column, Format, print_object, print_rows
 from spaces.errors import BackendError, PrunefrontError
 
 OPTIONAL = {
@@ -54,7 +54,7 @@ def doctor(db: Database = None, format: FormatOption = Format.table) -> None:
 
 
 def _checks(url: str) -> Iterator[Check]:
-    from search.versions import versions
+    from search.runtime.versions import versions
 
     yield Check("platform", f"{platform.system()} {platform.machine()}")
     for name, found in versions().items():
@@ -72,7 +72,7 @@ def _devices() -> Iterator[Check]:
     import torch
 
     import ssm_models
-    from search.ray_session import available_cpus
+    from search.runtime.ray_session import available_cpus
     from ssm_models.scan.backends import available
 
     def scan_backend(device: str) -> tuple[str, bool]:
@@ -112,7 +112,7 @@ def _models() -> Check:
 
 
 def _ray() -> Check:
-    from search.ray_session import ray_session
+    from search.runtime.ray_session import ray_session
 
     scratch = Path(tempfile.mkdtemp(prefix="prunefront-"))
     try:
@@ -125,15 +125,15 @@ def _ray() -> Check:
 
 
 def _database(url: str) -> Check:
-    from results.database import parse_address, shown_address
-    from results.store import Store
+    from results.store.database import parse_address, shown_address
+    from results.store.store import Store
 
     try:
         address = parse_address(url)
         shown = shown_address(address)
         if address.get_backend_name() == "sqlite" and not os.path.lexists(address.database or ""):
-            return Check("data base", f"{shown}: not there yet; `prunefront search` makes it")
+            return Check("database", f"{shown}: not there yet; `prunefront search` makes it")
         with Store.open(url) as store:
-            return Check("data base", f"{shown}: {len(store.studies())} studies", True)
+            return Check("database", f"{shown}: {len(store.studies())} studies", True)
     except PrunefrontError as error:
-        return Check("data base", str(error), False)
+        return Check("database", str(error), False)

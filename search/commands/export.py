@@ -7,15 +7,15 @@ import typer
 
 from results.metrics import METRICS
 from search.commands.options import Checkpoint, Database, MaxFlops, MinTop1, Study, check_top1, database, flops_limit
-from search.output import say
-from search.schedule_files import read_schedule
+from search.commands.output import say
+from search.commands.schedule_files import read_schedule
 from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, UsageError
 
 if TYPE_CHECKING:
     from results.records import Evaluation
     from results.records import Study as StudyRecord
-    from results.store import Store
+    from results.store.store import Store
 
 
 def export(
@@ -42,8 +42,9 @@ def export(
     ] = 64,
 ) -> None:
     """Write the most accurate schedule within the bounds as JSON, or the whole model as a bundle."""
-    from results.export import export_schedule, write_json
-    from results.store import Store
+    from results.export.schedule_json import export_schedule
+    from results.files import write_json
+    from results.store.store import Store
 
     if out is None and bundle is None:
         raise UsageError("nothing to write: name --out FILE.json or --bundle DIR")
@@ -67,7 +68,7 @@ def export(
     if bundle is None:
         return
 
-    from search.handover import choose_weights, hand_over, parity_images, random_images
+    from search.bundle_export import choose_weights, export_bundle, parity_images, random_images
     from ssm_models.exporting import check_target
 
     targets = list(dict.fromkeys(to or []))
@@ -82,7 +83,7 @@ def export(
         except (PrunefrontError, OSError) as error:
             say(f"warning: exports are compared on random images: {error}")
             shown, origin = random_images(weights.model, images), f"{images} random"
-    parities = hand_over(
+    parities = export_bundle(
         bundle, found, point, weights, dense=dense, targets=targets, images=shown, images_from=origin
     )
     kind = "fine-tuned" if weights.finetune else "the study's" if weights.measured else "given"

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from search.commands.learning import (
+from search.commands.options import Checkpoint, Database, FormatOption, MaxFlops, database, flops_limit, scored
+from search.commands.output import Column, Format, flops_text, print_object, print_rows, say, share_text
+from search.commands.schedule_files import check_belongs
+from search.commands.training import (
     TRAINED_COLUMNS,
     Accumulate,
     Amp,
@@ -25,22 +28,19 @@ from search.commands.learning import (
     Smoothing,
     chosen,
 )
-from search.commands.options import Checkpoint, Database, FormatOption, MaxFlops, database, flops_limit, scored
-from search.output import Column, Format, flops_text, print_object, print_rows, say, share_text
-from search.schedule_files import check_belongs
 from spaces import PruningSchedule
 from spaces.errors import ScheduleError, UsageError
 from spaces.schedule import read_schedule_file
 
 if TYPE_CHECKING:
     from results.records import Study
-    from search.crew import Crew
-    from search.data import ImageData
-    from search.distillation import Distillation
-    from search.finetuning import FineTuneResult
-    from search.halving import Halving
-    from search.recipe import Pace, Recipe
-    from search.training_state import Scores
+    from search.data.dataset import ImageData
+    from search.training.checkpoint import Scores
+    from search.training.distillation import Distillation
+    from search.training.finetune import FineTuneResult
+    from search.training.ray_workers import Crew
+    from search.training.recipe import Pace, Recipe
+    from search.training.successive_halving import Halving
     from ssm_models import PrunableModel
 
 FINETUNED_COLUMNS = {
@@ -111,13 +111,13 @@ def finetune(
             )
 
     import ssm_models
-    from results.store import Store
-    from search.data import open_data
-    from search.distillation import Distillation
-    from search.finetuning import finetune_recipe
-    from search.recipe import Pace
-    from search.subject import open_model
-    from search.training_folder import held_folder
+    from results.store.store import Store
+    from search.data.dataset import open_data
+    from search.models import open_model
+    from search.training.distillation import Distillation
+    from search.training.finetune import finetune_recipe
+    from search.training.recipe import Pace
+    from search.training.run_folder import held_folder
 
     found = None
     if study is not None:
@@ -199,9 +199,9 @@ class _Job:
         """Fine-tune with a model and a teacher that are opened anew; on a study's images if there is one."""
         from dataclasses import replace
 
-        from search.epoch_log import EpochLog
-        from search.finetuning import finetune_model
-        from search.subject import open_model
+        from search.models import open_model
+        from search.training.epoch_log import EpochLog
+        from search.training.finetune import finetune_model
 
         student, teacher = (open_model(self.model, self.checkpoint, self.data) for _ in range(2))
         with EpochLog(title, score=self.data.task.metric.label) as log:
@@ -224,7 +224,7 @@ class _Job:
         """Write an outcome to the study, if there is one, unless it stands there already."""
         if self.study is None:
             return
-        from results.store import Store
+        from results.store.store import Store
 
         with Store.open(self.url) as store:
             known = {(one.schedule_hash, one.weights_digest) for one in store.finetunes(self.study)}
@@ -257,17 +257,17 @@ def _crew(workers: int, address: str | None, checkpoint: str | None) -> "Crew | 
     """Return the workers, if more than this process is to work; Ray takes seconds to import."""
     if workers == 1 and address is None:
         return nullcontext()
-    from search.crew import Crew
+    from search.training.ray_workers import Crew
 
     return Crew(workers, address, checkpoint)
 
 
 def _halve(job: _Job, out: Path, top: int, eta: int, max_flops: int | None, crew: "Crew | None") -> "Halving":
     """Fine-tune the most promising schedules of the study, and write the best one to OUT."""
-    from results.export import write_json, write_whole
-    from results.store import Store
-    from search.halving import HalvingPlan, halve, make_rungs, promising
-    from search.training_state import WEIGHTS
+    from results.files import write_json, write_whole
+    from results.store.store import Store
+    from search.training.checkpoint import WEIGHTS
+    from search.training.successive_halving import HalvingPlan, halve, make_rungs, promising
 
     assert job.study is not None
     make_rungs(top, job.recipe.epochs, eta)  # so that nonsense is refused before anything else
@@ -278,7 +278,7 @@ def _halve(job: _Job, out: Path, top: int, eta: int, max_flops: int | None, crew
     if missing := [name for name in names if name not in evaluations]:
         raise UsageError(
             f"{out} holds a fine-tuning of schedules that study {job.study.name!r} does not have, {missing[0]} among "
-            "them: name the study and data base that it began with, or choose another folder"
+            "them: name the study and database that it began with, or choose another folder"
         )
     candidates = [evaluations[name] for name in names]
     rungs = make_rungs(len(candidates), job.recipe.epochs, eta)

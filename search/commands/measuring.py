@@ -15,8 +15,8 @@ from search.commands.options import (
     Schedule,
     scored,
 )
-from search.output import Column, Format, flops_text, print_object, print_rows, share_text
-from search.schedule_files import check_belongs, read_schedule
+from search.commands.output import Column, Format, flops_text, print_object, print_rows, share_text
+from search.commands.schedule_files import check_belongs, read_schedule
 from spaces import PruningSchedule
 from spaces.errors import UsageError
 
@@ -68,11 +68,11 @@ def evaluate(
     import torch
 
     import ssm_models
-    from results.export import front_row
+    from results.export.schedule_json import front_row
     from results.records import Evaluation
-    from search.data import open_data
-    from search.evaluator import Evaluator
-    from search.subject import open_model
+    from search.data.dataset import open_data
+    from search.evaluation.evaluator import Evaluator
+    from search.models import open_model
 
     source = open_data(data)
     network = open_model(model, checkpoint, source)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search.commands.options import Database, Study, database
-from search.output import say
+from search.commands.output import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,8 +20,8 @@ def mirror(
     db: Database = None,
 ) -> None:
     """Bring an Optuna storage up to date with a study, for optuna-dashboard."""
-    from results.mirror import Mirror
-    from results.store import Store
+    from results.export.optuna_mirror import Mirror
+    from results.store.store import Store
 
     with Store.open(database(db)) as store:
         found = store.study(study)
@@ -33,7 +33,7 @@ def mirror(
 
 def read_evaluations(url: str, study: "StudyRecord") -> "Sequence[Evaluation]":
     """Return all evaluations of a study through a connection of their own."""
-    from results.store import Store
+    from results.store.store import Store
 
     with Store.open(url) as store:
         return store.evaluations(study, done_only=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from results.metrics import METRICS, TOP1
-from search.output import Column, Columns, Format, flops_text, print_rows, share_text
+from search.commands.output import Column, Columns, Format, flops_text, print_rows, share_text
 from spaces import FlopsBudget
 from spaces.errors import BudgetError, UsageError
 
@@ -30,7 +30,7 @@ Checkpoint = Annotated[
 Study = Annotated[str, typer.Option("--study", metavar="S", help="Name of the study.")]
 Database = Annotated[
     str | None,
-    typer.Option("--db", metavar="URL", help=f"Data base. Default: $PRUNEFRONT_DB, then {DEFAULT_DB}."),
+    typer.Option("--db", metavar="URL", help=f"Database. Default: $PRUNEFRONT_DB, then {DEFAULT_DB}."),
 ]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print results.", case_sensitive=False)]
 MaxFlops = Annotated[
@@ -107,7 +107,7 @@ def _interval_text(row: Mapping[str, Any]) -> str | None:
 
 
 def database(given: str | None) -> str:
-    """Return the data base's address: the flag, the environment's, or the default."""
+    """Return the database's address: the flag, the environment's, or the default."""
     return given or os.environ.get("PRUNEFRONT_DB") or DEFAULT_DB
 
 

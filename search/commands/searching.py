@@ -8,11 +8,11 @@ import typer
 
 from search.commands.mirroring import read_evaluations
 from search.commands.options import DATA_HELP, Checkpoint, Database, FormatOption, Images, database, print_front
+from search.commands.output import Format, say
 from search.config import OBJECTIVES, SAMPLERS, read_toml, resolve
-from search.output import Format, say
 
 if TYPE_CHECKING:
-    from search.tracking import Tracker
+    from search.driver.tracking import Tracker
 
 
 def search(
@@ -106,7 +106,7 @@ def search(
     ] = None,
     db_patience: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="How long to wait for a data base that is away. Default: 600."),
+        typer.Option(metavar="SECONDS", help="How long to wait for a database that is away. Default: 600."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings as TOML, by the flags' names; flags override.")
@@ -144,12 +144,12 @@ def search(
     beside = read_toml(config) if config is not None else {}
     db, mirror, track = db or beside.get("db"), mirror or beside.get("mirror"), track or beside.get("track")
 
-    from results.export import front_row
-    from results.mirror import Mirror
-    from results.store import Store
-    from search.progress import SearchProgress
-    from search.runner import run_search
-    from search.trackers import MirrorTracker, make_tracker
+    from results.export.optuna_mirror import Mirror
+    from results.export.schedule_json import front_row
+    from results.store.store import Store
+    from search.driver.progress import SearchProgress
+    from search.driver.runner import run_search
+    from search.driver.trackers import MirrorTracker, make_tracker
 
     url = database(db)
     trackers: list[Tracker] = [make_tracker(name) for name in dict.fromkeys(track or ())]

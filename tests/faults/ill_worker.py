@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from search import cli, runner, worker
+from search import cli
+from search.driver import runner
+from search.evaluation import worker
 
 ILL: dict[str, str] = json.loads(os.environ["ILL"])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from results import Evaluation
-from results.store import Store
+from results.store.store import Store
 
 SETTINGS = ["--model", "vim_nano", "--data", "embedded", "--images", "40", "--batch-size", "10", "--workers", "2"]
 PATIENCE = 600.0  # seconds for what takes a few, unless the machine is busy with something else

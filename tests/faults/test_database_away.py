@@ -37,14 +37,14 @@ def test_an_outage_is_waited_for_and_after_the_last_one_a_resume_takes_the_spool
         back = len(evaluations(url))
         wait_until(lambda: len(evaluations(url)) >= back + 10, process, err)
         said = err.read_text()
-        assert said.count("warning") == said.count("the data base answers again after") == 1
+        assert said.count("warning") == said.count("the database answers again after") == 1
         server.stop()
         assert process.wait(PATIENCE) == 1
     last = err.read_text().splitlines()[-1]
     assert err.read_text().count("warning") == 2
     assert "Traceback" not in err.read_text()
     (spool,) = tmp_path.glob("prunefront-spool.*")
-    assert last.startswith("error: data base postgresql://")
+    assert last.startswith("error: database postgresql://")
     assert f"are kept in {spool}: the same command takes them in" in last
     lines = [json.loads(line) for line in spool.read_text().splitlines()[1:]]
     spooled = {line["evaluation"]["schedule"] for line in lines}

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from results import StudySpec
-from results.database import free_bytes
-from results.store import Store
-from search.lease import ClaimedRecords
-from search.records import PatientRecords
-from search.spool import Spool
-from search.studies import Subject
+from results.store.database import free_bytes
+from results.store.store import Store
+from search.driver.records import ClaimedRecords, PatientRecords
+from search.driver.search_setup import SearchSetup
+from search.driver.spool import Spool
 from tests.search import fakes
 from tests.search.conftest import subject as subject  # a fixture
 
@@ -35,7 +34,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_it_says_where_and_how_much_is_free_spools_and_goes_on_later(
-    disk: Path, tmp_path: Path, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    disk: Path, tmp_path: Path, subject: SearchSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = disk / "s.db"
@@ -62,10 +61,10 @@ def test_it_says_where_and_how_much_is_free_spools_and_goes_on_later(
     assert "bytes are free on its disk" in error
     assert "free some space" in error or "check its disk" in error
     assert len(notes) == 1
-    assert notes[0].startswith("warning: data base ")
+    assert notes[0].startswith("warning: database ")
     assert spool.lost == 0
     assert spool.path is not None
-    assert spool.path.parent == tmp_path  # beside the data base there is no room
+    assert spool.path.parent == tmp_path  # beside the database there is no room
     assert 20 <= 60 - spool.count < 60
 
     (disk / "ballast").unlink()

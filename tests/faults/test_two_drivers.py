@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from results.store import Store
+from results.store.store import Store
 from tests.faults.processes import PATIENCE, arguments, family, running, wait_until
 
 TRIALS = 120

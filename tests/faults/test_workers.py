@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from search.config import SearchConfig
-from search.studies import open_subject
+from search.driver.search_setup import open_setup
 from spaces.published import starting_schedules
 from tests.faults.processes import arguments, evaluations, interrupted, running, wait_until
 
@@ -22,7 +22,7 @@ def test_each_ill_schedule_fails_by_its_name_and_the_others_are_done(tmp_path: P
     """Then SIGINT, once: what is under way is recorded, and no process is left."""
     url = f"sqlite:///{tmp_path / 's.db'}"
     budget = SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.9", trials=8)
-    starts = [schedule.text for schedule in starting_schedules(open_subject(budget).space)]
+    starts = [schedule.text for schedule in starting_schedules(open_setup(budget).space)]
     ill = dict(zip(starts, ILLNESSES, strict=False))
     command = [PROGRAM, *arguments(url, 1000, "--brood", "1", "--trial-timeout", "15s")]
     with running(command, tmp_path, ILL=json.dumps(ill)) as (process, err):
@@ -47,10 +47,10 @@ import resource, sys
 import search, torch
 from search.config import SearchConfig
 from search.evaluator import Evaluator
-from search.studies import open_subject
+from search.studies import open_setup
 from spaces import PruningSchedule
 torch.set_num_threads(1)
-subject = open_subject(SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.9", trials=1))
+subject = open_setup(SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.9", trials=1))
 def evaluator(batch):
     batches = subject.data.batches(subject.model.pretrained_cfg, subject.model.img_size, images=600, batch_size=batch)
     return Evaluator(subject.model, list(batches))

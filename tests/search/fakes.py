@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from results import Evaluation
 from results.records import Confirmation, News
-from search.race import BroodRace
-from search.sampler import Sampler
-from search.samplers import make_sampler
-from search.searcher import ScheduleSearcher
-from search.standing import Standing
-from search.worker import CONFIRM, pack, unpack
+from search.driver.searcher import ScheduleSearcher
+from search.driver.study_state import StudyState
+from search.evaluation.protocol import CONFIRM, pack, unpack
+from search.evaluation.race import BroodRace
+from search.samplers.base import Sampler
+from search.samplers.registry import make_sampler
 from spaces import FlopsBudget, PruningSchedule, Stage, TokenLayout
 from spaces.published import starting_schedules
 from spaces.space import SearchSpace, make_space
@@ -117,9 +117,9 @@ class MemoryRecords:
         """Return the evaluations as a store does."""
         return [replace(e, confirmed=self.confirmations.get(e.hash)) for e in self.evaluations]
 
-    def standing(self) -> Standing:
+    def standing(self) -> StudyState:
         """Return what a driver makes of them."""
-        return Standing(OBJECTIVES, LAYOUT, self.read(), self.confirmations.get(PruningSchedule().hash))
+        return StudyState(OBJECTIVES, LAYOUT, self.read(), self.confirmations.get(PruningSchedule().hash))
 
     @property
     def states(self) -> list[str]:

@@ -294,7 +294,7 @@ def test_bounds_that_nothing_meets(refused: Check, study_url: str) -> None:
 def test_no_data_base_is_written_over(refused: Check, study_url: str, tmp_path: Path, command: list[str]) -> None:
     shutil.copy(study_url.removeprefix("sqlite:///"), tmp_path / "s.db")
     arguments = ("--study", "digits", "--db", f"sqlite:///{tmp_path / 's.db'}", "--out", "s.db")
-    assert "s.db: is a data base; name another file" in refused(2, *command, *arguments)
+    assert "s.db: is a database; name another file" in refused(2, *command, *arguments)
 
 
 def test_where_one_of_two_cannot_be_written_neither_is(refused: Check, study_url: str, tmp_path: Path) -> None:

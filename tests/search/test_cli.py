@@ -15,11 +15,11 @@ import pytest
 import ssm_models
 from results import Confirmation, Evaluation
 from results.intervals import wilson_interval
-from results.store import Store
+from results.store.store import Store
 from search.cli import run
-from search.commands.finding import chosen
+from search.commands.inspecting import chosen
 from search.config import SearchConfig
-from search.studies import open_subject
+from search.driver.search_setup import open_setup
 from spaces import PruningSchedule
 from tests.search.conftest import fill
 from tests.search.pictures import write_folder
@@ -339,7 +339,7 @@ def test_finetune_records_its_outcome(capfd: pytest.CaptureFixture[str], tmp_pat
     data, url = f"folder:{tmp_path / 'images'}", f"sqlite:///{tmp_path / 'small.db'}"
     write_folder(tmp_path / "images", tuple("0123456789"), each=2)
     settings = SearchConfig(model="vim_nano", study="small", data=data, flops_budget="0.9", trials=8)
-    fill(tmp_path / "small.db", open_subject(settings))
+    fill(tmp_path / "small.db", open_setup(settings))
     exported, out, study = tmp_path / "schedule.json", tmp_path / "tuned", ["--study", "small", "--db", url]
     printed(capfd, "export", *study, "--max-flops", "0.75", "--out", str(exported))
     found = as_json(
@@ -380,7 +380,7 @@ def test_doctor(capfd: pytest.CaptureFixture[str]) -> None:
     checks = {check["name"]: check for check in found["checks"]}
     assert found["ok"] is True
     assert checks["ray session"]["value"] == "starts"
-    assert "1 studies" in checks["data base"]["value"]
+    assert "1 studies" in checks["database"]["value"]
     assert "scan backend cpu" in checks["cpu"]["value"]
     assert checks["scan reference"]["value"] == "can run here"
     assert {"scan cpu", "scan triton", "scan mamba_ssm"} <= set(checks)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from results import Evaluation
-from results.store import Store
+from results.store.store import Store
 from tests.search.clusters import Cluster, cluster, kill
 
 TRIALS = 40
@@ -40,7 +40,7 @@ def test_a_node_with_another_version_is_refused_and_costs_no_candidate(two_nodes
     """The driver claims a version that the nodes have not."""
     url = f"sqlite:///{tmp_path / 's.db'}"
     program = (
-        "import sys, search.runner as runner, search.cli\n"
+        "import sys, search.driver.runner as runner, search.cli\n"
         "own = runner.software\n"
         "runner.software = lambda: own() | {'prunefront': '0.0'}\n"
         "sys.exit(search.cli.run(sys.argv[1:]))"

@@ -1,4 +1,4 @@
-"""A data base's password is in nothing that a command prints."""
+"""A database's password is in nothing that a command prints."""
 
 import os
 import subprocess
@@ -63,7 +63,7 @@ def test_neither_does_a_mirror(printed: Callable[..., str], study_url: str, addr
 def test_neither_does_a_search(printed: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRUNEFRONT_DB", ADDRESSES[1])
     found = printed(*SEARCH.split())
-    assert "error: data base postgresql://127.0.0.1:1/d" in found
+    assert "error: database postgresql://127.0.0.1:1/d" in found
     assert SECRET not in found
 
 

@@ -9,9 +9,9 @@ import torch
 
 import ssm_models
 from search.cli import run
-from search.data import open_data
-from search.recipe import Recipe
-from search.training import train_model
+from search.data.dataset import open_data
+from search.training.recipe import Recipe
+from search.training.train import train_model
 from tests.search.landscapes import write_landscapes
 
 MODEL = ("--model", "vmamba_nano_segmenter")

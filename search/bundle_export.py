@@ -1,0 +1,152 @@
+"""A point of a study handed over: its weights, its schedule, the model card, and what it is exported to."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import ssm_models
+from results.export.model_card import model_card
+from results.export.schedule_json import export_schedule
+from results.files import write_json, write_whole
+from results.records import Confirmation, Evaluation, FineTune, Study
+from search.data.dataset import open_data
+from spaces.errors import CheckpointError, DataError
+from ssm_models import PrunableModel, bundle
+from ssm_models.checkpoints import RANDOM
+from ssm_models.exporting import Parity, check_target, export
+
+PARITY = "parity.json"
+SEED = 0  # of the random images that stand in for real ones
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model with the weights to hand over.
+
+    Attributes:
+        model: under the schedule.
+        digest: SHA-256 of its weights.
+        finetune: the recorded fine-tuning that they come from, if one.
+        measured: whether the study's figures hold for them: they are its own, or fine-tuned from these.
+    """
+
+    model: PrunableModel
+    digest: str
+    finetune: FineTune | None
+    measured: bool
+
+
+def choose_weights(
+    study: Study, evaluation: Evaluation, finetunes: Sequence[FineTune], checkpoint: str | None = None
+) -> Weights:
+    """Open the weights of a point: those asked for, else the best that were fine-tuned for it, else the study's.
+
+    Args:
+        study: the study.
+        evaluation: the point.
+        finetunes: all of the study.
+        checkpoint: a file, if the user names one.
+
+    Raises:
+        CheckpointError: weights that are gone, cannot be read, or are not those that were recorded.
+    """
+    spec = study.spec
+    tuned = [one for one in finetunes if one.schedule_hash == evaluation.hash]
+    best = max(tuned, key=lambda one: one.top1, default=None)
+    source: str | None
+    expected: str | None
+    if checkpoint is None and best is not None:
+        if not Path(best.checkpoint).is_file():
+            raise CheckpointError(
+                f"the fine-tuned weights {best.checkpoint} that study {spec.name!r} records are gone: "
+                "give their new place with --checkpoint FILE, or the study's own weights"
+            )
+        source, expected = best.checkpoint, best.weights_digest
+    elif checkpoint is None:
+        source, expected = spec.checkpoint, spec.weights_digest
+    else:
+        source, expected = checkpoint, None
+    classes = spec.num_classes if source == RANDOM else None
+    model = ssm_models.build(spec.model, source, num_classes=classes)
+    digest = ssm_models.weights_digest(model)
+    where = source or f"those that {spec.model} ships"
+    if expected not in (None, digest):
+        raise CheckpointError(f"the weights ({where}) are not those that study {spec.name!r} records")
+    if (model.img_size, model.num_classes) != (tuple(spec.img_size), spec.num_classes):
+        raise CheckpointError(
+            f"the weights ({where}) are for {model.num_classes} classes and images of {model.img_size} pixels, "
+            f"study {spec.name!r} is about {spec.num_classes} and {tuple(spec.img_size)}"
+        )
+    model.set_schedule(evaluation.schedule)
+    origin = next((one for one in tuned if one.weights_digest == digest), None)
+    return Weights(model, digest, origin, origin is not None or digest == spec.weights_digest)
+
+
+def parity_images(study: Study, model: PrunableModel, count: int) -> Tensor:
+    """Return the first `count` images of the study's val split, as the model takes them, (n, 3, H, W).
+
+    Raises:
+        PrunefrontError: they cannot be read, or are not those of the study any more.
+    """
+    data = open_data(study.spec.data)
+    if data.digest() != study.spec.data_digest:
+        raise DataError(f"the images of {study.spec.data} are not those of study {study.name!r}")
+    images, _ = next(iter(data.batches(model.pretrained_cfg, model.img_size, images=count, batch_size=count)))
+    return images
+
+
+def random_images(model: PrunableModel, count: int) -> Tensor:
+    """Return normally distributed images (n, 3, H, W), the same each time."""
+    return torch.randn(count, 3, *model.img_size, generator=torch.Generator().manual_seed(SEED))
+
+
+def export_bundle(
+    directory: Path,
+    study: Study,
+    evaluation: Evaluation,
+    weights: Weights,
+    *,
+    dense: Confirmation | None = None,
+    targets: Sequence[str] = (),
+    images: Tensor | None = None,
+    images_from: str = "",
+) -> list[Parity]:
+    """Write the bundle of a point, whole or not at all, and the exports asked for beside its weights.
+
+    Args:
+        directory: a new folder, or one that holds an older bundle.
+        study, evaluation, weights: the point.
+        dense: the dense model's confirmed score, if there is one.
+        targets: of `ssm_models.exporting.TARGETS`.
+        images: on which exports are compared with the model; needed with targets.
+        images_from: what they are, for the record.
+
+    Raises:
+        ExportError: the folder holds other things or cannot be written, or an exporter refuses.
+        UsageError: a target that is not known, or for which something is not installed.
+    """
+    for target in targets:
+        check_target(target)
+    form = export_schedule(evaluation, study, dense)
+    model = weights.model
+    with bundle.building(directory) as folder:
+        bundle.write_parts(folder, model, form)
+        parities = []
+        for target in targets:
+            assert images is not None
+            parities.append(export(model, target, folder, images))
+        if parities:
+            write_json(folder / PARITY, {"images": images_from, "exports": [asdict(one) for one in parities]})
+        card = model_card(
+            form,
+            model.pretrained_cfg,
+            weights.digest,
+            finetune=weights.finetune,
+            measured=weights.measured,
+            exports=[asdict(one) for one in parities],
+        )
+        write_whole(folder / bundle.CARD, card.encode())
+    return parities

@@ -1,0 +1,246 @@
+"""What a search found: `front`, `report` and `studies`."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from search.commands.options import (
+    FRONT_COLUMNS,
+    Database,
+    FormatOption,
+    MaxFlops,
+    MinTop1,
+    Study,
+    check_top1,
+    database,
+    flops_limit,
+    print_front,
+)
+from search.commands.output import Column, Format, flops_text, print_rows, rows_text, say
+from spaces import PruningSchedule
+from spaces.errors import CheckpointError, DataError, PrunefrontError, UsageError
+
+if TYPE_CHECKING:
+    from results.records import Confirmation, Evaluation
+    from results.records import Study as StudyRecord
+    from results.report.token_pictures import TokenPicture
+    from results.store.store import Store
+
+ALL_COLUMNS = {
+    "number": Column("no.", right=True),
+    "state": Column("state"),
+    **FRONT_COLUMNS,
+    "origin": Column("origin"),
+    "error": Column("error"),
+}
+STUDY_COLUMNS = {
+    "study": Column("study"),
+    "model": Column("model"),
+    "data": Column("data"),
+    "budget": Column("budget"),
+    "done": Column("done", right=True),
+    "failed": Column("failed", right=True),
+    "stopped": Column("stopped", right=True),
+    "running": Column("running", right=True),
+    "dense_top1": Column("dense top-1", lambda x: f"{x:.4f}", right=True),
+    "dense_flops": Column("dense FLOPs", flops_text, right=True),
+    "space": Column("space"),
+    "sampler": Column("sampler"),
+    "created": Column("created", lambda text: text[:16].replace("T", " ")),
+}
+BEARABLE_LOSS = 0.01  # of top-1, for the schedule that the report pictures
+
+
+class FrontFormat(StrEnum):
+    """How to print or write a front."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    parquet = "parquet"
+
+
+def front(
+    study: Study,
+    db: Database = None,
+    max_flops: MaxFlops = None,
+    min_top1: MinTop1 = None,
+    all: Annotated[
+        bool, typer.Option("--all", help="Every evaluation, in order, failed and stopped ones too.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot, too: .html or .png.")] = None,
+    format: Annotated[
+        FrontFormat, typer.Option("--format", help="How to print or write results.", case_sensitive=False)
+    ] = FrontFormat.table,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write csv, json or parquet there in place of printing.")
+    ] = None,
+) -> None:
+    """Print the Pareto front of a study, cheapest first."""
+    from results.export.frames import full_row, to_parquet
+    from results.export.schedule_json import front_row
+    from results.files import write_whole
+    from results.report.plot import check_plot_path, plot_front
+    from results.store.store import Store
+
+    check_top1(min_top1)
+    if plot is not None:
+        check_plot_path(plot)
+    _check_out(format, out)
+    with Store.open(database(db)) as store:
+        found = store.study(study)
+        limit = flops_limit(max_flops, found.spec.dense_flops)
+        if all:
+            listed = [
+                e for e in store.evaluations(found, done_only=False, unfinished=True) if _within(e, limit, min_top1)
+            ]
+        else:
+            listed = store.front(found, limit, min_top1)
+        if plot is not None:
+            plot_front(plot, found, store.evaluations(found, done_only=False), _dense(store, found))
+            say(f"wrote {plot}")
+    rows = [full_row(e) if all else front_row(e) for e in listed]
+    columns = ALL_COLUMNS if all else FRONT_COLUMNS
+    if out is not None:
+        parquet = format is FrontFormat.parquet
+        write_whole(out, to_parquet(listed) if parquet else rows_text(rows, columns, Format(format)).encode())
+        say(f"wrote {out}: {len(rows)} rows")
+        return
+    marked, empty = found.confirmed > 0, f"{study}: no evaluation within the bounds"
+    print_front(rows, Format(format), marked=marked, columns=columns, empty=empty)
+
+
+def _check_out(form: FrontFormat, out: Path | None) -> None:
+    if form is FrontFormat.parquet and out is None:
+        raise UsageError("--format parquet is binary: name a file with --out FILE")
+    if form is FrontFormat.table and out is not None:
+        raise UsageError("--out takes --format csv, json or parquet")
+
+
+def report(
+    study: Study,
+    out: Annotated[Path, typer.Option(metavar="FILE.html", help="Where to write the page.")],
+    db: Database = None,
+    pictures: Annotated[int, typer.Option(metavar="N", min=0, max=64, help="Images to show dropped tokens of.")] = 4,
+) -> None:
+    """Write one self-contained page about a study."""
+    from results.report.report import write_report
+    from results.store.store import Store
+
+    with Store.open(database(db)) as store:
+        found = store.study(study)
+        evaluations = store.evaluations(found, done_only=False)
+        best, dense, finetunes = store.front(found), _dense(store, found), store.finetunes(found)
+    shown: Sequence[TokenPicture] = []
+    if best and pictures:
+        try:
+            shown = token_pictures(found, chosen(best), pictures)
+        except (PrunefrontError, OSError) as error:
+            say(f"warning: without pictures of tokens: {error}")
+    write_report(out, found, evaluations, shown, dense_confirmed=dense, finetunes=finetunes)
+    say(f"wrote {out}")
+
+
+def studies(db: Database = None, format: FormatOption = Format.table) -> None:
+    """List the studies of a database."""
+    from results.store.store import Store
+
+    with Store.open(database(db)) as store:
+        rows = [_study_row(found) for found in store.studies()]
+    print_rows(rows, STUDY_COLUMNS, format, empty="no study yet")
+
+
+def chosen(front: "Sequence[Evaluation]") -> "Evaluation":
+    """Return the cheapest point of the front that loses at most a point of top-1 against its best."""
+    best = max(e.standing.top1 or 0.0 for e in front)
+    return min((e for e in front if (e.standing.top1 or 0.0) >= best - BEARABLE_LOSS), key=lambda e: e.flops)
+
+
+def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -> "list[TokenPicture]":
+    """Run the study's model over its first images and return which patches the schedule keeps of each.
+
+    Raises:
+        UsageError, CheckpointError, DataError: model, weights or images are not those of the study any more.
+    """
+    import torch
+
+    import ssm_models
+    from results.report.token_pictures import TokenPicture
+    from search.data.dataset import open_data
+    from search.models import open_model
+
+    spec = study.spec
+    data = open_data(spec.data)
+    model = open_model(spec.model, spec.checkpoint, data)
+    if ssm_models.weights_digest(model) != spec.weights_digest:
+        raise CheckpointError(f"the weights of {spec.model} are not those of study {spec.name!r}")
+    if data.digest() != spec.data_digest:
+        raise DataError(f"the images of {spec.data} are not those of study {spec.name!r}")
+    batches = data.batches(model.pretrained_cfg, model.img_size, images=count, batch_size=count)
+    images, labels = next(iter(batches))
+    with torch.inference_mode():
+        dense = data.task.answers(model(images))
+        model.set_schedule(evaluation.schedule)
+        pruned = data.task.answers(model(images))
+        kept = model.kept_patches(images)
+    layout = model.layout
+    stages = [layout.stages[layout.stage_of(step.after)] for step in evaluation.schedule.steps]
+    pixels = batches.pixels(count).permute(0, 2, 3, 1).contiguous().numpy()
+    return [
+        TokenPicture(
+            image=pixels[i],
+            label=data.task.subject(labels[i], data.classes),
+            schedule=evaluation.schedule,
+            kept=[step[i].tolist() for step in kept],
+            grids=[(stage.height, stage.width) for stage in stages],
+            dense_answer=data.task.describe(dense[i], labels[i], data.classes),
+            pruned_answer=data.task.describe(pruned[i], labels[i], data.classes),
+            panels=data.task.panels(labels[i], dense[i], pruned[i], data.colours),
+        )
+        for i in range(len(images))
+    ]
+
+
+def _within(evaluation: "Evaluation", max_flops: int | None, min_top1: float | None) -> bool:
+    if max_flops is not None and evaluation.flops > max_flops:
+        return False
+    from results.objectives import objective_value
+
+    top1 = objective_value(evaluation, "top1")
+    return min_top1 is None or (top1 is not None and top1 >= min_top1)
+
+
+def _dense(store: "Store", study: "StudyRecord") -> "Confirmation | None":
+    """Return the dense model's confirmed score."""
+    return store.confirmation(study, PruningSchedule().hash)
+
+
+def _study_row(study: "StudyRecord") -> dict[str, Any]:
+    spec = study.spec
+    return {
+        "study": spec.name,
+        "model": spec.model,
+        "data": spec.data,
+        "budget": spec.budget,
+        "least": spec.least,
+        "limit": spec.limit,
+        "done": study.done,
+        "failed": study.failed,
+        "stopped": study.stopped,
+        "running": study.running,
+        "queued": study.queued,
+        "confirmed": study.confirmed,
+        "images": spec.images,
+        "confirm_split": spec.confirm_split,
+        "confirm_images": spec.confirm_images,
+        "dense_top1": spec.dense_top1,
+        "dense_flops": spec.dense_flops,
+        "space": spec.space,
+        "sampler": spec.sampler,
+        "objectives": list(spec.objectives),
+        "seed": spec.seed,
+        "created": study.created_at.isoformat(),
+    }

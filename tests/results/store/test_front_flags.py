@@ -1,0 +1,121 @@
+"""The front that the database keeps is the pure function's after whatever was written, on both databases."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from threading import Event
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from results import Confirmation, Evaluation, StudySpec
+from results.objectives import OBJECTIVES, best_evaluation, objective_value, objectives_front
+from results.store.store import Store
+from spaces import PruningSchedule
+from spaces.errors import StoreError, UsageError
+from tests.results.engines import both_engines
+
+MakeSpec = Callable[..., StudySpec]
+MakeEvaluation = Callable[..., Evaluation]
+
+pytestmark = both_engines
+READERS = 24
+FEW = st.integers(0, 3)  # so few values that many points are equal
+STEP = st.tuples(st.sampled_from(["done", "done", "done", "failed", "stopped", "confirm"]), FEW, FEW, FEW, FEW, FEW)
+
+
+def pure_front(evaluations: list[Evaluation], objectives: tuple[str, ...]) -> list[str]:
+    points = [[objective_value(evaluation, name) for name in objectives] for evaluation in evaluations]
+    return sorted(evaluations[i].hash for i in objectives_front(points, objectives))
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(STEP, max_size=14),
+    objectives=st.lists(st.sampled_from(list(OBJECTIVES)), min_size=1, max_size=4, unique=True).map(tuple),
+    most=st.none() | st.integers(0, 4),
+    least=st.none() | st.integers(0, 4),
+)
+def test_the_kept_front_is_the_pure_functions(
+    store: Store,
+    make_spec: MakeSpec,
+    make_evaluation: MakeEvaluation,
+    steps: list[tuple[str, int, int, int, int, int]],
+    objectives: tuple[str, ...],
+    most: int | None,
+    least: int | None,
+) -> None:
+    study = store.create_study(make_spec(name=f"study {len(store.studies())}", objectives=objectives))
+    recorded: list[Evaluation] = []
+    for number, (what, flops, top1, loss, agreement, latency) in enumerate(steps):
+        figures = {"loss": float(loss), "agreement": agreement / 4, "latency_ratio": float(latency)}
+        if what == "confirm":
+            done = [e for e in recorded if e.state == "done"]
+            chosen = done[flops % len(done)].hash if done else PruningSchedule().hash
+            store.confirm(
+                study,
+                Confirmation(chosen, top1 / 4, images=9, seconds=1.0, latency_ms=1.0, **figures),
+            )
+        else:
+            changes = {"state": what, "failure": "OOM" if what == "failed" else None}
+            recorded.append(make_evaluation(f"1:{(number + 1) / 100}", flops, top1 / 4, **figures, **changes))
+            assert store.record(study, recorded[-1])
+        evaluations = store.evaluations(study)
+        assert sorted(e.hash for e in store.front(study)) == pure_front(evaluations, objectives)
+    bound = None if least is None else least / 4
+    within = [
+        e
+        for e in store.evaluations(study)
+        if (most is None or e.flops <= most) and (bound is None or (e.standing.top1 or 0.0) >= bound)
+    ]
+    assert sorted(e.hash for e in store.front(study, most, bound)) == pure_front(within, objectives)
+    try:
+        expected = best_evaluation(store.evaluations(study), max_flops=most, min_top1=bound)
+    except UsageError as error:
+        with pytest.raises(UsageError) as caught:
+            store.best(study, max_flops=most, min_top1=bound)
+        assert str(caught.value) == str(error)
+    else:
+        found = store.best(study, max_flops=most, min_top1=bound)
+        assert (found.standing.top1, found.flops) == (expected.standing.top1, expected.flops)
+
+
+def test_what_is_refused_leaves_the_front_as_it_was(
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    study = store.create_study(make_spec())
+    store.record(study, make_evaluation("1:0.5"))
+    with pytest.raises(StoreError):
+        store.record(study, make_evaluation("2:0.5", top1=float("nan")))
+    assert not store.record(study, make_evaluation("1:0.5", top1=1.0))
+    assert [e.top1 for e in store.front(study)] == [0.9]
+
+
+def test_many_readers_during_writes_meet_no_error_and_no_half_front(
+    store: Store, url: str, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    study, over, rounds = store.create_study(make_spec()), Event(), [0] * READERS
+
+    def read(reader: int) -> None:
+        with Store.open(url) as own:
+            while not over.is_set():
+                front = own.front(study)
+                assert all(a.flops < b.flops and (a.top1 or 0) < (b.top1 or 0) for a, b in pairwise(front))
+                assert own.study(study.name).done >= len(front)
+                rounds[reader] += 1
+                over.wait(0.5)  # the threads share one interpreter with the writer
+
+    with ThreadPoolExecutor(READERS) as pool:
+        readers = [pool.submit(read, reader) for reader in range(READERS)]
+        number = 0
+        try:
+            while min(rounds) < 2 and not any(reader.done() for reader in readers):  # one that is done has failed
+                flops, top1 = 400_000 + number * 7919 % 400_000, (number * 37 % 15) / 15
+                assert store.record(study, make_evaluation(f"1:{(number + 1) / 100_000}", flops, top1))
+                number += 1
+        finally:
+            over.set()
+        for reader in readers:
+            reader.result()
+    assert len(store.evaluations(study)) == number > 0

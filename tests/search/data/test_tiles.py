@@ -1,0 +1,239 @@
+"""Images with masks, cut into tiles."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from search.data import tiles as tile_source
+from search.data.dataset import open_data
+from search.data.preprocessing import Preprocessing
+from search.data.tiles import NO_CLASS, TileSource, starts
+from search.training.batches import TrainingBatches
+from spaces.errors import DataError
+from tests.search.landscapes import LAND, WATER, description, landscape, write_landscapes
+
+CFG = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "crop_pct": 1.0}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_landscapes(tmp_path / "lands")
+
+
+@given(st.integers(1, 500), st.integers(1, 200), st.floats(0, 0.9))
+def test_windows_cover_a_length_and_overlap(length: int, window: int, overlap: float) -> None:
+    window = min(length, window)
+    found = starts(length, window, overlap)
+    assert found[0] == 0 and found[-1] == length - window
+    assert all(0 < b - a <= max(1, window * (1 - overlap)) + 1 for a, b in pairwise(found))
+    if overlap == 0:
+        assert len(found) == -(-length // window)  # no more than it takes
+
+
+def test_tiles_and_their_masks(root: Path) -> None:
+    source = TileSource(root)
+    assert source.classes == ["water", "land"] and source.colours == [WATER, LAND]
+    train, val = source.split("train"), source.split("val")
+    assert len(val.labels) == 2 * 4 and len(train.labels) == 3 * 4
+    image, land = landscape(100)
+    corners = [(0, 0), (16, 0), (0, 8), (16, 8)]
+    for index, (left, top) in enumerate(corners):
+        assert np.array_equal(np.asarray(val.image(index)), image[top : top + 32, left : left + 32])
+        expected = land[top : top + 32, left : left + 32].astype(np.uint8)
+        if (left, top) == (0, 0):
+            expected[:3, :4] = NO_CLASS
+        assert np.array_equal(np.asarray(val.mask(index)), expected)
+
+
+def test_batches_of_images_and_masks(root: Path) -> None:
+    data = open_data(f"segmentation:{root}")
+    assert data.task.name == "segmentation" and data.num_classes == 2
+    batches = data.batches(CFG, (16, 16), batch_size=3)
+    parts = list(batches)
+    assert [tuple(images.shape) for images, _ in parts] == [(3, 3, 16, 16), (3, 3, 16, 16), (2, 3, 16, 16)]
+    masks = torch.cat([mask for _, mask in parts])
+    assert masks.shape == (8, 16, 16) and masks.dtype == torch.int64
+    assert set(masks.unique().tolist()) == {0, 1, NO_CLASS}
+    bright = torch.cat([images for images, _ in parts]).mean(1) > 0
+    known = masks != NO_CLASS
+    assert (bright == (masks == 1))[known].double().mean() > 0.9  # the masks lie on their images
+    assert sorted(batches.labels[:2].tolist()) == [0, 1]  # the beginning has tiles of both images
+    assert batches.pixels(2).shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("limit", [2**30, 0])
+def test_training_moves_masks_with_their_images(root: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.data.decoding.MEMORY_LIMIT", limit)
+    data = open_data(f"segmentation:{root}")
+    batches = TrainingBatches(data, Preprocessing(CFG, (32, 32)), 4)
+    images, masks = (torch.cat(parts) for parts in zip(*batches.epoch(1), strict=True))
+    again, _ = next(iter(batches.epoch(1)))
+    assert torch.equal(images[:4], again)
+    known = masks != NO_CLASS
+    assert 0.5 < known.double().mean() < 0.99  # what comes in at the edges has no class
+    assert ((images.mean(1) > 0) == (masks == 1))[known].double().mean() > 0.9
+
+
+def test_the_digest_knows_masks_and_their_meaning(root: Path) -> None:
+    def digest() -> str:
+        return open_data(f"segmentation:{root}").digest("val")
+
+    before = digest()
+    assert digest() == before
+    content = description(window=16)
+    (root / "classes.json").write_text(json.dumps(content))
+    assert digest() != before
+    (root / "classes.json").write_text(json.dumps(description()))
+    assert digest() == before
+    path = root / "val" / "masks" / "part_0.png"
+    mask = np.array(Image.open(path))
+    mask[10, 10] = LAND if tuple(mask[10, 10]) == WATER else WATER
+    Image.fromarray(mask).save(path)
+    assert digest() != before
+    assert len(hashlib.sha256(before.encode()).hexdigest()) == len(before)
+
+
+def test_decoded_images_are_let_go(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_source, "MOST_DECODED", 1)
+    split = TileSource(root).split("train")
+    whole = [np.asarray(split.image(index)) for index in range(12)]
+    assert len(split._decoded) == 1
+    assert all(np.array_equal(np.asarray(split.image(index)), whole[index]) for index in (11, 0, 5))
+
+
+IDS = [{"name": "water", "id": 7}, {"name": "land", "id": 300}]
+
+
+@pytest.mark.parametrize("mode", ["palette", "palette of ids", "16 bits"])
+def test_masks_of_other_kinds(root: Path, mode: str) -> None:
+    """A palette is read by its colours, or by its indices where classes have ids; ids may have 16 bits."""
+    path = root / "val" / "masks" / "part_0.png"
+    _, land = landscape(100)
+    if mode == "palette":
+        Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=3).save(path)
+        split = TileSource(root).split("val")
+        mask = np.asarray(split.mask(3))
+    else:
+        low = mode == "palette of ids"
+        classes = [IDS[0], IDS[1] | {"id": 9}] if low else IDS
+        values = np.where(land, classes[1]["id"], 7)
+        if low:
+            picture = Image.fromarray(values.astype(np.uint8), "P")
+            picture.putpalette([i for _ in range(256) for i in (1, 2, 3)])
+            picture.save(path)
+        else:
+            Image.fromarray(values.astype(np.uint16)).save(path)
+        (root / "classes.json").write_text(json.dumps(description(classes=classes, ignore=[])))
+        mask = np.asarray(TileSource(root).split("val").mask(3))
+    assert np.array_equal(mask, land[8:40, 16:48].astype(np.uint8))
+
+
+def small_image(root: Path) -> None:
+    for kind in ("images", "masks"):
+        path = root / "val" / kind / "part_1.png"
+        Image.open(path).crop((0, 0, 40, 31)).save(path)
+
+
+def other_size(root: Path) -> None:
+    path = root / "val" / "masks" / "part_1.png"
+    Image.open(path).crop((0, 0, 47, 40)).save(path)
+
+
+def odd_colour(root: Path) -> None:
+    path = root / "val" / "masks" / "part_0.png"
+    mask = np.array(Image.open(path))
+    mask[5, 9] = (1, 2, 3)
+    Image.fromarray(mask).save(path)
+
+
+def deep_mask(root: Path) -> None:
+    Image.fromarray(np.full((40, 48), 300, dtype=np.uint16)).save(root / "val" / "masks" / "part_0.png")
+
+
+def deep_image(root: Path) -> None:
+    Image.fromarray(np.full((40, 48), 300, dtype=np.uint16)).save(root / "val" / "images" / "part_0.png")
+
+
+def unknown_id(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps(description(classes=IDS, ignore=[])))
+    for number, value in enumerate((301, 300)):
+        Image.fromarray(np.full((40, 48), value, dtype=np.uint16)).save(root / f"val/masks/part_{number}.png")
+
+
+def no_mask(root: Path) -> None:
+    (root / "val" / "masks" / "part_1.png").unlink()
+
+
+def no_image(root: Path) -> None:
+    (root / "val" / "images" / "part_0.png").unlink()
+
+
+def broken(root: Path) -> None:
+    (root / "val" / "masks" / "part_0.png").write_bytes(b"\x89PNG no more")
+
+
+def ids_wanted(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps(description(classes=IDS, ignore=[])))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (small_image, r"images/part_1\.png: 40×31 pixels, smaller than the window of 32"),
+        (other_size, r"masks/part_1\.png: 47×40 pixels, but its image has 48×40"),
+        (odd_colour, r"masks/part_0\.png: colour #010203 at \(9, 5\) is no class of classes\.json"),
+        (deep_mask, r"masks/part_0\.png: a mask of 16 bits has no colours"),
+        (deep_image, r"images/part_0\.png: an image of more than 8 bits"),
+        (unknown_id, r"masks/part_0\.png: id 301 at \(0, 0\) is no class"),
+        (no_mask, r"images/part_1\.png: no mask part_1\.\* in"),
+        (no_image, r"masks/part_0\.png: no image part_0\.\* in"),
+        (broken, r"masks/part_0\.png: not a readable image"),
+        (ids_wanted, r"masks/part_[01]\.png: a mask of colours \(RGB\); give the classes colours"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line_that_names_the_file(
+    root: Path, spoil: Callable[[Path], None], line: str
+) -> None:
+    spoil(root)
+    with pytest.raises(DataError, match=line) as caught:
+        list(open_data(f"segmentation:{root}").batches(CFG, (32, 32)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("{", "not readable as JSON"),
+        ("[]", "classes.json: "),
+        ('{"window": 3}', "'classes' is missing"),
+        (json.dumps(description(classes=[])), "0 classes"),
+        (json.dumps(description(window=0)), "window 0"),
+        (json.dumps(description(overlap=1)), "overlap 1"),
+        (json.dumps(description(ignore=["#8429F6"])), "two classes have the same color"),
+        (json.dumps(description(ignore=["purplish"])), "unknown color"),
+        (json.dumps(description(classes=[{"name": "a", "id": "b"}], ignore=[])), "id 'b'"),
+    ],
+)
+def test_descriptions_that_are_wrong(root: Path, content: str, line: str) -> None:
+    (root / "classes.json").write_text(content)
+    with pytest.raises(DataError, match=line):
+        open_data(f"segmentation:{root}")
+
+
+def test_folders_that_are_missing(tmp_path: Path, root: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        open_data(f"segmentation:{tmp_path / 'nowhere'}")
+    with pytest.raises(DataError, match=r"test/images: no such folder"):
+        open_data(f"segmentation:{root}").size("test")
+    (root / "classes.json").unlink()
+    with pytest.raises(DataError, match=r"classes\.json: no such file"):
+        open_data(f"segmentation:{root}")

@@ -1,0 +1,79 @@
+"""Fine-tuning: under the schedule, with the dense model as teacher, written as the store wants it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import ssm_models
+from search.data.dataset import ImageData, open_data
+from search.training.finetune import finetune_model, finetune_recipe
+from spaces import PruningSchedule, errors
+from tests.search.pictures import write_brightness
+
+SCHEDULE = PruningSchedule.parse("3:0.5,6:0.5;importance=l2")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    return open_data(f"folder:{write_brightness(tmp_path_factory.mktemp('images'))}")
+
+
+def nano() -> ssm_models.PrunableModel:
+    torch.manual_seed(1)
+    return ssm_models.create_model("vim_nano", num_classes=2, img_size=16)
+
+
+class TestFinetuneModel:
+    def test_the_student_learns_pruned_and_the_teacher_stays(self, data: ImageData, tmp_path: Path) -> None:
+        model, teacher = nano(), nano()
+        before = ssm_models.weights_digest(teacher)
+        recipe = finetune_recipe(3, lr=1e-3, batch_size=12)
+        result = finetune_model(model, teacher, data, SCHEDULE, recipe, out=tmp_path, command="c")
+        assert (model.schedule, teacher.schedule) == (SCHEDULE, PruningSchedule())
+        assert ssm_models.weights_digest(teacher) == before != result.weights_digest
+        losses = [line["train_loss"] for line in result.fit.curve]
+        assert losses[-1] < losses[0]
+        assert result.before != result.dense
+
+        # what was written answers, under the schedule, as was said
+        again = ssm_models.build("vim_nano", result.checkpoint)
+        again.set_schedule(SCHEDULE)
+        images, labels = next(iter(data.batches(again.pretrained_cfg, again.img_size)))
+        with torch.inference_mode():
+            logits = again.eval()(images)
+        assert float(F.cross_entropy(logits, labels)) == pytest.approx(result.fit.loss, abs=1e-5)
+
+        written = json.loads((tmp_path / "finetune.json").read_text())
+        assert (written["schedule"], written["schedule_hash"]) == (SCHEDULE.text, SCHEDULE.hash)
+        assert (written["before_loss"], written["dense_loss"]) == (result.before[1], result.dense[1])
+        assert (written["teacher_digest"], written["command"]) == (before, "c")
+
+        record = result.record
+        assert (record.schedule_hash, record.epochs, record.images) == (SCHEDULE.hash, 3, 16)
+        assert (record.top1, record.weights_digest) == (result.fit.top1, result.weights_digest)
+        assert record.config["distillation"] == {"share": 0.5, "temperature": 2.0, "features": 0.0}
+
+    def test_accuracies_are_measured_on_the_images_of_a_study(self, data: ImageData, tmp_path: Path) -> None:
+        model = nano()
+        recipe = finetune_recipe(1, batch_size=12)
+        result = finetune_model(model, nano(), data, SCHEDULE, recipe, out=tmp_path, images=5)
+        images, labels = next(iter(data.batches(model.pretrained_cfg, model.img_size, images=5)))
+        with torch.inference_mode():
+            right = int((model.eval()(images).argmax(1) == labels).sum())
+        assert (result.record.images, result.record.top1) == (5, right / 5)
+
+    def test_another_schedule_in_the_same_folder_is_refused(self, data: ImageData, tmp_path: Path) -> None:
+        recipe = finetune_recipe(1, batch_size=12)
+        finetune_model(nano(), nano(), data, SCHEDULE, recipe, out=tmp_path)
+        with pytest.raises(errors.UsageError, match=r"schedule '3:0.5,6:0.5;importance=l2' there, '5:0.5' now"):
+            finetune_model(nano(), nano(), data, PruningSchedule.parse("5:0.5"), recipe, out=tmp_path)
+
+    def test_a_schedule_that_does_not_fit_writes_nothing(self, data: ImageData, tmp_path: Path) -> None:
+        with pytest.raises(errors.ScheduleError):
+            finetune_model(
+                nano(), nano(), data, PruningSchedule.parse("99:0.5"), finetune_recipe(1), out=tmp_path / "out"
+            )
+        assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from results.objectives import objective_value, objectives_front
 from results.records import Confirmation, Evaluation, Study
@@ -92,7 +92,7 @@ class FrontChart:
     @property
     def dense_height(self) -> float:
         """Where the dense model stands on the y axis, as shown."""
-        return self._dense_height(self.dense_confirmed)
+        return self.dense_height_of(self.dense_confirmed)
 
     def cost(self, evaluation: Evaluation) -> float:
         """Return where an evaluation of the chart stands on the x axis."""
@@ -138,95 +138,19 @@ class FrontChart:
         )
         return "; ".join(parts)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what the page's script draws; all texts still unescaped."""
-        spec, dense = self.study.spec, self.dense_confirmed
-        flops_drawn = self.x.objective == "flops"
-        return {
-            "axes": {
-                "x": {"title": self.x.title, "name": self.x.name},
-                "y": {
-                    "title": self.y.title,
-                    "name": self.y.name,
-                    "unit": self.y.unit,
-                    "digits": self.y.digits,
-                    "rising": self.y.rising,
-                },
-            },
-            "line": self.line,
-            "many": self.many,
-            "name": self.front_name,
-            "front": [self._point(e) for e in self.front],
-            "others": [self._point(e) for e in self.others],
-            "tuned": [
-                self._point(e)
-                | {
-                    "y": 100 * e.finetuned_top1,
-                    "before": self.y.searched(e),
-                    "low": None,
-                    "high": None,
-                    "search": None,
-                }
-                for e in self.tuned
-                if e.finetuned_top1 is not None
-            ],
-            "dense": {
-                "x": self.x.dense,
-                "y": self.dense_height,
-                "flops": flops_text(spec.dense_flops),
-                "search": None if dense is None else {"y": self._dense_height(None), "images": spec.images},
-                "images": spec.images if dense is None else dense.images,
-            },
-            "budget": {"x": self.budget_ratio, "label": f"budget {spec.budget}"} if flops_drawn else None,
-            "view": self.view(),
-            "hidden": self.hidden(),
-        }
-
-    def _dense_height(self, confirmed: Confirmation | None) -> float:
+    def dense_height_of(self, confirmed: Confirmation | None) -> float:
+        """Return where the dense model stands by a confirmed score, or by the search's own if None."""
         if self.y.dense is not None:
             return self.y.dense
         spec = self.study.spec
         top1, loss = (confirmed.top1, confirmed.loss) if confirmed else (spec.dense_top1, spec.dense_loss)
         return self.y.scale * {"top1": top1, "loss": loss}[self.y.objective]
 
-    def _point(self, e: Evaluation) -> dict[str, Any]:
-        """Return a point; its `search` is the score on the search's images where another one stands."""
-        interval = self.y.interval(e)
-        agreement = e.standing.agreement
-        return {
-            "x": self.cost(e),
-            "y": self.height(e),
-            "low": interval and interval[0],
-            "high": interval and interval[1],
-            "images": e.standing.images,
-            "search": {"y": self.y.searched(e), "images": e.images} if e.confirmed else None,
-            "unconfirmed": self.confirming and e.confirmed is None,
-            "share": e.flops_ratio,
-            "flops": flops_text(e.flops),
-            "schedule": schedule_lines(e.schedule),
-            "agreement": None if agreement is None or self.y.objective == "agreement" else 100 * agreement,
-            "latency": e.standing.latency_ms,
-            "latency_ratio": e.standing.latency_ratio,
-            "hash": e.hash,
-            "number": e.number,
-        }
-
 
 def _drawn(value: float | None) -> float:
     if value is None:
         raise ValueError("an evaluation that has no place in the chart")
     return value
-
-
-def schedule_lines(schedule: PruningSchedule, steps_a_line: int = 4) -> list[str]:
-    """Return the text form in lines short enough for a label."""
-    if schedule.dense:
-        return ["dense"]
-    steps = [
-        f"{step.after}:{step.keep:.4g}" + (f" {step.context}" if step.context else "") for step in schedule.steps
-    ]
-    lines = [", ".join(steps[i : i + steps_a_line]) for i in range(0, len(steps), steps_a_line)]
-    return lines + [f"{name} {value}" for name, value in schedule.method.changes.items()]
 
 
 def flops_text(flops: int) -> str:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from results.files import write_whole
 from results.objectives import share_interval
 from results.records import Evaluation
+from results.report.chart_json import chart_json
 from results.report.front_chart import flops_text
 
 
@@ -41,6 +42,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "chart_json": chart_json,
         "flops": flops_text,
         "percent": _percent,
         "points": _points,

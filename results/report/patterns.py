@@ -13,7 +13,7 @@ BANDS = 10  # of the keep ratio: (0, 0.1], …, (0.9, 1]
 
 
 @dataclass(frozen=True)
-class Habit:
+class BlockPattern:
     """What good schedules do after one block.
 
     Attributes:
@@ -30,22 +30,22 @@ class Habit:
 
 
 @dataclass(frozen=True)
-class Habits:
+class Patterns:
     """The good schedules of a study, block by block.
 
     Attributes:
         schedules: how many are good: those of the front, and those that lie hardly behind it.
-        blocks: a habit a block.
+        blocks: a pattern a block.
         low, high: the bands from `low` up to `high`, which is not among them, are all that are used.
     """
 
     schedules: int
-    blocks: list[Habit]
+    blocks: list[BlockPattern]
     low: int
     high: int
 
     @classmethod
-    def of(cls, chart: FrontChart) -> "Habits":
+    def of(cls, chart: FrontChart) -> "Patterns":
         """Count what the good schedules of a chart do."""
         steps = [{step.after: step.keep for step in e.schedule.steps} for e in good(chart)]
         depth, count = chart.study.spec.token_layout.depth, len(steps)
@@ -56,25 +56,25 @@ class Habits:
             for keep in kept:
                 found[band(keep)] += 1 / count
             middle = median(kept) if kept else None
-            blocks.append(Habit(block, len(kept) / count if count else 0.0, middle, tuple(found)))
-        used = [i for i in range(BANDS) if any(habit.bands[i] for habit in blocks)]
+            blocks.append(BlockPattern(block, len(kept) / count if count else 0.0, middle, tuple(found)))
+        used = [i for i in range(BANDS) if any(pattern.bands[i] for pattern in blocks)]
         return cls(count, blocks, min(used, default=0), max(used, default=-1) + 1)
 
     @property
     def strongest(self) -> float:
         """The largest share of a band, to scale colours by."""
-        return max((share for habit in self.blocks for share in habit.bands), default=0.0)
+        return max((share for pattern in self.blocks for share in pattern.bands), default=0.0)
 
     @property
     def most(self) -> float:
         """The largest share of schedules that prune after one block."""
-        return max((habit.share for habit in self.blocks), default=0.0)
+        return max((pattern.share for pattern in self.blocks), default=0.0)
 
     @property
-    def favourites(self) -> list[Habit]:
+    def favourites(self) -> list[BlockPattern]:
         """The blocks that most of the good schedules prune after, at most four, the most common first."""
-        common = [habit for habit in self.blocks if habit.share >= 0.25]
-        return sorted(common, key=lambda habit: -habit.share)[:4]
+        common = [pattern for pattern in self.blocks if pattern.share >= 0.25]
+        return sorted(common, key=lambda pattern: -pattern.share)[:4]
 
 
 def band(keep: float) -> int:
@@ -102,10 +102,10 @@ def good(chart: FrontChart) -> list[Evaluation]:
     return [e for e in front if not e.schedule.dense]
 
 
-def in_words(habits: Sequence[Habit]) -> list[str]:
-    """Return a sentence for each habit."""
+def in_words(patterns: Sequence[BlockPattern]) -> list[str]:
+    """Return a sentence for each pattern."""
     return [
-        f"{100 * habit.share:.0f} % prune after block {habit.block}; the median keeps {habit.keep:.2g} there"
-        for habit in habits
-        if habit.keep is not None
+        f"{100 * pattern.share:.0f} % prune after block {pattern.block}; the median keeps {pattern.keep:.2g} there"
+        for pattern in patterns
+        if pattern.keep is not None
     ]

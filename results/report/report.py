@@ -13,7 +13,7 @@ from results.report.cost import Cost
 from results.report.evaluation_table import listing
 from results.report.front_chart import BlockTokens, FrontChart, spread, tokens_by_block
 from results.report.html import write_page
-from results.report.patterns import Habits, in_words
+from results.report.patterns import Patterns, in_words
 from results.report.repro_commands import reproducing_commands
 from results.report.token_pictures import Tile, TokenPicture, tiles
 
@@ -49,7 +49,7 @@ def write_report(
     chart = FrontChart.of(study, evaluations, dense_confirmed)
     layout = study.spec.token_layout
     profiles = [Profile(e, tokens_by_block(layout, e.schedule)) for e in spread(chart.front, MOST_PROFILES)]
-    habits, tuned = Habits.of(chart), _tuned(evaluations, finetunes)
+    patterns, tuned = Patterns.of(chart), _tuned(evaluations, finetunes)
     cpus = study.spec.config.get("cpus_per_trial", 1)
     write_page(
         path,
@@ -60,8 +60,8 @@ def write_report(
         chart=chart,
         summary=Summary.of(chart),
         cost=Cost.of(evaluations, study.spec.images, cpus),
-        habits=habits,
-        favourites=in_words(habits.favourites),
+        patterns=patterns,
+        favourites=in_words(patterns.favourites),
         listing=listing(evaluations, {e.hash for e in chart.front}) | {"score": METRICS[study.spec.metric].title},
         profiles=profiles,
         galleries=_galleries(pictures),

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from results import Confirmation, Evaluation, Study, StudySpec
-from results.report.front_chart import FrontChart, flops_text, schedule_lines, spread, tokens_by_block
+from results.report.chart_json import chart_json, schedule_lines
+from results.report.front_chart import FrontChart, flops_text, spread, tokens_by_block
 from spaces import PruningSchedule, Stage, TokenLayout
 
 MakeSpec = Callable[..., StudySpec]
@@ -30,7 +31,7 @@ def test_the_chart_sorts_the_evaluations(make_spec: MakeSpec, make_evaluation: M
     assert 10 < low < 90
     assert 98 < high <= 102
     assert chart.hidden() == sum(100 * (e.top1 or 0) < low for e in chart.others) >= 1
-    drawn = chart.as_dict()
+    drawn = chart_json(chart)
     assert [point["y"] for point in drawn["front"]] == [90.0, 95.0]
     assert [(point["y"], point["before"]) for point in drawn["tuned"]] == [(97.0, 95.0)]
     assert drawn["dense"] == {"x": 1.0, "y": 98.0, "flops": "1.00 M", "search": None, "images": 1000}
@@ -47,7 +48,7 @@ def test_confirmed_scores_are_drawn_and_the_searchs_kept_for_reading(
     chart = FrontChart.of(Study(1, NOW, make_spec(), done=2, confirmed=2), [lucky, plain], dense)
     assert chart.front == [lucky, plain], "by the search's scores the second would be dominated"
     assert (chart.dense_top1, chart.dense_height) == (0.97, 97.0)
-    drawn = chart.as_dict()
+    drawn = chart_json(chart)
     first, second = drawn["front"]
     assert (first["y"], first["images"], first["search"]) == (92.0, 5000, {"y": 96.0, "images": 1000})
     assert (second["y"], second["images"], second["search"]) == (94.0, 1000, None)
@@ -100,7 +101,7 @@ def test_the_axes_follow_the_objectives(
     assert low < chart.dense_height < high
     assert all(low <= chart.height(e) <= high for e in chart.front)
     assert (chart.span(evaluations[0])[0] < chart.height(evaluations[0])) == (y != "loss"), "a share has a bar"
-    drawn = chart.as_dict()
+    drawn = chart_json(chart)
     assert (drawn["budget"] is None) == (x == "latency")
     assert drawn["axes"]["x"]["title"] == chart.x.title
 

@@ -8,6 +8,7 @@ import pytest
 
 from results import Confirmation, Evaluation, Study
 from results.intervals import wilson_interval
+from results.report.chart_json import chart_json
 from results.report.front_chart import FrontChart, tokens_by_block
 from results.report.report import Profile, Summary, write_report
 from spaces import PruningSchedule, Stage, TokenLayout
@@ -67,7 +68,7 @@ def test_fine_tuned_scores_stand_beside_those_on_the_same_images(
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", table)
     assert cells[:5] == ["93.60", "97.00", "+3.4", "−1.0", "0.580"]
     assert "−1.0 points at" in page, "the headline's, too"
-    drawn = FrontChart.of(study, evaluations, DENSE).as_dict()["tuned"]
+    drawn = chart_json(FrontChart.of(study, evaluations, DENSE))["tuned"]
     assert [(point["y"], point["before"]) for point in drawn] == [(97.0, pytest.approx(93.6))]
 
 

@@ -20,8 +20,7 @@ from search.data.dataset import open_data
 from spaces import PruningSchedule
 
 MODEL, DATA = "vim_nano", "embedded"
-# From the front of: prunefront search --model vim_nano --data embedded --flops-budget 0.4:0.8 --trials 60
-#   --images 500 --confirm-split rest --study digits --workers 1 --seed 0
+# A point of the front that the search of docs/tutorial.md found; any schedule can stand here.
 SCHEDULE = PruningSchedule.parse("1:0.78,6:0.45,8:0.5;context=conv")
 IMAGES = (0, 1, 2)  # of val, in the order that a study evaluates them
 PAPER, INK, QUIET, BLUE, GREY = "#ffffff", "#1f2328", "#59636e", "#0969da", "#d8dee4"

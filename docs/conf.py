@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 project = "prunefront"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-copyright = "the prunefront authors"
+copyright = "the prunefront developers"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 include_patterns = ["*.md", "docs/**.md", "benchmarks/**.md"]

@@ -46,8 +46,8 @@ LIMITED = """
 import resource, sys
 import search, torch
 from search.config import SearchConfig
-from search.evaluator import Evaluator
-from search.studies import open_setup
+from search.evaluation.evaluator import Evaluator
+from search.driver.search_setup import open_setup
 from spaces import PruningSchedule
 torch.set_num_threads(1)
 subject = open_setup(SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.9", trials=1))

@@ -14,6 +14,7 @@ from search.data import ImageData, open_data
 from search.studies import IDENTITY, Subject, check_dense, check_same, confirm_set, open_study, open_subject
 from search.worker import ImageSet
 from spaces.errors import BudgetError, DataError, StoreError, StudyMismatchError, UsageError
+from tests.patience import PATIENCE
 from tests.search.pictures import write_folder
 
 
@@ -81,7 +82,7 @@ def test_drivers_that_begin_at_once_begin_one_study(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has seen that there is none before either writes it."""
-    answers, seen = subject.dense_answers(), Barrier(2, timeout=300)
+    answers, seen = subject.dense_answers(), Barrier(2, timeout=PATIENCE)
     monkeypatch.setattr(Subject, "dense_answers", lambda self: (seen.wait(), answers)[1])
     with ThreadPoolExecutor(2) as pool:
         begun = list(pool.map(lambda _: open_study(subject, f"sqlite:///{tmp_path / 'new.db'}"), range(2)))

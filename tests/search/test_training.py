@@ -20,6 +20,7 @@ from search.training import command_line, train_model
 from search.training_state import CHECKPOINT, parameter_groups
 from spaces import errors
 from ssm_models.checkpoints import read_checkpoint
+from tests.patience import PATIENCE
 from tests.search.pictures import write_brightness
 
 
@@ -132,7 +133,7 @@ class TestTrainModel:
             " log=t.Stop(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))"
         )
         command = [sys.executable, "-c", script, data.spec, str(tmp_path / "cut")]
-        killed = subprocess.run(command, cwd=Path(__file__).parents[2], timeout=300)
+        killed = subprocess.run(command, cwd=Path(__file__).parents[2], timeout=PATIENCE)
         assert killed.returncode == -signal.SIGKILL
         resumed = train_model(fresh(), data, RECIPE, out=tmp_path / "cut")
         assert len(resumed.fit.curve) == 4

@@ -19,7 +19,8 @@ from search.points import Point, changed_point, random_point
 from search.sampler import Draw, scores
 from search.surrogate import Array, Features, GaussianProcess, Observed
 from spaces import PruningSchedule
-from spaces.space import SearchSpace, Value
+from spaces.parameters import Value
+from spaces.space import SearchSpace
 
 SHARES = ("top1", "agreement")  # objectives that are shares of the images
 STARTUP = 6  # results before the processes are asked

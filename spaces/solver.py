@@ -204,9 +204,10 @@ class BudgetSolver:
     def weakest(self, shape: Shape, target: float, method: PruningMethod) -> PruningSchedule:
         """Return the weakest pruning of a shape that costs at most `target` FLOPs.
 
-        The schedule has canonical keep ratios. Where the strongest pruning costs more than the target, the steps move
-        towards the first blocks of their stages. Where even that exceeds the limit, the steps give up contexts of
-        their own, and then their places: one step after the first block of each stage takes over.
+        The schedule has canonical keep ratios. Where the strongest pruning of the shape costs more than the target,
+        the steps move towards the first blocks of their stages. If none of these prunings meets the target, the
+        cheapest one is returned, provided that it meets the limit. If it does not, the steps lose contexts of their
+        own; as the last resort, one step after the first block of each stage replaces the shape.
 
         Args:
             shape: where to prune, and in which proportion.

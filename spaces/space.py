@@ -46,7 +46,7 @@ class SearchSpace(ABC):
         self, spec: SpaceSpec, layout: TokenLayout, flops: Callable[[PruningSchedule], int], budget: FlopsBudget
     ) -> None:
         if not layout.places:
-            raise SpaceError(f"space {spec.kind}: {layout.model} has no block that works on what a step leaves")
+            raise SpaceError(f"space {spec.kind}: {layout.model} cannot be pruned: every stage is a single block")
         self.layout, self.flops, self.choices = layout, flops, dict(spec.choices)
         self.context_per_step = spec.context_per_step
         self._spec = spec
@@ -182,11 +182,9 @@ class StagesSpace(SearchSpace):
     def __init__(
         self, spec: SpaceSpec, layout: TokenLayout, flops: Callable[[PruningSchedule], int], budget: FlopsBudget
     ) -> None:
-        if spec.steps is None or not 1 <= spec.steps <= len(layout.places):
-            raise SpaceError(
-                f"space {spec.kind}:{spec.steps}: {layout.model} has room for 1 to {len(layout.places)} steps"
-            )
-        self.count = spec.steps
+        self.count, most = spec.steps or 0, len(layout.places)
+        if most and not 1 <= self.count <= most:
+            raise SpaceError(f"space {spec.kind}:{self.count}: {layout.model} has room for 1 to {most} steps")
         super().__init__(spec, layout, flops, budget)
 
     @property

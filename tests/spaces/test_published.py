@@ -27,7 +27,7 @@ def test_published_schedules_fit_any_layout():
 @given(
     texts, st.sampled_from(["0.6", "0.8", "1", "0.3:0.4", "0.5:0.7", "0.6:0.6", "0.35"]), st.sampled_from([4, 12, 24])
 )
-def test_a_search_starts_with_feasible_schedules_that_lie_apart(text, budget, depth):
+def test_starting_schedules_are_within_the_budget_and_distinct(text, budget, depth):
     layout = TokenLayout("model", (28, 28), (Stage(max(depth, 6 if "5" in text else 4), 7, 7),))
 
     def cost(schedule: PruningSchedule) -> int:
@@ -43,7 +43,7 @@ def test_a_search_starts_with_feasible_schedules_that_lie_apart(text, budget, de
         assert schedule in published or space.values(schedule) is not None
 
 
-def test_starts_begin_with_the_published_and_spread_over_flops_and_contexts():
+def test_published_schedules_come_first_and_the_rest_spread_over_flops_and_contexts():
     layout = TokenLayout("vim_small", (224, 224), (Stage(24, 14, 14),))
     cost = lambda schedule: sum([196, *layout.tokens(schedule)[:-1]])  # noqa: E731
     starts = starting_schedules(make_space("stages", layout, cost, FlopsBudget.parse("0.85")))

@@ -27,7 +27,7 @@ def test_every_candidate_lies_within_the_budget(text, share, data):
 
 @settings(max_examples=100)
 @given(st.floats(0.15, 0.5), st.data())
-def test_small_budgets_are_reached_without_the_methods_that_cannot(share, data):
+def test_methods_that_cannot_reach_a_small_budget_are_replaced(share, data):
     space = make_space("stages", LAYOUT, flops, FlopsBudget(share))
     values = data.draw(st.fixed_dictionaries({k: value_of(p) for k, p in space.parameters.items()}))
     schedule = space.schedule(values)
@@ -37,7 +37,7 @@ def test_small_budgets_are_reached_without_the_methods_that_cannot(share, data):
 
 @settings(max_examples=100)
 @given(texts, st.tuples(st.floats(0.6, 1.0), st.floats(0.6, 1.0)).map(sorted), st.data())
-def test_targets_are_spread_over_the_budgets_range(text, ends, data):
+def test_targets_range_over_the_budget(text, ends, data):
     space = make_space(text, LAYOUT, flops, FlopsBudget(ends[1], low=ends[0]))
     assert (space.least, space.limit) == (int(ends[0] * DENSE), int(ends[1] * DENSE))
     values = data.draw(st.fixed_dictionaries({k: value_of(p) for k, p in space.parameters.items()}))
@@ -47,14 +47,14 @@ def test_targets_are_spread_over_the_budgets_range(text, ends, data):
     assert target - (len(schedule.steps) + 1) * token <= flops(schedule) <= target
 
 
-def test_the_least_is_what_the_space_reaches():
+def test_the_lowest_target_is_one_that_the_space_reaches():
     space = make_space("stages;context=freeze", LAYOUT, flops, FlopsBudget(0.7, low=0.1))
     assert space.least == space.floor > 0.1 * DENSE
 
 
 @settings(max_examples=100)
 @given(st.data())
-def test_values_give_a_schedule_of_the_same_places_and_no_higher_cost(data):
+def test_a_round_trip_through_values_keeps_places_and_does_not_raise_the_cost(data):
     space = make_space("per-block", LAYOUT, flops, FlopsBudget(0.8))
     values = data.draw(st.fixed_dictionaries({k: value_of(p) for k, p in space.parameters.items()}))
     schedule = space.schedule(values)
@@ -67,14 +67,14 @@ def test_values_give_a_schedule_of_the_same_places_and_no_higher_cost(data):
         assert again.method == schedule.method
 
 
-def test_a_hand_made_schedule_comes_back_exactly():
+def test_hand_made_schedules_survive_a_round_trip_through_values():
     space = make_space("stages", LAYOUT, flops, FlopsBudget(0.9))
     for text in ("3:0.8,5:0.8,8:0.8", "3:0.7,8:0.7", "4:0.6", "3:0.8,5:0.8,8:0.8;context=freeze"):
         schedule = PruningSchedule.parse(text)
         assert space.schedule(space.values(schedule)) == schedule
 
 
-def test_what_the_space_cannot_express():
+def test_schedules_that_the_space_cannot_express_have_no_values():
     space = make_space("stages:2;context=drop", LAYOUT, flops, FlopsBudget(0.9))
     for text in (
         "",
@@ -115,7 +115,7 @@ def test_each_step_may_choose_its_own_context():
     assert not plain.context_per_step
 
 
-def test_contexts_that_cannot_reach_the_budget_give_way():
+def test_contexts_that_cannot_reach_the_budget_are_replaced():
     space = make_space("stages:3;context=each:drop,freeze", LAYOUT, flops, FlopsBudget(0.4))
     frozen = {f"context_{i}": "freeze" for i in (1, 2, 3)}
     places = {"after_1": 2, "after_2": 4, "after_3": 6, "weight_1": 0.5, "weight_2": 1.0, "weight_3": 0.5}
@@ -125,7 +125,7 @@ def test_contexts_that_cannot_reach_the_budget_give_way():
     assert len(schedule.steps) > 1
 
 
-def test_targets_do_not_depend_on_which_context_stands_first():
+def test_targets_do_not_depend_on_the_order_of_the_contexts():
     spaces = [
         make_space(f"stages:1;context=each:{order}", LAYOUT, flops, FlopsBudget(0.9))
         for order in ("drop,freeze", "freeze,drop")
@@ -136,7 +136,7 @@ def test_targets_do_not_depend_on_which_context_stands_first():
 
 @settings(max_examples=100)
 @given(st.sampled_from(["stages", "stages:1", "stages:5", "per-block"]), st.floats(0.35, 1.0), st.data())
-def test_with_stages_no_step_stands_where_all_tokens_come_back(text, share, data):
+def test_in_a_model_with_stages_no_step_follows_the_last_block_of_one(text, share, data):
     space = make_space(text, STAGED, staged_flops, FlopsBudget(share))
     values = data.draw(st.fixed_dictionaries({k: value_of(p) for k, p in space.parameters.items()}))
     schedule = space.schedule(values)
@@ -148,7 +148,7 @@ def test_with_stages_no_step_stands_where_all_tokens_come_back(text, share, data
         assert {step.after for step in space.schedule(back).steps} <= {step.after for step in schedule.steps}
 
 
-def test_with_stages_a_hand_made_schedule_comes_back_exactly():
+def test_in_a_model_with_stages_hand_made_schedules_survive_a_round_trip():
     space = make_space("stages", STAGED, staged_flops, FlopsBudget(0.95))
     for text in ("1:0.8,5:0.8,9:0.8", "3:0.7,6:0.7", "4:0.6"):
         schedule = PruningSchedule.parse(text)
@@ -156,15 +156,15 @@ def test_with_stages_a_hand_made_schedule_comes_back_exactly():
     assert space.values(PruningSchedule.parse("2:0.5,4:0.6")) is None
 
 
-def test_a_model_without_a_place_to_prune():
+def test_a_model_that_cannot_be_pruned():
     layout = TokenLayout("short", (32, 32), (Stage(1, 8, 8), Stage(1, 4, 4)))
     for text in ("stages:1", "per-block"):
-        with pytest.raises(SpaceError, match="short"):
+        with pytest.raises(SpaceError, match="short cannot be pruned: every stage is a single block"):
             make_space(text, layout, lambda schedule: 100, FlopsBudget(0.7))
 
 
 @pytest.mark.parametrize("count", [0, 12])
-def test_a_model_without_room_for_so_many_steps(count):
+def test_more_steps_than_the_model_has_room_for(count):
     with pytest.raises(SpaceError, match=f"space stages:{count}: model has room for 1 to 11 steps"):
         make_space(f"stages:{count}", LAYOUT, flops, FlopsBudget(0.9))
 

@@ -42,8 +42,8 @@ from search.training.finetune import finetune_model, finetune_recipe
 from spaces import FlopsBudget, PruningSchedule
 from spaces.published import published_schedules
 from spaces.schedule import PruningMethod, read_schedule_file
+from spaces.solver import Place
 from spaces.space import SearchSpace, make_space
-from spaces.strength import Place
 
 SPACES = {
     "rules": "stages:3;importance=clip;alignment=on;context=drop",

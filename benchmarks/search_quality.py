@@ -56,8 +56,8 @@ from search.samplers.registry import make_sampler
 from spaces import FlopsBudget, PruningSchedule
 from spaces.published import starting_schedules
 from spaces.schedule import PruningMethod
+from spaces.solver import LEAST_KEEP, Place
 from spaces.space import SearchSpace, make_space
-from spaces.strength import LEAST_KEEP, Place
 
 SHAPE = "stages:3"
 HELD_OUT = 0.584  # the target at which the best schedules are tried on images that are held out

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from results.metrics import TOP1
+from results.portable import portable
 from results.process import Process
 from spaces import PruningSchedule, Stage, TokenLayout
 
@@ -76,6 +77,17 @@ class StudySpec:
     versions: Mapping[str, str]
     config: Mapping[str, Any]
     metric: str = TOP1.name
+
+    @property
+    def shown_data(self) -> str:
+        """`data` without this machine's folders, for files that are handed on."""
+        return portable(self.data)
+
+    @property
+    def shown_checkpoint(self) -> str | None:
+        """`checkpoint` as the user wrote it, without this machine's folders, for files that are handed on."""
+        written = self.config.get("checkpoint") or self.checkpoint
+        return None if written is None else portable(str(written))
 
     @property
     def token_layout(self) -> TokenLayout:

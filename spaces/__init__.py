@@ -1,4 +1,4 @@
-"""What a pruning schedule is, and which ones a search may try. Pure Python."""
+"""Pruning schedules, and the search spaces that they are drawn from. Standard library only."""
 
 from spaces.budget import FlopsBudget
 from spaces.errors import PrunefrontError

@@ -1,4 +1,4 @@
-"""How many FLOPs a candidate may cost, and from how many on candidates are tried."""
+"""The FLOPs budget of a search: how much a candidate may cost, and where the range of targets begins."""
 
 import math
 import re
@@ -8,17 +8,22 @@ from spaces.errors import BudgetError
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMGTkmgt]?)\s*\Z")
-_LOWEST = 0.5  # share of the bound from which candidates are tried if the budget is no range
+_LOWEST = 0.5  # share of the limit at which targets begin if the budget is not a range
 
 
 @dataclass(frozen=True)
 class FlopsBudget:
-    """A range of FLOPs, as shares of the dense model's or absolute.
+    """A range of FLOPs, absolute or as shares of the dense model's FLOPs.
+
+    >>> FlopsBudget.parse("0.5:0.7").limit(dense_flops=1_000_000)
+    700000
+    >>> str(FlopsBudget(3.6e9, absolute=True))
+    '3.6G'
 
     Attributes:
         value: the most that a candidate may cost: a share in (0, 1], or FLOPs.
-        absolute: whether `value` and `low` count FLOPs.
-        low: from how much on candidates are tried, in the unit of `value`; None for half of it.
+        absolute: whether `value` and `low` are FLOPs instead of shares.
+        low: the lowest target, in the unit of `value`; None for half of `value`.
 
     Raises:
         BudgetError: `low` is above `value`.
@@ -34,10 +39,16 @@ class FlopsBudget:
 
     @classmethod
     def parse(cls, text: str) -> "FlopsBudget":
-        """Read `0.6` (a share of the dense FLOPs), `3.6G` or `900M` (absolute), or a range `0.5:0.7` of two such.
+        """Read a share of the dense FLOPs, absolute FLOPs with a unit (K, M, G or T), or a range LOW:HIGH of either.
+
+        >>> FlopsBudget.parse("0.6")
+        FlopsBudget(value=0.6, absolute=False, low=None)
+        >>> FlopsBudget.parse("900M:3.6G")
+        FlopsBudget(value=3600000000.0, absolute=True, low=900000000.0)
 
         Raises:
-            BudgetError: a part is neither, a share lies outside (0, 1], or the two are not alike or not in order.
+            BudgetError: a part is malformed, a share lies outside (0, 1], or the ends of a range are of different
+                kinds or in the wrong order.
         """
         parts = text.split(":")
         if len(parts) > 2:
@@ -49,14 +60,21 @@ class FlopsBudget:
         return cls(high, absolute, bounds[0][0] if len(bounds) > 1 else None)
 
     def limit(self, dense_flops: int) -> int:
-        """Return the most FLOPs that a candidate may cost."""
+        """Return the most FLOPs that a candidate may cost, which is never more than the dense model costs.
+
+        >>> FlopsBudget.parse("0.6").limit(1000), FlopsBudget.parse("3.6G").limit(1000)
+        (600, 1000)
+        """
         return min(dense_flops, self._flops(self.value, dense_flops))
 
     def least(self, dense_flops: int) -> int:
-        """Return the FLOPs from which candidates are tried, up to `limit`.
+        """Return the lowest target in FLOPs; targets range from here to `limit`.
+
+        >>> FlopsBudget.parse("0.6").least(1000), FlopsBudget.parse("0.5:0.6").least(1000)
+        (300, 500)
 
         Raises:
-            BudgetError: the dense model costs less.
+            BudgetError: the range begins above the dense model's FLOPs.
         """
         if self.low is None:
             return math.floor(_LOWEST * self.limit(dense_flops))
@@ -76,7 +94,7 @@ class FlopsBudget:
 
 
 def _bound(part: str, text: str) -> tuple[float, bool]:
-    """Return a bound's value and whether it counts FLOPs."""
+    """Return the value of one end and whether it is in FLOPs."""
     where = f"FLOPs budget {text!r}" + (f", part {part.strip()!r}" if part != text else "")
     match = _TEXT.match(part)
     if not match:
@@ -84,7 +102,7 @@ def _bound(part: str, text: str) -> tuple[float, bool]:
     number, unit = float(match[1]), match[2].upper()
     value = number * _UNITS[unit]
     if unit and math.isfinite(value):
-        value = float(round(value))  # FLOPs are whole, so that their text reads back exactly
+        value = float(round(value))  # whole FLOPs, so that the text form reads back exactly
     if not (math.isfinite(value) and value > 0):
         raise BudgetError(f"{where}: must be above 0")
     if not unit and value > 1:
@@ -98,5 +116,5 @@ def _absolute_text(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as `value`."""
+    """Return the shortest text that reads back as `value`."""
     return repr(value).removesuffix(".0")

@@ -1,27 +1,27 @@
 """Every error that prunefront raises on purpose.
 
     PrunefrontError            exit code 1   something failed
-    ├── UsageError             exit code 2   what was asked for cannot be
-    │   ├── ScheduleError          a schedule that is malformed or does not fit the model
-    │   ├── BudgetError            a FLOPs budget that makes no sense or cannot be reached
-    │   ├── SpaceError             a search space that is malformed
-    │   ├── BackendError           a scan backend that is not known or cannot run here; a ValueError too
+    ├── UsageError             exit code 2   invalid usage, found before anything was started
+    │   ├── ScheduleError          a malformed schedule, or one that does not fit the model
+    │   ├── BudgetError            a malformed FLOPs budget, or one that cannot be reached
+    │   ├── SpaceError             a malformed search space, or one that does not fit the model
+    │   ├── BackendError           an unknown scan backend, or one that cannot run here; also a ValueError
     │   └── UnknownNameError       no model, data set, sampler, study … of that name
-    ├── CheckpointError            weights that cannot be read or belong to another model
-    ├── DataError                  images that are missing, broken or of the wrong kind
-    ├── FlopsError                 an operator whose cost nobody has stated
-    ├── StoreError                 a data base that cannot be read or written
-    │   ├── StudyExistsError       a new study whose name is taken
-    │   ├── StudyMismatchError     a study that was begun with other settings
-    │   └── DatabaseError          what the data base itself answered, which may be over later
-    ├── SearchError                a search that cannot go on
-    ├── EvaluationError            one candidate that could not be evaluated; the search goes on
+    ├── CheckpointError            unreadable weights, or weights of another model
+    ├── DataError                  missing or broken images, or images of the wrong kind
+    ├── FlopsError                 an operator of unknown cost
+    ├── StoreError                 a database that cannot be read or written
+    │   ├── StudyExistsError           the name of a new study is taken
+    │   ├── StudyMismatchError         a study that was started with other settings
+    │   └── DatabaseError              an error of the database itself, possibly transient
+    ├── SearchError                a search that cannot continue
+    ├── EvaluationError            a candidate that could not be evaluated; the search continues
     │   ├── NonFiniteError             logits that are NaN or infinite
-    │   └── OutOfMemoryError           not even one image at a time fits
-    ├── TrainingError              a training that cannot go on
-    └── ExportError                a model that cannot be handed over in the form asked for
+    │   └── OutOfMemoryError           not even a single image fits into memory
+    ├── TrainingError              a training run that cannot continue
+    └── ExportError                a model that cannot be exported, or a damaged bundle
 
-A message says what was wrong, where, and what to do, on one line: the command line prints it as it is.
+A message says what was wrong, where, and what to do, on one line; the command line prints it unchanged.
 """
 
 from collections.abc import Iterable
@@ -35,29 +35,39 @@ class PrunefrontError(Exception):
 
 
 class UsageError(PrunefrontError):
-    """What was asked for cannot be; nothing has been started."""
+    """Invalid usage, found before anything was started."""
 
     exit_code = 2
 
 
 class ScheduleError(UsageError):
-    """A schedule that is malformed or does not fit the model."""
+    """A malformed schedule, or one that does not fit the model."""
 
 
 class BudgetError(UsageError):
-    """A FLOPs budget that makes no sense or that the space cannot reach."""
+    """A malformed FLOPs budget, or one that the space cannot reach."""
 
 
 class SpaceError(UsageError):
-    """A search space that is malformed."""
+    """A malformed search space, or one that does not fit the model."""
 
 
 class BackendError(UsageError, ValueError):
-    """A scan backend that is not known or cannot run here; the message says which can."""
+    """An unknown scan backend, or one that cannot run here; the message lists those that can."""
 
 
 class UnknownNameError(UsageError):
-    """A name that is not in a list of known names; the message offers the nearest."""
+    """An unknown name; the message suggests the most similar known one, or lists all.
+
+    >>> raise UnknownNameError("model", "vim_tny", ["vim_tiny", "vim_small"])
+    Traceback (most recent call last):
+    spaces.errors.UnknownNameError: unknown model 'vim_tny': did you mean 'vim_tiny'?
+
+    Args:
+        kind: what the name is of, such as `model`.
+        name: the unknown name.
+        known: the known names.
+    """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
@@ -67,34 +77,34 @@ class UnknownNameError(UsageError):
 
 
 class CheckpointError(PrunefrontError):
-    """Weights that cannot be read safely or belong to another model."""
+    """Weights that cannot be read safely, or weights of another model."""
 
 
 class DataError(PrunefrontError):
-    """Images that are missing, broken or of the wrong kind."""
+    """Missing or broken images, or images of the wrong kind."""
 
 
 class FlopsError(PrunefrontError):
-    """An operator whose cost nobody has stated."""
+    """An operator of unknown cost."""
 
 
 class StoreError(PrunefrontError):
-    """A data base that cannot be read or written."""
+    """A database that cannot be read or written."""
 
 
 class StudyExistsError(StoreError):
-    """A new study whose name is taken."""
+    """The name of a new study is taken."""
 
 
 class StudyMismatchError(StoreError):
-    """A study that was begun with other settings than those given now."""
+    """A study that was started with settings other than the present ones."""
 
 
 class DatabaseError(StoreError):
-    """What the data base answered, as opposed to a record that contradicts itself.
+    """An error of the database itself, as opposed to an inconsistent record in it.
 
     Attributes:
-        transient: whether the same call may succeed later: a lost connection, a lock, a full disk.
+        transient: whether the same call may succeed later, as after a lost connection, a lock or a full disk.
     """
 
     def __init__(self, message: str, transient: bool = False) -> None:
@@ -103,11 +113,15 @@ class DatabaseError(StoreError):
 
 
 class SearchError(PrunefrontError):
-    """A search that cannot go on."""
+    """A search that cannot continue."""
 
 
 class EvaluationError(PrunefrontError):
-    """One candidate that could not be evaluated; `failure` is the word that the store keeps for why."""
+    """A candidate that could not be evaluated; the search continues.
+
+    Attributes:
+        failure: the code of the cause that the store records.
+    """
 
     failure = "ERROR"
 
@@ -119,14 +133,14 @@ class NonFiniteError(EvaluationError):
 
 
 class OutOfMemoryError(EvaluationError):
-    """Not even one image at a time fits into memory."""
+    """Not even a single image fits into memory."""
 
     failure = "OOM"
 
 
 class TrainingError(PrunefrontError):
-    """A training that cannot go on."""
+    """A training run that cannot continue."""
 
 
 class ExportError(PrunefrontError):
-    """A model that an exporter does not take, or a bundle that is damaged."""
+    """A model that cannot be exported, or a damaged bundle."""

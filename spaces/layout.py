@@ -1,4 +1,4 @@
-"""What a search must know of a model: its blocks, its tokens, and which of them are protected."""
+"""Token layouts: all that a search needs to know of a model, namely its blocks and their patch tokens."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,16 @@ from spaces.schedule import PruningSchedule, kept_tokens
 
 @dataclass(frozen=True)
 class Stage:
-    """`blocks` blocks that work on the same grid of `height` × `width` patch tokens."""
+    """Consecutive blocks that work on the same grid of patch tokens.
+
+    >>> Stage(blocks=24, height=14, width=14).tokens
+    196
+
+    Attributes:
+        blocks: how many.
+        height: rows of the grid.
+        width: columns of the grid.
+    """
 
     blocks: int
     height: int
@@ -18,7 +27,7 @@ class Stage:
 
     @property
     def tokens(self) -> int:
-        """Patch tokens on the whole grid."""
+        """Patch tokens of the whole grid."""
         return self.height * self.width
 
 
@@ -26,15 +35,21 @@ class Stage:
 class TokenLayout:
     """Blocks and patch tokens of a model at one image size.
 
-    In a model with several stages, tokens dropped inside a stage come back at its end with the value they last had:
-    the next stage needs the whole grid, and so does the head behind the last one. So a step after the last block of
-    a stage prunes nothing there; it is no error, but leaves all as it was.
+    In a model with several stages, tokens dropped inside a stage return at its end with their last value, because
+    the next stage (or the head, after the last one) needs the whole grid. There, a step after the last block of a
+    stage has no effect; it is not an error.
+
+    >>> layout = TokenLayout("staged", (32, 32), (Stage(2, 8, 8), Stage(3, 4, 4)))
+    >>> layout.depth, layout.places
+    (5, (1, 3, 4))
+    >>> layout.tokens(PruningSchedule.parse("1:0.5,4:0.25"))
+    [32, 32, 16, 4, 4]
 
     Attributes:
         model: the model's registered name.
         img_size: (height, width) of the images in pixels.
         stages: in order; a model without stages has one.
-        protected: tokens beside the patch tokens (cls) that are never dropped nor counted.
+        protected: tokens other than patch tokens, such as cls; they are never dropped and not counted.
     """
 
     model: str
@@ -44,7 +59,7 @@ class TokenLayout:
 
     @cached_property
     def depth(self) -> int:
-        """Blocks over all stages."""
+        """The number of blocks in all stages."""
         return sum(stage.blocks for stage in self.stages)
 
     @cached_property
@@ -54,12 +69,12 @@ class TokenLayout:
 
     @cached_property
     def places(self) -> tuple[int, ...]:
-        """The blocks, counted from 1, after which a search may prune: some later block works on what is kept."""
+        """The blocks, counted from 1, after which a search may prune: all but the last of each stage."""
         return tuple(block for block in range(1, self.depth) if block not in self.ends)
 
     @property
     def returning(self) -> bool:
-        """Whether tokens that are gone come back at the end of their stage."""
+        """Whether dropped tokens return at the end of their stage."""
         return len(self.stages) > 1
 
     def prunes(self, after: int) -> bool:
@@ -79,9 +94,12 @@ class TokenLayout:
                 )
 
     def tokens(self, schedule: PruningSchedule) -> list[int]:
-        """Return the patch tokens that are left after each block (protected ones not counted).
+        """Return the number of patch tokens that remain after each block, protected tokens not counted.
 
-        After the last block of a stage these are the ones that it worked on; see the head of this class.
+        For the last block of a stage this is the number that it worked on, before dropped tokens return.
+
+        Raises:
+            ScheduleError: the schedule names a block that the model does not have.
         """
         self.check(schedule)
         keeps = {step.after: step.keep for step in schedule.steps if self.prunes(step.after)}
@@ -96,7 +114,7 @@ class TokenLayout:
         return counts
 
     def worked_on(self, schedule: PruningSchedule) -> list[int]:
-        """Return the patch tokens that each block works on: those left by the one before, or its stage's grid."""
+        """Return how many patch tokens each block works on: those the block before left, or the whole grid."""
         left, found = self.tokens(schedule), list[int]()
         for stage in self.stages:
             start = len(found)

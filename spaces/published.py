@@ -1,12 +1,12 @@
-"""The literature's schedules, as data, what they come to on a model of another depth, and where a search begins."""
+"""Published schedules as data, scaled to models of other depths, and the schedules that a search tries first."""
 
 from collections.abc import Iterator
 
 from spaces.layout import TokenLayout
 from spaces.ratios import canonical
 from spaces.schedule import PruningMethod, PruningSchedule, PruningStep
+from spaces.solver import Place
 from spaces.space import SearchSpace
-from spaces.strength import Place
 
 # Model → schedules, all from the released code or logs of "Exploring Token Pruning in Vision State
 # Space Models" (arXiv:2409.18962).
@@ -14,15 +14,23 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "vim_tiny": ("10:0.8,20:0.8",),
     "vim_small": ("5:0.8,10:0.8,15:0.8", "5:0.8,15:0.8", "5:0.75,15:0.75", "5:0.7,15:0.7"),
 }
-_DEPTH = 24  # of both models
-# Shares of the way from a space's least FLOPs to its limit, in an order in which they lie far apart at once.
+_PUBLISHED_DEPTH = 24  # blocks of both models
+# Shares of the way from a space's lowest target to its limit, ordered so that the first few lie far apart.
 _TARGETS = (1.0, 0.1, 0.7, 0.4)
 
 
 def published_schedules(layout: TokenLayout) -> list[PruningSchedule]:
-    """Return the published schedules of a model; for another one, all of them at the same relative depths.
+    """Return the published schedules of a model; for any other model, all of them at the same relative depths.
 
-    Steps that fall together after scaling are left out, so that every schedule fits `layout`.
+    Where steps meet after the same block once scaled, the first one is kept, so every schedule fits `layout`.
+
+    >>> from spaces import Stage
+    >>> vim_tiny = TokenLayout("vim_tiny", (224, 224), (Stage(24, 14, 14),), protected=1)
+    >>> [schedule.text for schedule in published_schedules(vim_tiny)]
+    ['10:0.8,20:0.8']
+    >>> shallow = TokenLayout("shallow", (28, 28), (Stage(12, 7, 7),))
+    >>> [schedule.text for schedule in published_schedules(shallow)][:2]
+    ['5:0.8,10:0.8', '3:0.8,5:0.8,8:0.8']
     """
     texts = PUBLISHED.get(layout.model)
     if texts is None:
@@ -34,56 +42,64 @@ def published_schedules(layout: TokenLayout) -> list[PruningSchedule]:
 
 
 def starting_schedules(space: SearchSpace) -> list[PruningSchedule]:
-    """Return what a search tries before anything is proposed, most promising first; none costs more than the limit.
+    """Return the schedules that a search tries before its sampler proposes any, the most promising first.
 
-    First the published schedules, then their places with one keep ratio: for some targets over the budget, by each
-    open context and reduction, so that every few of them lie far apart in FLOPs and differ in method. All are in
-    canonical ratios, and none stands twice.
+    The published schedules come first. Then their places are solved with equal keep ratios: for several targets over
+    the budget, by each open context and reduction in turn, so that any few in a row differ widely in FLOPs and in
+    method. All have canonical keep ratios, no two are equal, and none costs more than the limit.
+
+    >>> from spaces import FlopsBudget, Stage
+    >>> from spaces.space import make_space
+    >>> layout = TokenLayout("tiny", (28, 28), (Stage(12, 7, 7),))
+    >>> flops = lambda schedule: 1000 * sum(layout.worked_on(schedule))
+    >>> space = make_space("stages;context=drop", layout, flops, FlopsBudget.parse("0.5:0.8"))
+    >>> [schedule.text for schedule in starting_schedules(space)][:2]
+    ['3:0.8,5:0.8,8:0.8', '3:0.8,8:0.8']
     """
     published = [canonical(schedule, space.layout) for schedule in published_schedules(space.layout)]
     within = [schedule for schedule in published if space.flops(schedule) <= space.limit]
-    return list(dict.fromkeys([*within, *_patterns(space)]))
+    return list(dict.fromkeys([*within, *_solved(space)]))
 
 
-def _patterns(space: SearchSpace) -> Iterator[PruningSchedule]:
+def _solved(space: SearchSpace) -> Iterator[PruningSchedule]:
     """Solve the places of the longest published schedule that the space has room for, for each target and method."""
     methods = _open_methods(space)
     for turn in range(len(methods)):
         for i, share in enumerate(_TARGETS):
             method = methods[(turn + i) % len(methods)]
-            least = space.least_of(method)
-            target = least + share * (space.limit - least)
-            for places in _places(space.layout):
-                found = space.weakest([Place(after) for after in places], target, method)
+            target = space.solver.target(share, method)
+            for blocks in _published_blocks(space.layout):
+                found = space.weakest([Place(block) for block in blocks], target, method)
                 if space.values(found) is not None:
                     yield found
                     break
 
 
-def _places(layout: TokenLayout) -> list[tuple[int, ...]]:
-    """Return the blocks after which published schedules prune, those with most steps first."""
+def _published_blocks(layout: TokenLayout) -> list[tuple[int, ...]]:
+    """Return the blocks after which each published schedule prunes, those with most steps first."""
     schedules = published_schedules(layout)
     found = dict.fromkeys(
-        tuple(s.after for s in schedule.steps if s.after in layout.places) for schedule in schedules
+        tuple(step.after for step in schedule.steps if step.after in layout.places) for schedule in schedules
     )
-    return sorted((places for places in found if places), key=len, reverse=True)
+    return sorted((blocks for blocks in found if blocks), key=len, reverse=True)
 
 
 def _open_methods(space: SearchSpace) -> list[PruningMethod]:
-    """Return a method for each open context and reduction that fits the budget; other choices as they stand first."""
+    """Return a method for each open context and reduction that fits the budget; other choices are the first ones."""
     first = {name: choices[0] for name, choices in space.choices.items()}
     methods = [
         PruningMethod(**{**first, "reduction": reduction, "context": context})
         for reduction in space.choices["reduction"]
         for context in space.choices["context"]
     ]
-    return [method for method in dict.fromkeys(methods) if space.least_of(method) <= space.limit]
+    return [method for method in dict.fromkeys(methods) if space.solver.least_of(method) <= space.limit]
 
 
 def _scaled(schedule: PruningSchedule, layout: TokenLayout) -> PruningSchedule:
+    """Return the schedule at the same relative depths of another model."""
     blocks: dict[int, float] = {}
     for step in schedule.steps:
-        block = max(1, (2 * step.after * layout.depth + _DEPTH) // (2 * _DEPTH))
+        block = max(1, (2 * step.after * layout.depth + _PUBLISHED_DEPTH) // (2 * _PUBLISHED_DEPTH))
         blocks.setdefault(block if layout.prunes(block) else block - 1, step.keep)  # not at the end of a stage
     steps = tuple(PruningStep(after, keep) for after, keep in blocks.items() if after)
     return PruningSchedule(steps, schedule.method)

@@ -1,4 +1,4 @@
-"""One keep ratio for each number of kept tokens, so that schedules that compute the same are written the same."""
+"""Canonical keep ratios: one for each number of kept tokens, so that equivalent schedules have the same text."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -6,30 +6,37 @@ from functools import lru_cache
 from spaces.layout import TokenLayout
 from spaces.schedule import PruningSchedule
 
-DIGITS = 3  # of a ratio at most: it tells the counts of up to 1,000 tokens apart
+DIGITS = 3  # the most decimals of a ratio; enough to tell all counts of up to 1,000 tokens apart
 
 
 @lru_cache(maxsize=2**16)
 def keep_ratio(tokens: int, kept: int) -> tuple[float, int]:
-    """Return the ratio that keeps `kept` of `tokens`, and how many it keeps.
+    """Return the canonical ratio that keeps `kept` of `tokens`, and the number of tokens that it keeps.
 
-    Of all decimals that keep so many by `kept_tokens`, it is the one with the fewest digits, and of these the
-    nearest to `kept / tokens` (the lower of two). Where no decimal of `DIGITS` digits keeps so many, which takes
-    more than 1,000 tokens, it is the nearest one, and the second value says how many that keeps.
+    Of all decimals with which `kept_tokens` gives `kept`, the ratio is the one with the fewest digits; among several,
+    the nearest to `kept / tokens`, or the lower of two that are equally near. Above 1,000 tokens, no decimal of
+    `DIGITS` digits may give exactly `kept`. Then the ratio is the nearest decimal, and the second value says how many
+    tokens that keeps.
+
+    >>> keep_ratio(196, 157)
+    (0.8, 157)
+    >>> keep_ratio(4000, 1999)
+    (0.5, 2000)
 
     Args:
-        tokens: before the step.
-        kept: after it, in 1 … tokens.
+        tokens: patch tokens before the step.
+        kept: patch tokens after the step, in 1 … tokens.
 
     Raises:
-        ValueError: `kept` is outside its bounds.
+        ValueError: `kept` is out of range.
     """
     if not 1 <= kept <= tokens:
         raise ValueError(f"kept={kept}: outside 1 … {tokens}")
     ratio, count = 1.0, tokens
     for digits in range(1, DIGITS + 1):
         scale = 10**digits
-        # The nearest multiple of 1/scale; if any keeps `kept` it does, since what rounds to `kept` surrounds it.
+        # The multiple of 1/scale nearest to kept/tokens. The ratios that keep `kept` are an interval around
+        # kept/tokens, so if any multiple lies in it, this one does.
         numerator = max(1, -((tokens - 2 * kept * scale) // (2 * tokens)))
         ratio, count = numerator / scale, max(1, (2 * numerator * tokens + scale) // (2 * scale))
         if count == kept:
@@ -38,12 +45,17 @@ def keep_ratio(tokens: int, kept: int) -> tuple[float, int]:
 
 
 def canonical(schedule: PruningSchedule, layout: TokenLayout) -> PruningSchedule:
-    """Return the schedule that keeps the same tokens, each number of them by its one ratio.
+    """Return the schedule that keeps the same numbers of tokens, with canonical ratios.
 
-    Steps that drop nothing, as at the end of a stage, vanish.
+    Steps that drop nothing are removed, such as those at the end of a stage.
+
+    >>> from spaces import Stage
+    >>> layout = TokenLayout("tiny", (28, 28), (Stage(12, 7, 7),))
+    >>> canonical(PruningSchedule.parse("3:0.8012,6:0.999"), layout).text
+    '3:0.8'
 
     Raises:
-        ScheduleError: it does not fit the model.
+        ScheduleError: the schedule does not fit the model.
     """
     before, left, steps = layout.worked_on(schedule), layout.tokens(schedule), []
     for step in schedule.steps:

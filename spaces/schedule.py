@@ -1,4 +1,4 @@
-"""What a schedule is: where tokens are dropped, how many stay, and by which method."""
+"""Pruning schedules: where tokens are dropped, how many stay, and by which method; with a text and a JSON form."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from spaces.errors import ScheduleError
 
 FORMAT = "prunefront.schedule"
 VERSION = 1
-MAX_STEPS = 4096  # far above any model's depth; guards against hostile files
+MAX_STEPS = 4096  # far above any model's depth; bounds what a hostile file can cost
 
 IMPORTANCE = ("clip", "l1", "l2", "sum", "forward", "backward", "delta", "random")
 ALIGNMENT = ("on", "off", "hold", "neighbour")  # `on` is the Δ policy `bias`
@@ -26,7 +26,16 @@ CONTEXT = ("drop", "zeros", "conv", "freeze")
 def kept_tokens(tokens: int, keep: float) -> int:
     """Return round-half-up(keep · tokens), at least 1.
 
-    The product is taken in decimal, as a person reads the ratio: 0.29 of 50 is 14.5 and gives 15.
+    The product is exact in decimal, so it rounds as a reader of the ratio expects.
+
+    >>> kept_tokens(196, 0.8), kept_tokens(3, 0.01)
+    (157, 1)
+    >>> kept_tokens(50, 0.29)  # 14.5; in binary floating point 14.499999999999998
+    15
+
+    Args:
+        tokens: patch tokens before the step.
+        keep: the keep ratio, in (0, 1].
     """
     exact = Decimal(repr(keep)) * tokens
     return max(1, int(exact.quantize(Decimal(1), rounding=ROUND_HALF_UP)))
@@ -34,12 +43,18 @@ def kept_tokens(tokens: int, keep: float) -> int:
 
 @dataclass(frozen=True)
 class PruningStep:
-    """After `after` blocks (counted from 1) keep the share `keep` in (0, 1] of the patch tokens.
+    """Drops patch tokens after a block.
 
-    `context` says what later blocks see of the tokens that this step prunes; None means the method's.
+    >>> str(PruningStep(5, 0.8, context="conv"))
+    '5:0.8:conv'
+
+    Attributes:
+        after: the block after which tokens are dropped, counted from 1 over all stages.
+        keep: the share of the remaining patch tokens that is kept, in (0, 1].
+        context: what later blocks see of the tokens dropped here, one of `CONTEXT`; None for the method's context.
 
     Raises:
-        ScheduleError: a block below 1, a ratio outside (0, 1], or a context that is none of `CONTEXT`.
+        ScheduleError: a block below 1, a ratio outside (0, 1], or an unknown context.
     """
 
     after: int
@@ -53,7 +68,7 @@ class PruningStep:
             raise ScheduleError(f"step after block {self.after}: keep={self.keep!r} is not a number")
         try:
             object.__setattr__(self, "keep", float(self.keep))
-        except OverflowError:  # a whole number beyond all of them
+        except OverflowError:  # an integer too large for a float
             object.__setattr__(self, "keep", math.inf)
         if not (math.isfinite(self.keep) and 0.0 < self.keep <= 1.0):
             raise ScheduleError(f"step after block {self.after}: keep ratio {self.keep!r} is not in (0, 1]")
@@ -68,20 +83,23 @@ class PruningStep:
 
 @dataclass(frozen=True)
 class PruningMethod:
-    """How tokens are scored, dropped and remembered.
+    """How tokens are scored and dropped, and what later blocks see of them.
+
+    >>> PruningMethod(importance="l2", context="freeze").changes
+    {'importance': 'l2', 'context': 'freeze'}
 
     Attributes:
-        importance: score by which patch tokens are ranked, one of `IMPORTANCE`.
-        alignment: Δ that a pruned position gives to the hidden state: `on` (softplus of the dt bias,
-            the Δ of a token of zero feature), `hold` (the Δ it had when it was pruned), `neighbour`
-            (the mean Δ of the kept tokens around the gap), or `off` (no alignment).
+        importance: the score by which patch tokens are ranked, one of `IMPORTANCE`.
+        alignment: the Δ by which the hidden state advances over a pruned position: `on` (softplus of the dt bias,
+            which is the Δ of a token whose feature is zero), `hold` (the token's Δ when it was pruned), `neighbour`
+            (the mean Δ of the kept tokens around the gap), or `off` (the state does not advance).
         reduction: `prune` drops a token, `merge` averages it into the most similar kept one.
-        context: what later blocks see of a token pruned at a step that names no context of its own: `drop`
-            nothing, `zeros` its place in the local convolution, `conv` its input to it, `freeze` its last
-            feature, in convolution and state.
+        context: what later blocks see of a pruned token, unless its step has a context of its own: `drop` (nothing),
+            `zeros` (its position in the local convolution, with zeros), `conv` (its last input to the local
+            convolution), or `freeze` (its last feature, in convolution and state).
 
     Raises:
-        ScheduleError: a value that is none of the above.
+        ScheduleError: an unknown choice.
     """
 
     importance: str = "clip"
@@ -97,7 +115,7 @@ class PruningMethod:
 
     @property
     def changes(self) -> dict[str, str]:
-        """The choices that differ from the default, in a fixed order."""
+        """The choices that differ from the defaults, in a fixed order."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def as_dict(self) -> dict[str, str]:
@@ -111,21 +129,32 @@ METHOD_CHOICES: Mapping[str, tuple[str, ...]] = {
     "reduction": REDUCTION,
     "context": CONTEXT,
 }
-# Another spelling of a choice: the policy that `on` stands for may be called by its name.
+# Other spellings of a choice: `on` is the Δ policy `bias`, and may be called so.
 METHOD_ALIASES: Mapping[str, Mapping[str, str]] = {"alignment": {"bias": "on"}}
 
 
 @dataclass(frozen=True)
 class PruningSchedule:
-    """An immutable schedule in canonical form.
+    """An immutable schedule in canonical form: equivalent schedules are equal and have the same `hash`.
 
-    Steps are sorted by block and steps of ratio 1 vanish, so that schedules that do the same compare
-    equal and have one `hash`. A schedule without steps is dense, and its method is the default. If all
-    steps have one context, the method names it and no step does; if not, the method's is the default and
-    the steps that have another one name it.
+    Steps are sorted by block, and steps that keep everything are removed. A schedule without steps is dense, and its
+    method is the default one. If all steps have the same context, it is the method's, and no step names it. Otherwise
+    the method's context is the default, and each step with another context names it.
+
+    >>> schedule = PruningSchedule.parse("10:0.8, 5:0.80, 15:1")
+    >>> schedule.text
+    '5:0.8,10:0.8'
+    >>> schedule == PruningSchedule.of([(5, 0.8), (10, 0.8)])
+    True
+    >>> schedule.hash
+    'c7066b81b9512e2d'
+
+    Attributes:
+        steps: sorted by block.
+        method: how tokens are scored and dropped.
 
     Raises:
-        ScheduleError: two steps after the same block, too many steps, or `zeros` beside another context.
+        ScheduleError: two steps after the same block, too many steps, or `zeros` together with another context.
     """
 
     steps: tuple[PruningStep, ...] = ()
@@ -133,13 +162,13 @@ class PruningSchedule:
 
     def __post_init__(self) -> None:
         if len(self.steps) > MAX_STEPS:
-            raise ScheduleError(f"steps: {len(self.steps)} of them, at most {MAX_STEPS} are read")
+            raise ScheduleError(f"steps: {len(self.steps)} of them; the maximum is {MAX_STEPS}")
         ordered = sorted(self.steps, key=lambda step: step.after)
         for one, other in pairwise(ordered):
             if one.after == other.after:
-                raise ScheduleError(f"steps: block {one.after} stands twice; one step a block")
+                raise ScheduleError(f"steps: block {one.after} is given twice; write one step per block")
         steps = [step for step in ordered if step.keep < 1.0]
-        steps, method = _one_form(steps, self.method) if steps else ([], PruningMethod())
+        steps, method = _canonical(steps, self.method) if steps else ([], PruningMethod())
         object.__setattr__(self, "steps", tuple(steps))
         object.__setattr__(self, "method", method)
 
@@ -147,14 +176,24 @@ class PruningSchedule:
     def of(
         cls, steps: Iterable[tuple[int, float] | tuple[int, float, str | None]], **method: str
     ) -> "PruningSchedule":
-        """Build a schedule from (after, keep) or (after, keep, context) and method choices."""
+        """Build a schedule from tuples (after, keep) or (after, keep, context), and choices of the method.
+
+        >>> PruningSchedule.of([(5, 0.8), (10, 0.8)], importance="l2").text
+        '5:0.8,10:0.8;importance=l2'
+        """
         return cls(tuple(PruningStep(*step) for step in steps), PruningMethod(**method))
 
     @classmethod
     def parse(cls, text: str) -> "PruningSchedule":
-        """Read the text form, such as `5:0.8,10:0.8;importance=l2;context=freeze`; empty is dense.
+        """Read the text form; the empty text is dense.
 
-        A step may name its own context: `5:0.8:conv,10:0.8`.
+        >>> schedule = PruningSchedule.parse("5:0.8,10:0.8;importance=l2;context=freeze")
+        >>> [(step.after, step.keep) for step in schedule.steps]
+        [(5, 0.8), (10, 0.8)]
+        >>> PruningSchedule.parse("5:0.8:conv,10:0.8").contexts
+        ('conv', 'drop')
+        >>> PruningSchedule.parse("").dense
+        True
 
         Raises:
             ScheduleError: the text is malformed; the message names the part.
@@ -180,7 +219,7 @@ class PruningSchedule:
 
     @property
     def contexts(self) -> tuple[str, ...]:
-        """The context of each step, its own or the method's."""
+        """The context of each step: its own, or the method's."""
         return tuple(step.context or self.method.context for step in self.steps)
 
     @property
@@ -189,7 +228,11 @@ class PruningSchedule:
         return not self.steps
 
     def as_dict(self) -> dict[str, Any]:
-        """The parts of the JSON form that the schedule itself determines."""
+        """The JSON form, without the fields that an export adds (model, metrics, provenance).
+
+        >>> PruningSchedule.parse("5:0.8").as_dict()["steps"]
+        [{'after': 5, 'keep': 0.8}]
+        """
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -199,10 +242,18 @@ class PruningSchedule:
 
     @classmethod
     def from_dict(cls, data: object, where: str = "schedule") -> "PruningSchedule":
-        """Read the JSON form, already decoded.
+        """Read the decoded JSON form; fields that `as_dict` does not write are ignored.
+
+        >>> schedule = PruningSchedule.parse("5:0.8;context=conv")
+        >>> PruningSchedule.from_dict(schedule.as_dict()) == schedule
+        True
+
+        Args:
+            data: the decoded JSON.
+            where: what messages call it, such as a file's path.
 
         Raises:
-            ScheduleError: a field that is missing or wrong; the message names `where` and the field.
+            ScheduleError: a field is missing or wrong; the message names `where` and the field.
         """
         if not isinstance(data, dict):
             raise ScheduleError(f"{where}: expected a JSON object, found {type(data).__name__}")
@@ -217,7 +268,7 @@ class PruningSchedule:
         if not isinstance(steps, list):
             raise ScheduleError(f"{where}: steps must be a list of {{after, keep}} objects")
         if len(steps) > MAX_STEPS:
-            raise ScheduleError(f"{where}: {len(steps)} steps, at most {MAX_STEPS} are read")
+            raise ScheduleError(f"{where}: {len(steps)} steps; the maximum is {MAX_STEPS}")
         if not isinstance(method, dict):
             raise ScheduleError(f"{where}: method must be an object of names and choices")
         try:
@@ -239,10 +290,10 @@ class PruningSchedule:
 
 
 def read_schedule_file(path: str | Path) -> dict[str, Any]:
-    """Return the decoded JSON of a schedule file, unchecked but for being an object.
+    """Return the decoded JSON object of a schedule file, without checking its fields.
 
     Raises:
-        ScheduleError: the file cannot be read or holds no JSON object.
+        ScheduleError: the file cannot be read or is not a JSON object.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -255,15 +306,15 @@ def read_schedule_file(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def _one_form(steps: list[PruningStep], method: PruningMethod) -> tuple[list[PruningStep], PruningMethod]:
-    """Return the steps and the method that stand for the same contexts in the canonical way."""
+def _canonical(steps: list[PruningStep], method: PruningMethod) -> tuple[list[PruningStep], PruningMethod]:
+    """Return equivalent steps and an equivalent method in canonical form."""
     contexts = [step.context or method.context for step in steps]
     if len(set(contexts)) == 1:
         method = replace(method, context=contexts[0])
-        if method.context == "freeze":  # no position is skipped, so there is nothing to align
+        if method.context == "freeze":  # the scan skips no position, so there is nothing to align
             method = replace(method, alignment="on")
         return [replace(step, context=None) for step in steps], method
-    if "zeros" in contexts:  # a convolution sees the places of all pruned tokens, or of none
+    if "zeros" in contexts:  # the convolution sees the positions of either all pruned tokens or none
         raise ScheduleError("steps: the context zeros does not go together with others; give it to all steps or none")
     method = replace(method, context=PruningMethod.context)
     own = [None if context == method.context else context for context in contexts]
@@ -300,7 +351,7 @@ def _method_from_pairs(pairs: list[tuple[str, object]]) -> PruningMethod:
         if name not in METHOD_CHOICES:
             raise ScheduleError(f"method {str(name)[:40]!r}: expected one of {', '.join(METHOD_CHOICES)}")
         if name in choices:
-            raise ScheduleError(f"method {name}: stands twice")
+            raise ScheduleError(f"method {name}: given twice")
         if not isinstance(value, str):
             raise ScheduleError(f"method {name}={value!r}: expected one of {', '.join(METHOD_CHOICES[name])}")
         choices[name] = METHOD_ALIASES.get(name, {}).get(value, value)

@@ -1,89 +1,59 @@
-"""Which schedules a search may try: parameters in, a schedule within the budget out.
+"""Search spaces: a sampler's values in, a schedule within the FLOPs budget out, and back.
 
-Every space describes a candidate by where tokens are dropped, in which proportion, and by a target:
-how many FLOPs it may cost, within the budget's range (or from what the space reaches, if that is more).
-The kept tokens follow from these: they fall as the pruning's strength rises, FLOPs fall with them, and the
-weakest pruning that costs no more than the target is taken. So no candidate exceeds the budget, and none has
-to be rejected. Each number of kept tokens has one ratio (`ratios.py`), so what computes the same has one hash.
+In every space a candidate is described by where tokens are dropped, by how the pruning is divided between these
+steps, by the pruning method, and by a target: how many FLOPs it may cost, within the budget's range. The solver then
+finds the weakest pruning that costs no more than the target. So no candidate exceeds the budget, and none has to be
+rejected. Keep ratios are canonical (`ratios.py`), so schedules that compute the same have one hash.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import product
 from math import log
-from typing import ClassVar
 
 from spaces.budget import FlopsBudget
-from spaces.errors import BudgetError, ScheduleError, SpaceError, UnknownNameError
+from spaces.errors import BudgetError, SpaceError
 from spaces.layout import TokenLayout
+from spaces.parameters import ChoiceParameter, FloatParameter, IntParameter, Parameter, Value
 from spaces.schedule import METHOD_CHOICES, PruningMethod, PruningSchedule
-from spaces.strength import LEAST_KEEP, STRENGTHS, Place, Pruning, Prunings, Shape
-
-Value = float | int | str
-
-
-@dataclass(frozen=True)
-class FloatParameter:
-    """A real number in [low, high]."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class IntParameter:
-    """A whole number in [low, high]."""
-
-    low: int
-    high: int
-
-
-@dataclass(frozen=True)
-class ChoiceParameter:
-    """One of several names."""
-
-    choices: tuple[str, ...]
-
-
-Parameter = FloatParameter | IntParameter | ChoiceParameter
+from spaces.solver import LEAST_KEEP, BudgetSolver, Place, Shape, normalised
+from spaces.space_spec import PER_BLOCK, STAGES, SpaceSpec
 
 
 class SearchSpace(ABC):
-    """A space over one model and budget; pure, and the same in every process that makes it.
+    """The schedules of one model that a search may try under one budget.
 
-    A searcher asks for `parameters`, draws values, and calls `schedule`. Whatever the values within
-    their bounds, the schedule costs at most `limit`.
+    A sampler reads `parameters`, draws values, and calls `schedule`. Whatever the values within their bounds, the
+    schedule costs at most `limit`. A space is pure: equal arguments make equal spaces in every process.
+
+    Args:
+        spec: what the space's text says.
+        layout: the model's.
+        flops: counts the FLOPs of a schedule.
+        budget: the range of FLOPs.
 
     Attributes:
-        layout: the model's.
-        choices: the method's choices that are open, by name; one where nothing is to be chosen.
-        each: whether each step chooses its own context.
-        flops: what a schedule costs.
-        dense_flops: what the dense model costs.
-        limit: FLOPs that no candidate exceeds.
-        least: FLOPs from which targets are spread up to `limit`: the budget's, or what the space reaches.
-        floor: FLOPs of the cheapest schedule in the space.
+        choices: the allowed choices of the method by name; a single one is fixed.
+        context_per_step: whether each step chooses its own context.
+        solver: finds the strength of the pruning.
+
+    Raises:
+        SpaceError: the model has no place to prune.
+        BudgetError: no schedule of the space is cheap enough.
     """
 
-    name: ClassVar[str]
-
     def __init__(
-        self,
-        layout: TokenLayout,
-        flops: Callable[[PruningSchedule], int],
-        budget: FlopsBudget,
-        choices: Mapping[str, tuple[str, ...]],
-        each: bool = False,
+        self, spec: SpaceSpec, layout: TokenLayout, flops: Callable[[PruningSchedule], int], budget: FlopsBudget
     ) -> None:
         if not layout.places:
-            raise SpaceError(f"space {self.name}: {layout.model} has no block that works on what a step leaves")
-        self.layout, self.choices, self.flops = layout, dict(choices), flops
-        self.each = each and len(self.choices["context"]) > 1
-        self.dense_flops = flops(PruningSchedule())
-        self.limit = budget.limit(self.dense_flops)
-        self._floors = {method: flops(self._cheapest(method)) for method in self._methods()}
-        self.floor = min(self._floors.values())
-        self.least = max(self.floor, budget.least(self.dense_flops))
+            raise SpaceError(f"space {spec.kind}: {layout.model} cannot be pruned: every stage is a single block")
+        self.layout, self.flops, self.choices = layout, flops, dict(spec.choices)
+        self.context_per_step = spec.context_per_step
+        self._spec = spec
+        methods = [
+            PruningMethod(**dict(zip(self.choices, row, strict=True))) for row in product(*self.choices.values())
+        ]
+        self.solver = BudgetSolver(layout, flops, budget, methods)
         if self.floor > self.limit:
             raise BudgetError(
                 f"FLOPs budget {budget}: {self.limit:,} FLOPs, but the cheapest schedule of space {self.text!r} on "
@@ -92,135 +62,97 @@ class SearchSpace(ABC):
 
     @property
     def text(self) -> str:
-        """The canonical text that makes this space again, whatever the default choices become."""
-        plain = PruningMethod().as_dict()
-        stated = (k for k, v in self.choices.items() if v != (plain[k],) or len(DEFAULT_CHOICES[k]) > 1)
-        prefixes = {"context": EACH} if self.each else {}
-        return ";".join(
-            [self._shape_text, *(f"{k}={prefixes.get(k, '')}{','.join(self.choices[k])}" for k in stated)]
-        )
+        """The canonical text, from which `make_space` makes this space again."""
+        return self._spec.text
+
+    @property
+    def dense_flops(self) -> int:
+        """FLOPs of the dense model."""
+        return self.solver.dense_flops
+
+    @property
+    def limit(self) -> int:
+        """FLOPs that no candidate exceeds."""
+        return self.solver.limit
+
+    @property
+    def least(self) -> int:
+        """The lowest target: where the budget's range begins, or `floor` if that is higher."""
+        return self.solver.least
+
+    @property
+    def floor(self) -> int:
+        """FLOPs of the cheapest schedule in the space."""
+        return self.solver.floor
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """What a searcher has to choose, by name."""
-        found: dict[str, Parameter] = dict(self._shape())
-        found["target"] = FloatParameter(0.0, 1.0)
-        for name, choices in self._open.items():
-            found[name] = ChoiceParameter(choices)
-        return found
+        """What a sampler has to choose, by name."""
+        chosen = {name: ChoiceParameter(choices) for name, choices in self._open_choices.items()}
+        return {**self._shape_parameters, "target": FloatParameter(0.0, 1.0), **chosen}
+
+    def schedule(self, values: Mapping[str, Value]) -> PruningSchedule:
+        """Return the schedule that values of the `parameters` describe; it costs at most `limit` FLOPs.
+
+        >>> from spaces import FlopsBudget, Stage, TokenLayout
+        >>> layout = TokenLayout("tiny", (28, 28), (Stage(blocks=12, height=7, width=7),))
+        >>> flops = lambda schedule: 1000 * sum(layout.worked_on(schedule))
+        >>> space = make_space("stages:2;context=drop", layout, flops, FlopsBudget(0.7))
+        >>> values = {"after_1": 3, "after_2": 6, "weight_1": 1.0, "weight_2": 0.5, "target": 1.0}
+        >>> schedule = space.schedule(values)
+        >>> schedule.text, flops(schedule) <= space.limit
+        ('3:0.67,6:0.82', True)
+        """
+        chosen = {name: str(values.get(name, choices[0])) for name, choices in self.choices.items()}
+        method = self.solver.affordable(self._target_method(chosen))
+        target = self.solver.target(float(values["target"]), method)
+        return self.solver.weakest(self._decode(values), target, method)
+
+    def values(self, schedule: PruningSchedule) -> dict[str, Value] | None:
+        """Return values whose schedule is this one or nearly so; None if the space cannot express it."""
+        if schedule.dense or not self._allows(schedule):
+            return None
+        shape = self._encode(schedule)
+        chosen = {**schedule.method.as_dict(), "context": schedule.contexts[0]}
+        target = self.solver.share(self.flops(schedule), self._target_method(chosen))
+        if shape is None or target is None:
+            return None
+        contexts = self._encode_contexts(schedule) if self.context_per_step else {}
+        rest = {name: chosen[name] for name in self._open_choices if name not in contexts}
+        return {**shape, "target": target, **contexts, **rest}
+
+    def weakest(self, shape: Shape, target: float, method: PruningMethod) -> PruningSchedule:
+        """Return the weakest pruning of a shape that costs at most `target` FLOPs; see `BudgetSolver.weakest`."""
+        return self.solver.weakest(shape, target, method)
 
     @property
-    def _open(self) -> dict[str, tuple[str, ...]]:
-        """What there is to choose beside the shape and the target, by parameter."""
+    def _open_choices(self) -> dict[str, tuple[str, ...]]:
+        """The choices beside the shape and the target, by parameter."""
         found = {name: choices for name, choices in self.choices.items() if len(choices) > 1}
-        if self.each:
+        if self.context_per_step:
             contexts = found.pop("context")
             found |= {f"context_{i}": contexts for i in self._step_numbers}
         return found
 
-    def schedule(self, values: Mapping[str, Value]) -> PruningSchedule:
-        """Return the schedule that the parameters' values stand for; it costs at most `limit`."""
-        chosen = {k: str(values[k]) if k in values else v[0] for k, v in self.choices.items()}
-        method = self._affordable(self._method(chosen))
-        least = self.least_of(method)
-        target = least + float(values["target"]) * (self.limit - least)
-        shape = self._decode(values)
-        if self.each:
-            found = self._reached(shape, target, method)
-            if found.flops <= self.limit:
-                return found.schedule
-            shape = [place._replace(context=None) for place in shape]  # in their own contexts it is out of reach
-        return self.weakest(shape, target, method)
+    def _target_method(self, chosen: Mapping[str, str]) -> PruningMethod:
+        """Return the method whose FLOPs bound the target from below; if steps have own contexts, the cheapest one."""
+        contexts = self.choices["context"] if self.context_per_step else (chosen["context"],)
+        return self.solver.cheapest([PruningMethod(**{**chosen, "context": context}) for context in contexts])
 
-    def _method(self, chosen: Mapping[str, str]) -> PruningMethod:
-        """Return the method by which targets are spread: in the cheapest context if each step chooses its own."""
-        contexts = self.choices["context"] if self.each else (chosen["context"],)
-        methods = [PruningMethod(**{**chosen, "context": context}) for context in contexts]
-        return min(methods, key=self._floors.__getitem__)
-
-    def weakest(self, shape: Shape, target: float, method: PruningMethod) -> PruningSchedule:
-        """Return the weakest pruning of `shape` that costs at most `target` FLOPs, in canonical ratios.
-
-        Where even the strongest costs more, the steps move forward, a block at a time within their stages; where the
-        limit is then still out of reach, the places of the cheapest schedules are taken: the first of every stage.
-
-        Args:
-            shape: the logarithms of the keep ratios are as its weights.
-            target: at least what the space reaches with `method`.
-            method: how tokens are pruned.
-        """
-        found = self._reached(shape, target, method)
-        if found.flops > self.limit:
-            found = Prunings(self.layout, self.flops, self._firsts(), method).weakest(target)
-        return found.schedule
-
-    def _reached(self, shape: Shape, target: float, method: PruningMethod) -> Pruning:
-        """Return the weakest pruning within the target, or the strongest with the steps as early as can be."""
-        while True:
-            found = Prunings(self.layout, self.flops, shape, method).weakest(target)
-            earlier = self._earlier(shape)
-            if found.flops <= target or {place.after for place in earlier} == {place.after for place in shape}:
-                return found
-            shape = earlier
-
-    def values(self, schedule: PruningSchedule) -> dict[str, Value] | None:
-        """Return values that (nearly) give a schedule back; None if the space cannot express it."""
-        if schedule.dense:
-            return None
-        chosen = {**schedule.method.as_dict(), "context": schedule.contexts[0]}
-        if any(chosen[name] not in choices for name, choices in self.choices.items()):
-            return None
-        if not set(schedule.contexts) <= set(self.choices["context"] if self.each else [chosen["context"]]):
-            return None
-        if any(step.after not in self.layout.places or step.keep < LEAST_KEEP for step in schedule.steps):
-            return None
-        shape = self._encode(schedule)
-        cost = self.flops(schedule)
-        least = self.least_of(self._method(chosen))
-        if shape is None or not least <= cost <= self.limit:
-            return None
-        found = {**shape, "target": (cost - least) / max(1, self.limit - least)}
-        contexts = self._encode_contexts(schedule) if self.each else {}
-        return found | contexts | {name: chosen[name] for name in self._open if name not in contexts}
-
-    def _firsts(self) -> list[Place]:
-        """Return the first place of every stage that has one."""
-        places = self.layout.places
-        firsts = {self.layout.stage_of(place): place for place in reversed(places)}
-        return [Place(place) for place in sorted(firsts.values())]
-
-    def _earlier(self, shape: Shape) -> list[Place]:
-        """Move each step a block forward, as far as its stage goes."""
-        places = self.layout.places
-        return _normalised([p._replace(after=p.after - 1 if p.after - 1 in places else p.after) for p in shape])
-
-    def least_of(self, method: PruningMethod) -> int:
-        """Return the FLOPs from which targets are spread for a method, which may not reach `least`."""
-        return max(self._floors[method], self.least)
-
-    def _methods(self) -> list[PruningMethod]:
-        methods: list[dict[str, str]] = [{}]
-        for name, choices in self.choices.items():
-            methods = [{**method, name: choice} for method in methods for choice in choices]
-        return list(dict.fromkeys(PruningMethod(**method) for method in methods))
-
-    def _affordable(self, method: PruningMethod) -> PruningMethod:
-        """Return the method, or the cheapest one where it cannot reach the budget."""
-        if self._floors[method] <= self.limit:
-            return method
-        return min(self._floors, key=self._floors.__getitem__)
-
-    def _cheapest(self, method: PruningMethod) -> PruningSchedule:
-        return Prunings(self.layout, self.flops, self._firsts(), method).at(STRENGTHS).schedule
+    def _allows(self, schedule: PruningSchedule) -> bool:
+        """Whether the schedule's method, contexts, places and keep ratios are those of this space."""
+        contexts = set(schedule.contexts)
+        chosen = {name: {choice} for name, choice in schedule.method.as_dict().items()} | {"context": contexts}
+        return (
+            all(chosen[name] <= set(choices) for name, choices in self.choices.items())
+            and (self.context_per_step or len(contexts) == 1)
+            and all(step.after in self.layout.places and step.keep >= LEAST_KEEP for step in schedule.steps)
+        )
 
     @property
     @abstractmethod
-    def _shape_text(self) -> str:
-        """The part of `text` that says where tokens may be dropped."""
-
-    @abstractmethod
-    def _shape(self) -> dict[str, Parameter]:
-        """Parameters for the places of the steps and how they share the pruning."""
+    def _shape_parameters(self) -> dict[str, Parameter]:
+        """The parameters of the steps' places and weights."""
 
     @property
     @abstractmethod
@@ -229,11 +161,11 @@ class SearchSpace(ABC):
 
     @abstractmethod
     def _decode(self, values: Mapping[str, Value]) -> list[Place]:
-        """Return the shape: blocks of `layout.places`, weights in (0, 1], one of them 1."""
+        """Return the shape that values describe."""
 
     @abstractmethod
     def _encode(self, schedule: PruningSchedule) -> dict[str, Value] | None:
-        """Return the values of `_shape` for a schedule with steps, or None."""
+        """Return the values of `_shape_parameters` for a schedule with steps, or None."""
 
     @abstractmethod
     def _encode_contexts(self, schedule: PruningSchedule) -> dict[str, Value]:
@@ -241,32 +173,25 @@ class SearchSpace(ABC):
 
 
 class StagesSpace(SearchSpace):
-    """K steps: after which blocks, and how the pruning is shared between them."""
+    """A number of steps: after which blocks each prunes, and how the pruning is divided between them.
 
-    name = "stages"
+    Raises:
+        SpaceError: the model has fewer places to prune than the space has steps.
+    """
 
     def __init__(
-        self,
-        layout: TokenLayout,
-        flops: Callable[[PruningSchedule], int],
-        budget: FlopsBudget,
-        choices: Mapping[str, tuple[str, ...]],
-        each: bool = False,
-        count: int = 3,
+        self, spec: SpaceSpec, layout: TokenLayout, flops: Callable[[PruningSchedule], int], budget: FlopsBudget
     ) -> None:
-        if not 1 <= count <= len(layout.places):
-            raise SpaceError(f"space stages:{count}: {layout.model} has room for 1 to {len(layout.places)} steps")
-        self.count = count
-        super().__init__(layout, flops, budget, choices, each)
+        self.count, most = spec.steps or 0, len(layout.places)
+        if most and not 1 <= self.count <= most:
+            raise SpaceError(f"space {spec.kind}:{self.count}: {layout.model} has room for 1 to {most} steps")
+        super().__init__(spec, layout, flops, budget)
 
     @property
-    def _shape_text(self) -> str:
-        return f"stages:{self.count}"
-
-    def _shape(self) -> dict[str, Parameter]:
-        # A place is told by its number among all places; without stages that is the block's.
+    def _shape_parameters(self) -> dict[str, Parameter]:
+        # `after_i` is a position in `layout.places`; in a model with one stage that is the block's number.
         places = {f"after_{i}": IntParameter(1, len(self.layout.places)) for i in self._step_numbers}
-        weights = {f"weight_{i}": FloatParameter(0.0, 1.0) for i in range(1, self.count + 1)}
+        weights = {f"weight_{i}": FloatParameter(0.0, 1.0) for i in self._step_numbers}
         return {**places, **weights}
 
     @property
@@ -275,24 +200,21 @@ class StagesSpace(SearchSpace):
 
     def _decode(self, values: Mapping[str, Value]) -> list[Place]:
         blocks = {i: self.layout.places[int(values[f"after_{i}"]) - 1] for i in self._step_numbers}
-        return _normalised(
-            [
-                Place(block, float(values[f"weight_{i}"]), _text(values.get(f"context_{i}")))
-                for i, block in blocks.items()
-            ]
+        return normalised(
+            Place(block, float(values[f"weight_{i}"]), _own_context(values, i)) for i, block in blocks.items()
         )
 
     def _encode(self, schedule: PruningSchedule) -> dict[str, Value] | None:
-        if len(schedule.steps) > self.count:
+        unused = self.count - len(schedule.steps)
+        if unused < 0:
             return None
-        weights = _weights(schedule)
-        numbers = [self.layout.places.index(step.after) + 1 for step in schedule.steps]
-        places: dict[str, Value] = {}
-        for i in range(1, self.count + 1):  # steps that the schedule does not have weigh nothing
-            used = i <= len(weights)
-            places[f"after_{i}"] = numbers[i - 1] if used else numbers[-1]
-            places[f"weight_{i}"] = weights[i - 1] if used else 0.0
-        return places
+        positions = [self.layout.places.index(step.after) + 1 for step in schedule.steps]
+        positions += [positions[-1]] * unused
+        weights = [*_weights(schedule), *[0.0] * unused]
+        found: dict[str, Value] = {}
+        for i, position, weight in zip(self._step_numbers, positions, weights, strict=True):
+            found |= {f"after_{i}": position, f"weight_{i}": weight}
+        return found
 
     def _encode_contexts(self, schedule: PruningSchedule) -> dict[str, Value]:
         last = len(schedule.steps) - 1
@@ -300,16 +222,12 @@ class StagesSpace(SearchSpace):
 
 
 class PerBlockSpace(SearchSpace):
-    """A step after every block but the last of a stage, each with its share of the pruning; small ones vanish."""
+    """A weight for each block but the last of a stage; where it is low, no step follows the block."""
 
-    name = "per-block"
-    _LEAST = 0.5  # weights below it are none, so that a random draw prunes after half of the blocks
+    _LOWEST = 0.5  # weights up to it mean no step, so that a random draw prunes after half of the blocks
 
     @property
-    def _shape_text(self) -> str:
-        return self.name
-
-    def _shape(self) -> dict[str, Parameter]:
+    def _shape_parameters(self) -> dict[str, Parameter]:
         return {f"weight_{i}": FloatParameter(0.0, 1.0) for i in self._step_numbers}
 
     @property
@@ -317,15 +235,13 @@ class PerBlockSpace(SearchSpace):
         return self.layout.places
 
     def _decode(self, values: Mapping[str, Value]) -> list[Place]:
-        weights = {i: max(0.0, float(values[f"weight_{i}"]) - self._LEAST) for i in self._step_numbers}
-        return _normalised(
-            [Place(i, w / (1 - self._LEAST), _text(values.get(f"context_{i}"))) for i, w in weights.items()]
-        )
+        weights = {i: max(0.0, float(values[f"weight_{i}"]) - self._LOWEST) for i in self._step_numbers}
+        return normalised(Place(i, w / (1 - self._LOWEST), _own_context(values, i)) for i, w in weights.items())
 
     def _encode(self, schedule: PruningSchedule) -> dict[str, Value] | None:
         found: dict[str, Value] = {f"weight_{i}": 0.0 for i in self._step_numbers}
         for step, weight in zip(schedule.steps, _weights(schedule), strict=True):
-            found[f"weight_{step.after}"] = self._LEAST + weight * (1 - self._LEAST)
+            found[f"weight_{step.after}"] = self._LOWEST + weight * (1 - self._LOWEST)
         return found
 
     def _encode_contexts(self, schedule: PruningSchedule) -> dict[str, Value]:
@@ -333,16 +249,7 @@ class PerBlockSpace(SearchSpace):
         return {f"context_{i}": own.get(i, self.choices["context"][0]) for i in self._step_numbers}
 
 
-# What a search varies of the method unless told otherwise: what becomes of a pruned token matters
-# most, and which choice is best differs by model.
-DEFAULT_CHOICES: dict[str, tuple[str, ...]] = {
-    "importance": ("clip",),
-    "alignment": ("on",),
-    "reduction": ("prune",),
-    "context": ("drop", "conv", "freeze"),
-}
-EACH = "each:"  # before the contexts that each step chooses from
-SPACES: dict[str, type[SearchSpace]] = {space.name: space for space in (StagesSpace, PerBlockSpace)}
+_SPACES: dict[str, type[SearchSpace]] = {STAGES: StagesSpace, PER_BLOCK: PerBlockSpace}
 
 
 def make_space(
@@ -350,81 +257,46 @@ def make_space(
     layout: TokenLayout,
     flops: Callable[[PruningSchedule], int],
     budget: FlopsBudget,
-    offers: Mapping[str, Sequence[str]] | None = None,
+    offers: Mapping[str, Sequence[str]] = METHOD_CHOICES,
 ) -> SearchSpace:
-    """Make a space from its text: `stages`, `stages:4`, `per-block`, with choices of the method appended.
+    """Make a space from its text: `stages`, `stages:4`, `per-block`, optionally with choices of the method.
 
     Choices are written as in `stages:3;context=drop,conv;importance=clip,l2`. With `context=each:drop,conv` each step
-    chooses its own.
+    chooses its own. The grammar is in `space_spec.py`.
+
+    >>> from spaces import FlopsBudget, Stage, TokenLayout
+    >>> layout = TokenLayout("tiny", (28, 28), (Stage(blocks=12, height=7, width=7),))
+    >>> flops = lambda schedule: 1000 * sum(layout.worked_on(schedule))
+    >>> space = make_space("stages;context=drop,conv", layout, flops, FlopsBudget.parse("0.5:0.7"))
+    >>> space.text, space.least, space.limit
+    ('stages:3;context=drop,conv', 294000, 411600)
+    >>> sorted(space.parameters)
+    ['after_1', 'after_2', 'after_3', 'context', 'target', 'weight_1', 'weight_2', 'weight_3']
 
     Args:
         text: see above.
         layout: the model's.
-        flops: what a schedule costs.
-        budget: what a candidate may cost.
-        offers: what the model can do, by choice of the method; None for everything.
+        flops: counts the FLOPs of a schedule.
+        budget: the range of FLOPs.
+        offers: the choices of the method that the model supports, by name.
 
     Raises:
         SpaceError: the text is malformed, or asks for what the model does not offer.
         UnknownNameError: there is no such space.
         BudgetError: no schedule of the space is cheap enough.
     """
-    head, *options = (part.strip() for part in text.split(";"))
-    name, _, count = head.partition(":")
-    if name not in SPACES:
-        raise UnknownNameError("space", name, SPACES)
-    each = any(option.replace(" ", "").startswith(f"context={EACH}") for option in options)
-    choices = _parse_choices(text, options, layout.model, METHOD_CHOICES if offers is None else offers)
-    if not count:
-        return SPACES[name](layout, flops, budget, choices, each)
-    if name != StagesSpace.name or not count.isdecimal() or len(count) > 4:
-        raise SpaceError(f"space {text!r}: expected stages:K with a whole number K, such as stages:3")
-    return StagesSpace(layout, flops, budget, choices, each, int(count))
+    spec = SpaceSpec.parse(text, layout.model, offers)
+    return _SPACES[spec.kind](spec, layout, flops, budget)
 
 
-def _parse_choices(
-    text: str, options: Sequence[str], model: str, offers: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[str, ...]]:
-    choices = {name: tuple(c for c in usual if c in offers[name]) for name, usual in DEFAULT_CHOICES.items()}
-    seen = set()
-    for option in options:
-        name, separator, listed = (piece.strip() for piece in option.partition("="))
-        if name == "context":
-            listed = listed.removeprefix(EACH).strip()
-        names = tuple(dict.fromkeys(piece.strip() for piece in listed.split(",")))
-        if not separator or name not in METHOD_CHOICES:
-            raise SpaceError(f"space {text!r}: {option!r} is not one of {', '.join(METHOD_CHOICES)}=CHOICE,…")
-        if name in seen:
-            raise SpaceError(f"space {text!r}: {name} stands twice")
-        seen.add(name)
-        try:
-            if EACH in option and "zeros" in names and len(names) > 1:
-                raise ScheduleError("the context zeros cannot be mixed with others from step to step")
-            choices[name] = tuple(getattr(PruningMethod(**{name: choice}), name) for choice in names)
-        except ScheduleError as error:
-            raise SpaceError(f"space {text!r}: {error}") from None
-        if missing := [choice for choice in choices[name] if choice not in offers[name]]:
-            raise SpaceError(f"space {text!r}: {name}={missing[0]}: {model} offers {', '.join(offers[name])}")
-    return choices
+def _methods(choices: Mapping[str, Sequence[str]]) -> list[PruningMethod]:
+    """Return the methods that can be composed of the choices."""
+    return [PruningMethod(**dict(zip(choices, combined, strict=True))) for combined in product(*choices.values())]
 
 
-def _normalised(places: Shape) -> list[Place]:
-    """Add up the weights of each block and scale the largest to 1; if all are 0, they share alike.
-
-    Of several contexts of one block, that of the largest weight counts.
-    """
-    found: dict[int, Place] = {}
-    for place in sorted(places, key=lambda place: (place.after, -place.weight)):
-        before = found.get(place.after)
-        found[place.after] = place if before is None else before._replace(weight=before.weight + place.weight)
-    most = max(place.weight for place in found.values())
-    if most <= 0:
-        return [place._replace(weight=1.0) for place in found.values()]
-    return [place._replace(weight=place.weight / most) for place in found.values() if place.weight > 0]
-
-
-def _text(value: Value | None) -> str | None:
-    return None if value is None else str(value)
+def _own_context(values: Mapping[str, Value], step: int) -> str | None:
+    name = f"context_{step}"
+    return str(values[name]) if name in values else None
 
 
 def _weights(schedule: PruningSchedule) -> list[float]:

@@ -3,6 +3,7 @@
 The schedule is part of the graph: how many tokens each block works on is a constant, which ones is computed from the
 image. The size of the images is fixed, the number of images is not. Selective scans become loops of plain operations
 (`scan/traced.py`). What the exporters do not take is refused with their reason; there is no list of what works.
+The files are for handing on: they hold neither paths of the machine that made them nor any of its images.
 """
 
 import contextlib
@@ -117,14 +118,23 @@ def export(model: PrunableModel, target: str, folder: str | Path, images: Tensor
 
 def _program(model: PrunableModel, images: Tensor) -> "ExportedProgram":
     batch = torch.export.Dim("batch", min=1)
-    example = images[:1].expand(2, -1, -1, -1).contiguous()  # a batch of one would be taken for a constant
-    return torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
+    # Zeros, since the file keeps the example; two, since a batch of one would be taken for a constant.
+    example = torch.zeros(2, *images.shape[1:])
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=False)
+    for node in _nodes(program):
+        node.meta.pop("stack_trace", None)  # the file would keep it, and with it this machine's paths
+    return program
+
+
+def _nodes(program: "ExportedProgram") -> list[torch.fx.Node]:
+    """Return the nodes of a program, those in the bodies of loops among them."""
+    modules = [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    return [node for module in modules for node in module.graph.nodes]
 
 
 def _write_pt2(program: "ExportedProgram", path: Path) -> int:
     torch.export.save(program, path)
-    modules = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-    return sum(len(m.graph.nodes) for m in modules)
+    return len(_nodes(program))
 
 
 def _run_pt2(path: Path, images: Tensor) -> tuple[str, Tensor]:
@@ -134,6 +144,7 @@ def _run_pt2(path: Path, images: Tensor) -> tuple[str, Tensor]:
 
 def _write_onnx(program: "ExportedProgram", path: Path) -> int:
     import onnx
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     made = torch.onnx.export(
         program,
@@ -144,6 +155,7 @@ def _write_onnx(program: "ExportedProgram", path: Path) -> int:
         custom_translation_table={torch.ops.aten.sort.stable: _sorted},
     )
     assert made is not None
+    ClearMetadataAndDocStringPass()(made.model)  # the exporter adds stack traces of its own
     made.save(path, external_data=False)
     return _count(onnx.load(path, load_external_data=False).graph)
 

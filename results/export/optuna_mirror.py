@@ -140,7 +140,7 @@ def _study_attributes(study: Study) -> dict[str, Any]:
     spec = study.spec
     return {
         "model": spec.model,
-        "data": spec.data,
+        "data": spec.shown_data,
         "budget": spec.budget,
         "limit": spec.limit,
         "dense_flops": spec.dense_flops,

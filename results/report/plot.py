@@ -108,7 +108,7 @@ def _png(chart: FrontChart) -> bytes:
     axes.set_xlabel("\n".join(filter(None, (chart.x.title, chart.missing()))), color=muted)
     axes.set_ylabel(chart.y.title, color=muted)
     axes.set_title(
-        f"{_plain(spec.name)}: {_plain(spec.model)} on {_plain(spec.data)}", loc="left", color=ink, fontsize=11
+        f"{_plain(spec.name)}: {_plain(spec.model)} on {_plain(spec.shown_data)}", loc="left", color=ink, fontsize=11
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#d5d2cb")

@@ -160,9 +160,9 @@ def _settings(study: Study) -> list[tuple[str, str]]:
     height, width = spec.img_size
     settings: list[tuple[str, Any]] = [
         ("Model", f"{spec.model}, {spec.num_classes} classes, {height} × {width} pixels"),
-        ("Weights", spec.checkpoint or "shipped with the model"),
+        ("Weights", spec.shown_checkpoint or "shipped with the model"),
         ("Weights SHA-256", spec.weights_digest),
-        ("Data", f"{spec.data}, {spec.images:,} images for each evaluation"),
+        ("Data", f"{spec.shown_data}, {spec.images:,} images for each evaluation"),
         ("Data SHA-256", spec.data_digest),
         ("Budget", f"{spec.budget}: {spec.least:,} to {spec.limit:,} of {spec.dense_flops:,} FLOPs"),
         ("Space", spec.space),

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
+from results.portable import portable
 from results.records import Evaluation, FineTune, Study
 
 # What a fine-tuning is told by options of the same names; the rest of its recipe (warmup, clip) has none.
@@ -24,7 +25,7 @@ def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evalua
     spec = study.spec
     search: dict[str, object] = {
         "--model": spec.model,
-        "--data": spec.data,
+        "--data": spec.shown_data,
         "--flops-budget": spec.budget,
         "--trials": trials,
         "--study": spec.name,
@@ -36,7 +37,7 @@ def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evalua
     for name in ("batch_size", "workers", "brood", "race_error", "confirm_images", "confirm_split"):
         if (value := spec.config.get(name)) is not None:
             search[_option(name)] = value
-    weights = {} if spec.checkpoint is None else {"--checkpoint": spec.checkpoint}
+    weights = {} if spec.shown_checkpoint is None else {"--checkpoint": spec.shown_checkpoint}
     search |= weights
     if set(spec.objectives) != {"top1", "flops"}:
         search["--objective"] = spec.objectives
@@ -48,8 +49,10 @@ def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evalua
         teaching = record.config.get("distillation", {})
         told = {**record.config, **teaching, "distill": teaching.get("share"), "epochs": record.epochs}
         recipe = {_option(name): told[name] for name in _RECIPE if told.get(name) is not None}
-        out = {"--out": str(PurePath(record.checkpoint).parent)}
-        commands.append(_command(f"finetune {file}", {"--data": spec.data, **weights, **recipe, **out, **named}))
+        out = {"--out": portable(str(PurePath(record.checkpoint).parent))}
+        commands.append(
+            _command(f"finetune {file}", {"--data": spec.shown_data, **weights, **recipe, **out, **named})
+        )
     if not tuned:
         commands.append(_command("export", {**named, "--out": "schedule.json"}))
     return [*commands, _command("report", {**named, "--out": "report.html"})]

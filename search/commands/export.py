@@ -79,7 +79,7 @@ def export(
     if targets:
         try:
             shown = parity_images(found, weights.model, images)
-            origin = f"the first {len(shown)} of the val split of {found.spec.data}"
+            origin = f"the first {len(shown)} of the val split of {found.spec.shown_data}"
         except (PrunefrontError, OSError) as error:
             say(f"warning: exports are compared on random images: {error}")
             shown, origin = random_images(weights.model, images), f"{images} random"

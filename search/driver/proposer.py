@@ -8,7 +8,8 @@ from results import Evaluation
 from search.samplers.base import Draw, Sampler
 from spaces import PruningSchedule
 from spaces.errors import SearchError
-from spaces.space import ChoiceParameter, FloatParameter, SearchSpace, Value
+from spaces.parameters import ChoiceParameter, FloatParameter, Value
+from spaces.space import SearchSpace
 
 START = "start"  # origin of a schedule that was tried before anything was proposed
 PATIENCE = 20  # known proposals in a row before points are drawn at random

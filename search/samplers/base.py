@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from results import Evaluation
-from spaces.space import Value
+from spaces.parameters import Value
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from search.samplers.base import Draw, scores
 from search.samplers.points import Point, changed_point, random_point
 from search.samplers.surrogate import Array, Features, GaussianProcess, Observed
 from spaces import PruningSchedule
-from spaces.space import SearchSpace, Value
+from spaces.parameters import Value
+from spaces.space import SearchSpace
 
 SHARES = ("top1", "agreement")  # objectives that are shares of the images
 STARTUP = 6  # results before the processes are asked

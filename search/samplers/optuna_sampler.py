@@ -18,7 +18,8 @@ from optuna.trial import Trial, TrialState, create_trial
 from results import Evaluation
 from search.config import OBJECTIVES
 from search.samplers.base import Draw, scores
-from spaces.space import ChoiceParameter, FloatParameter, IntParameter, Parameter, SearchSpace, Value
+from spaces.parameters import ChoiceParameter, FloatParameter, IntParameter, Parameter, Value
+from spaces.space import SearchSpace
 
 LARGEST_POPULATION = 50
 GENERATIONS = 5  # that a search of few trials shall have at least

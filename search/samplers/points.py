@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from spaces.space import ChoiceParameter, FloatParameter, IntParameter, Parameter, Value
+from spaces.parameters import ChoiceParameter, FloatParameter, IntParameter, Parameter, Value
 
 Point = dict[str, Value]
 

@@ -20,7 +20,7 @@ class Recipe:
         seed: of the order and the augmentation of images and of everything random in the model.
         lr: learning rate at its highest, for AdamW.
         batch_size: images in a step.
-        weight_decay: for all weights but norms, biases and those of `search.training_state.NO_DECAY`.
+        weight_decay: for all weights but norms, biases and those of `search.training.checkpoint.NO_DECAY`.
         warmup: share of all steps over which the learning rate rises; after it, it falls as a cosine.
         label_smoothing: share of a label that is spread over all classes.
         clip: largest norm of a step's gradient; 0 for none.

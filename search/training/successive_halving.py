@@ -149,12 +149,16 @@ class Halving:
         return rows
 
     def summary(self) -> dict[str, Any]:
-        """Return all of it as one plain object."""
+        """Return all of it as one plain object; paths of weights begin in the folder that holds those of all."""
+        rows = self.rows()
+        for row in rows:
+            if row["checkpoint"] is not None:
+                row["checkpoint"] = "/".join(Path(row["checkpoint"]).parts[-2:])
         return {
             "rungs": [asdict(rung) for rung in self.rungs],
             "kendall_tau_first_rung": self.correlation,
             "kendall_tau_finished": self.finished_correlation,
-            "schedules": self.rows(),
+            "schedules": rows,
         }
 
 

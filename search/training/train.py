@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from results.files import write_json
+from results.portable import portable
 from search.data.dataset import ImageData
 from search.runtime.versions import versions
 from search.training.checkpoint import WEIGHTS
@@ -19,6 +21,8 @@ from search.training.fit import WHOLE, FitResult, fit
 from search.training.recipe import Pace, Recipe
 from search.training.run_folder import held_folder
 from ssm_models import PrunableModel, save_checkpoint, weights_digest
+
+_ADDRESSES = ("--db", "--ray-address")  # options that mean something on this machine alone, or hold a password
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def save_weights(model: PrunableModel, data: ImageData, out: Path) -> tuple[Path
         "img_size": json.dumps(list(model.img_size)),
         "num_classes": str(data.num_classes),
         "classes": json.dumps(data.classes, ensure_ascii=False),
-        "data": data.spec,
+        "data": portable(data.spec),
     }
     save_checkpoint(model, path, metadata)
     return path, weights_digest(model)
@@ -98,11 +102,11 @@ def training_record(
 ) -> dict[str, Any]:
     """Return what is written beside trained weights: how they came about, and how good they are."""
     return {
-        "command": command or shlex.join(["prunefront", *sys.argv[1:]]),
+        "command": command or command_line(sys.argv[1:]),
         "model": model.model_name,
         "img_size": list(model.img_size),
         "classes": data.classes,
-        "data": data.spec,
+        "data": portable(data.spec),
         "data_digest": {"train": data.digest("train"), "val": data.digest("val")},
         "recipe": asdict(recipe),
         "metric": data.task.metric.name,
@@ -116,3 +120,20 @@ def training_record(
         "versions": versions(),
         "curve": fitted.curve,
     }
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """Return a command line of this program for files that are handed on: without addresses and absolute folders.
+
+    >>> command_line(["train", "--data", "folder:/home/ada/signs", "--db", "postgresql://ada:secret@host/db"])
+    'prunefront train --data folder:signs'
+    """
+    words = ["prunefront"]
+    following = iter(arguments)
+    for word in following:
+        option, given, _ = word.partition("=")
+        if option not in _ADDRESSES:
+            words.append(portable(word))
+        elif not given:
+            next(following, None)  # its value
+    return shlex.join(words)

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ def test_an_outage_is_waited_for_and_after_the_last_one_a_resume_takes_the_spool
     server: Any, tmp_path: Path
 ) -> None:
     url = server.get_uri()
-    with running(["-m", "search", *arguments(url, 500, "--db-patience", "30")], tmp_path) as (process, err):
+    with running(["-m", "search", *arguments(url, 500, "--db-patience", "60")], tmp_path) as (process, err):
         wait_until(lambda: len(evaluations(url)) >= 3, process, err)
         server.stop()
-        time.sleep(4)
+        wait_until(lambda: "warning" in err.read_text(), process, err)
         server.ensure_postgres_running()
         back = len(evaluations(url))
         wait_until(lambda: len(evaluations(url)) >= back + 10, process, err)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 
 
@@ -13,6 +15,6 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 def test_a_resume_reaches_n_and_loses_and_doubles_nothing() -> None:
     """Its own checks decide: it ends with 1 if one of them does not hold."""
     arguments = ["--rounds", "3", "--trials", "60", "--seed", "1", "--longest", "1"]
-    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=1200)
+    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills, 60 of 60 recorded" in done.stdout

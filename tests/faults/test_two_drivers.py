@@ -17,7 +17,7 @@ def recorded_by(path: Path) -> dict[int, int]:
     """How many evaluations each driver has recorded."""
     if not path.exists():
         return {}
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as connection:
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=PATIENCE)) as connection:
         query = "SELECT driver_id, count(*) FROM evaluations WHERE state <> 'running' GROUP BY driver_id"
         return dict(connection.execute(query).fetchall())
 

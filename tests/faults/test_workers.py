@@ -11,7 +11,7 @@ import pytest
 from search.config import SearchConfig
 from search.driver.search_setup import open_setup
 from spaces.published import starting_schedules
-from tests.faults.processes import arguments, evaluations, interrupted, running, wait_until
+from tests.faults.processes import PATIENCE, arguments, evaluations, interrupted, running, wait_until
 
 PROGRAM = str(Path(__file__).with_name("ill_worker.py"))
 ILLNESSES = {"dies": "KILLED", "grows": "OOM", "hangs": "TIMEOUT", "nan": "NONFINITE", "halves": None}
@@ -24,7 +24,7 @@ def test_each_ill_schedule_fails_by_its_name_and_the_others_are_done(tmp_path: P
     budget = SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.9", trials=8)
     starts = [schedule.text for schedule in starting_schedules(open_setup(budget).space)]
     ill = dict(zip(starts, ILLNESSES, strict=False))
-    command = [PROGRAM, *arguments(url, 1000, "--brood", "1", "--trial-timeout", "15s")]
+    command = [PROGRAM, *arguments(url, 1000, "--brood", "1", "--trial-timeout", "45s")]
     with running(command, tmp_path, ILL=json.dumps(ill)) as (process, err):
         wait_until(lambda: set(ill) <= {e.schedule.text for e in evaluations(url)}, process, err)
         before = len(evaluations(url))
@@ -46,8 +46,8 @@ LIMITED = """
 import resource, sys
 import search, torch
 from search.config import SearchConfig
-from search.evaluator import Evaluator
-from search.studies import open_setup
+from search.evaluation.evaluator import Evaluator
+from search.driver.search_setup import open_setup
 from spaces import PruningSchedule
 torch.set_num_threads(1)
 subject = open_setup(SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.9", trials=1))
@@ -74,6 +74,6 @@ print("halved to", min(sizes))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_a_batch_that_memory_does_not_hold_is_halved_and_gives_the_same_outcomes(tmp_path: Path) -> None:
     """With a real limit on the process's memory, so that torch's allocator and the compiled scan both run into it."""
-    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("halved to ")

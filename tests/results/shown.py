@@ -26,6 +26,6 @@ def make_picture(label: str = "seven") -> TokenPicture:
 
 def write_evil_report(path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]) -> None:
     spec = make_spec(
-        name=EVIL, data=f"folder:/{EVIL}", checkpoint=EVIL, space=EVIL, versions={EVIL: EVIL}, budget="0.8"
+        name=EVIL, data=f"folder:{EVIL}", checkpoint=EVIL, space=EVIL, versions={EVIL: EVIL}, budget="0.8"
     )
     write_report(path, Study(1, NOW, spec, 12, 1), evaluations, [make_picture(EVIL)])

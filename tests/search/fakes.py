@@ -19,7 +19,8 @@ from search.samplers.base import Sampler
 from search.samplers.registry import make_sampler
 from spaces import FlopsBudget, PruningSchedule, Stage, TokenLayout
 from spaces.published import starting_schedules
-from spaces.space import SearchSpace, make_space
+from spaces.space import SearchSpace, StagesSpace, make_space
+from spaces.space_spec import SpaceSpec
 
 LAYOUT = TokenLayout("fake", (28, 28), (Stage(12, 7, 7),), protected=1)
 IMAGES, BATCH = 200, 20  # of a search
@@ -55,7 +56,7 @@ def space(text: str = "stages", budget: str = "0.8") -> SearchSpace:
     return make_space(text, LAYOUT, flops, FlopsBudget.parse(budget))
 
 
-class _Small(SearchSpace):
+class _TwelveSchedules(StagesSpace):
     def schedule(self, values: Any) -> PruningSchedule:
         return PruningSchedule.of([(1 + int(11.999 * values["target"]), 0.5)])
 
@@ -63,11 +64,19 @@ class _Small(SearchSpace):
         return None
 
 
+class _BeyondTheLimit(StagesSpace):
+    def schedule(self, values: Any) -> PruningSchedule:
+        return PruningSchedule()
+
+
 def small_space() -> SearchSpace:
     """Twelve schedules, whatever the values: a step of 0.5 after one of the blocks 1 … 12."""
-    over = space(budget="1")
-    over.__class__ = type("Small", (_Small, type(over)), {})
-    return over
+    return _TwelveSchedules(SpaceSpec.parse("stages"), LAYOUT, flops, FlopsBudget(1.0))
+
+
+def broken_space() -> SearchSpace:
+    """A space that returns the dense schedule, which costs more than its limit."""
+    return _BeyondTheLimit(SpaceSpec.parse("stages"), LAYOUT, flops, FlopsBudget(0.8))
 
 
 class MemoryRecords:

@@ -21,6 +21,7 @@ from search.commands.inspecting import chosen
 from search.config import SearchConfig
 from search.driver.search_setup import open_setup
 from spaces import PruningSchedule
+from tests.patience import PATIENCE
 from tests.search.conftest import fill
 from tests.search.pictures import write_folder
 
@@ -89,14 +90,14 @@ def test_a_stdout_that_is_closed_is_not_missed() -> None:
 def test_a_termination_is_told_from_a_failure() -> None:
     program = (
         "import time; from search import cli; "
-        "cli.app.command('wait')(lambda: (print('ready', flush=True), time.sleep(60))); cli.main(['wait'])"
+        "cli.app.command('wait')(lambda: (print('ready', flush=True), time.sleep(600))); cli.main(['wait'])"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.terminate()
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (143, "stopped\n")
 
 
@@ -331,7 +332,7 @@ def test_output_that_nobody_reads_to_the_end_is_no_error(study_url: str) -> None
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert process.wait(300) == 1
+    assert process.wait(PATIENCE) == 1
     assert process.stderr.read() == b""
 
 

@@ -19,7 +19,7 @@ def test_shares_and_absolute_numbers(text, limit):
 
 
 @pytest.mark.parametrize("text", ["0", "1.7", "abc", "", "-0.5", "nan", "inf", "3.6X", "0G", "1e999G", "0,6"])
-def test_what_is_no_budget(text):
+def test_malformed_budgets(text):
     with pytest.raises(BudgetError, match="FLOPs budget") as caught:
         FlopsBudget.parse(text)
     assert "\n" not in str(caught.value)
@@ -37,7 +37,7 @@ def test_what_is_no_budget(text):
         (" .5 : .7 ", 500, 700),
     ],
 )
-def test_a_share_reaches_down_to_its_half_and_a_range_to_its_beginning(text, least, limit):
+def test_targets_begin_at_half_the_limit_or_at_the_low_end_of_a_range(text, least, limit):
     budget = FlopsBudget.parse(text)
     assert (budget.least(1000), budget.limit(1000)) == (least, limit)
 
@@ -54,7 +54,7 @@ def test_a_share_reaches_down_to_its_half_and_a_range_to_its_beginning(text, lea
         ("0.1:0.2:0.3", "two ends"),
     ],
 )
-def test_what_is_no_range(text, said):
+def test_malformed_ranges(text, said):
     with pytest.raises(BudgetError, match=f"FLOPs budget .*{said}") as caught:
         FlopsBudget.parse(text)
     assert "\n" not in str(caught.value)
@@ -77,7 +77,7 @@ def test_the_text_form_reads_back(text):
 
 
 @given(st.tuples(shares, shares).map(lambda pair: sorted(pair, key=float)), st.integers(1, 10**12))
-def test_candidates_are_tried_within_a_range(ends, dense):
+def test_targets_stay_within_the_range(ends, dense):
     budget = FlopsBudget.parse(":".join(ends))
     assert 0 <= budget.least(dense) <= budget.limit(dense) <= dense
     assert str(FlopsBudget.parse(str(budget))) == str(budget)

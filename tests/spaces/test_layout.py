@@ -16,7 +16,7 @@ def test_tokens_after_each_block():
     assert VIM.tokens(PruningSchedule()) == [196] * 24
 
 
-def test_tokens_come_back_at_the_next_stage():
+def test_dropped_tokens_return_at_the_next_stage():
     assert STAGED.tokens(PruningSchedule.parse("1:0.5,4:0.25")) == [32, 32, 16, 4, 4]
 
 
@@ -39,7 +39,7 @@ def test_a_step_at_the_end_of_a_stage_drops_nothing():
 
 
 @given(st.dictionaries(st.integers(1, 5), st.floats(0.1, 1.0)))
-def test_a_block_works_on_what_the_one_before_left_or_on_the_whole_grid(keeps):
+def test_a_block_works_on_the_tokens_that_the_block_before_left_or_on_the_whole_grid(keeps):
     schedule = PruningSchedule.of(keeps.items())
     left = STAGED.tokens(schedule)
     assert STAGED.worked_on(schedule) == [64, left[0], 16, left[2], left[3]]

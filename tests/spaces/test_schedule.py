@@ -18,7 +18,7 @@ methods = st.fixed_dictionaries({name: st.sampled_from(choices) for name, choice
 
 
 @given(steps, methods)
-def test_text_and_json_give_the_schedule_back(pairs, method):
+def test_text_and_json_round_trip(pairs, method):
     schedule = PruningSchedule.of(pairs, **method)
     assert PruningSchedule.parse(schedule.text) == schedule
     assert PruningSchedule.from_dict(json.loads(json.dumps(schedule.as_dict()))) == schedule
@@ -26,7 +26,7 @@ def test_text_and_json_give_the_schedule_back(pairs, method):
 
 
 @given(mixed_steps, methods)
-def test_schedules_of_mixed_contexts_come_back_too(triples, method):
+def test_text_and_json_round_trip_with_mixed_contexts(triples, method):
     schedule = PruningSchedule.of(triples, **method)
     assert PruningSchedule.parse(schedule.text) == schedule
     assert PruningSchedule.from_dict(json.loads(json.dumps(schedule.as_dict()))) == schedule
@@ -35,8 +35,8 @@ def test_schedules_of_mixed_contexts_come_back_too(triples, method):
 
 
 @given(mixed_steps, mixed_steps, methods, methods, st.data())
-def test_schedules_are_equal_if_they_do_the_same(one, other, method, another, data):
-    """Whichever contexts stand at the steps and which at the method; and only then."""
+def test_schedules_are_equal_if_and_only_if_they_do_the_same(one, other, method, another, data):
+    """However the contexts are divided between the steps and the method."""
 
     def does(triples, choices):
         left = sorted(step for step in triples if step[1] < 1.0)
@@ -58,8 +58,8 @@ def test_schedules_are_equal_if_they_do_the_same(one, other, method, another, da
 
 
 @given(steps, methods)
-def test_one_context_everywhere_is_the_method_s(pairs, method):
-    """So schedules without contexts at their steps keep the text, and the hash, that they always had."""
+def test_a_context_that_all_steps_share_becomes_the_methods(pairs, method):
+    """So schedules whose steps name no context keep the text and hash that they had before steps could name one."""
     context = method["context"]
     schedule = PruningSchedule.of([(after, keep, context) for after, keep in pairs], **{**method, "context": "drop"})
     assert schedule == PruningSchedule.of(pairs, **method)
@@ -67,7 +67,7 @@ def test_one_context_everywhere_is_the_method_s(pairs, method):
 
 
 @given(steps, st.randoms())
-def test_order_and_steps_of_one_do_not_matter(pairs, rnd):
+def test_the_order_of_steps_and_steps_of_ratio_one_do_not_matter(pairs, rnd):
     shuffled = [*pairs, (61, 1.0)]
     rnd.shuffle(shuffled)
     assert PruningSchedule.of(shuffled) == PruningSchedule.of(pairs)
@@ -107,7 +107,7 @@ def test_kept_tokens_rounds_half_up_in_decimal(tokens, thousandths):
     assert kept_tokens(tokens, thousandths / 1000) == max(1, int(exact))
 
 
-def test_kept_tokens_of_a_ratio_that_binary_cannot_hold():
+def test_kept_tokens_of_a_ratio_without_an_exact_binary_form():
     assert kept_tokens(50, 0.29) == 15  # 14.5; in binary 14.499999999999998
     assert kept_tokens(196, 0.8) == 157
     assert kept_tokens(3, 0.01) == 1
@@ -124,9 +124,9 @@ def test_kept_tokens_of_a_ratio_that_binary_cannot_hold():
         ("5:1.5", "keep ratio"),
         ("5:nan", "BLOCK:RATIO"),
         ("5:1e999", "keep ratio"),
-        ("5:0.5,5:0.6", "stands twice"),
-        ("5:1,5:0.5", "stands twice"),
-        ("5:0.5,5:0.5:conv", "stands twice"),
+        ("5:0.5,5:0.6", "given twice"),
+        ("5:1,5:0.5", "given twice"),
+        ("5:0.5,5:0.5:conv", "given twice"),
         ("5:0.5:", "block 5: context=''"),
         ("5:0.5:keep", "block 5: context='keep': expected one of drop"),
         ("5:0.5:conv:drop", "block 5: context='conv:drop'"),
@@ -136,12 +136,12 @@ def test_kept_tokens_of_a_ratio_that_binary_cannot_hold():
         ("5:0.8;importance=best", "importance"),
         ("5:0.8;colour=red", "colour"),
         ("5:0.8;importance", "NAME=CHOICE"),
-        ("5:0.8;importance=l1;importance=l2", "stands twice"),
+        ("5:0.8;importance=l1;importance=l2", "given twice"),
         ("99999999999999999999:0.5", "BLOCK:RATIO"),
         (",".join(f"{i}:0.9" for i in range(1, 6000)), "steps"),
     ],
 )
-def test_malformed_text_is_refused_by_name(text, names):
+def test_the_message_names_the_malformed_part_of_a_text(text, names):
     with pytest.raises(ScheduleError, match=names) as caught:
         PruningSchedule.parse(text)
     assert "\n" not in str(caught.value)
@@ -172,7 +172,7 @@ GOOD = PruningSchedule.parse("5:0.8").as_dict()
         ({"method": {"context": "keep"}}, "context"),
     ],
 )
-def test_malformed_json_is_refused_by_field(tmp_path, change, names):
+def test_the_message_names_the_malformed_field_of_a_file(tmp_path, change, names):
     file = tmp_path / "schedule.json"
     file.write_text(json.dumps({**GOOD, **change}))
     with pytest.raises(ScheduleError, match=names) as caught:
@@ -181,19 +181,19 @@ def test_malformed_json_is_refused_by_field(tmp_path, change, names):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
-def test_a_file_that_is_no_schedule(tmp_path, content):
+def test_a_file_that_is_not_a_schedule(tmp_path, content):
     file = tmp_path / "schedule.json"
     file.write_bytes(content)
     with pytest.raises(ScheduleError, match=r"schedule\.json"):
         PruningSchedule.from_file(file)
 
 
-def test_a_file_that_is_missing():
+def test_a_missing_file():
     with pytest.raises(ScheduleError, match="cannot be read"):
         PruningSchedule.from_file("no/such.json")
 
 
-def test_schedules_cannot_be_changed():
+def test_schedules_are_immutable():
     schedule = PruningSchedule((PruningStep(5, 0.8),), PruningMethod())
     with pytest.raises(AttributeError):
         schedule.steps = ()  # type: ignore[misc]

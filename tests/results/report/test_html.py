@@ -17,6 +17,7 @@ from results.intervals import wilson_interval
 from results.report.evaluation_table import listing
 from results.report.plot import plot_front
 from results.report.report import write_report
+from tests.patience import PATIENCE
 from tests.results.shown import DENSE, EVIL, NOW, MakeEvaluation, MakeSpec, make_picture, write_evil_report
 
 
@@ -72,7 +73,7 @@ def points(page: Any) -> list[int]:
 
 def until(page: Any, condition: str) -> None:
     """Wait for a condition; Playwright's own waiting evaluates text in the page, which its policy forbids."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, condition
         page.wait_for_timeout(50)
@@ -99,9 +100,8 @@ def test_the_page_renders_without_complaint_or_sideways_scroll(
     lightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
     assert (sum(lightness) < 200) == (scheme == "dark")
     page.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
-    page.wait_for_timeout(200)
-    fill = page.evaluate("getComputedStyle(document.querySelector('#chart .legendtext')).fill")
-    assert fill == page.evaluate("getComputedStyle(document.querySelector('.lede')).color"), "the plot follows"
+    fill = "getComputedStyle(document.querySelector('#chart .legendtext')).fill"
+    until(page, f"{fill} === getComputedStyle(document.querySelector('.lede')).color")  # the plot follows
 
 
 def test_hover_switch_click_and_sort(

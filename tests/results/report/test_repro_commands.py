@@ -20,7 +20,7 @@ def test_the_commands_reproduce_the_study(make_spec: MakeSpec) -> None:
     search, front, export, report = reproducing_commands(study, 40)
     assert search.startswith("prunefront search --model vim_nano --data embedded --flops-budget 0.8 --trials 40 ")
     assert """--study 'it'"'"'s mine'""" in search
-    assert "--checkpoint '/models/a b.safetensors'" in search
+    assert "--checkpoint 'a b.safetensors'" in search, "folders of this machine are nobody else's"
     assert report.endswith("--out report.html")
     assert front.startswith("prunefront front --study ") and export.endswith("--out schedule.json")
     assert "--objective" not in search

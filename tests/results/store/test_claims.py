@@ -25,6 +25,7 @@ from results.store.schema import DriverRow
 from results.store.store import Store
 from spaces import PruningSchedule
 from spaces.errors import UsageError
+from tests.patience import PATIENCE
 from tests.results.engines import both_engines
 
 MakeSpec = Callable[..., StudySpec]
@@ -316,13 +317,13 @@ def _drive(url: str, seed: int, trials: int, start: Any, answers: Any) -> None:
 def test_drivers_at_once_reach_the_total_and_run_nothing_twice(store: Store, make_spec: MakeSpec, url: str) -> None:
     study, trials = store.create_study(make_spec()), 30
     context = multiprocessing.get_context("spawn")
-    start, answers = context.Barrier(2, timeout=300), context.Queue()
+    start, answers = context.Barrier(2, timeout=PATIENCE), context.Queue()
     drivers = [context.Process(target=_drive, args=(url, seed, trials, start, answers)) for seed in (1, 2)]
     for driver in drivers:
         driver.start()
-    ran = [json.loads(answers.get(timeout=300)) for _ in drivers]
+    ran = [json.loads(answers.get(timeout=PATIENCE)) for _ in drivers]
     for driver in drivers:
-        driver.join(timeout=300)
+        driver.join(timeout=PATIENCE)
     assert all(isinstance(texts, list) and texts for texts in ran), ran
     assert len(ran[0]) + len(ran[1]) == len({*ran[0], *ran[1]}) == trials
     assert [e.number for e in store.evaluations(study)] == list(range(trials))

@@ -20,6 +20,7 @@ from results.store.database import open_database, parse_address
 from results.store.schema import REVISIONS, VERSION_TABLE, Base
 from results.store.store import Store
 from spaces.errors import StoreError, UsageError
+from tests.patience import PATIENCE
 from tests.results.engines import both_engines
 
 MakeSpec = Callable[..., StudySpec]
@@ -271,13 +272,13 @@ def test_processes_that_create_at_once_agree(
     if engine == "postgresql":
         url = request.getfixturevalue("new_postgresql")("template0")
     context = multiprocessing.get_context("spawn")
-    start, answers = context.Barrier(4, timeout=300), context.Queue()
+    start, answers = context.Barrier(4, timeout=PATIENCE), context.Queue()
     workers = [context.Process(target=_create, args=(url, start, answers)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    results = [answers.get(timeout=300) for _ in workers]
+    results = [answers.get(timeout=PATIENCE) for _ in workers]
     for worker in workers:
-        worker.join(timeout=300)
+        worker.join(timeout=PATIENCE)
     assert results == ["0"] * 4
     assert list(files(tmp_path)) == (["store.db"] if engine == "sqlite" else [])
 
@@ -313,7 +314,7 @@ def test_readers_see_whole_records_while_one_writes(
         readers = [context.Process(target=_read, args=(url, met, stop, answers)) for _ in range(3)]
         for reader in readers:
             reader.start()
-        number, waiting, deadline = 0, len(readers), time.monotonic() + 300
+        number, waiting, deadline = 0, len(readers), time.monotonic() + PATIENCE
         # Until every reader has met at least one evaluation, so that all did read while we wrote.
         while number < 300 or (waiting and time.monotonic() < deadline):
             flops, top1 = 400_000 + number * 7919 % 400_000, (number * 37 % 300) / 300
@@ -322,9 +323,9 @@ def test_readers_see_whole_records_while_one_writes(
             if waiting and met.acquire(block=False):
                 waiting -= 1
         stop.set()
-        rounds = [answers.get(timeout=300) for _ in readers]
+        rounds = [answers.get(timeout=PATIENCE) for _ in readers]
         for reader in readers:
-            reader.join(timeout=300)
+            reader.join(timeout=PATIENCE)
         assert not waiting
         assert all(isinstance(r, int) and r > 0 for r in rounds), rounds
         assert len(store.evaluations(study)) == number
@@ -349,7 +350,7 @@ def test_writers_in_two_processes_lose_nothing(
         other = subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE, text=True)
         for i in range(100):
             assert store.record(study, make_evaluation(f"4:{(i + 1) / 1000}"))
-        assert other.communicate(timeout=300)[1] == ""
+        assert other.communicate(timeout=PATIENCE)[1] == ""
         assert other.returncode == 0
         assert [e.number for e in store.evaluations(study)] == list(range(200))
 

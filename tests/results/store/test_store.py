@@ -18,6 +18,7 @@ from results.objectives import OBJECTIVES, best_evaluation, objective_value, obj
 from results.store.store import Store
 from spaces import PruningSchedule
 from spaces.errors import StoreError, StudyExistsError, UnknownNameError, UsageError
+from tests.patience import PATIENCE
 from tests.results.engines import both_engines
 
 pytestmark = both_engines
@@ -60,7 +61,7 @@ def test_study_names_are_unique_and_unknown_ones_are_helped(store: Store, make_s
 
 
 def test_of_those_who_create_a_study_at_once_one_does(store: Store, make_spec: MakeSpec) -> None:
-    start = Barrier(4, timeout=300)
+    start = Barrier(4, timeout=PATIENCE)
 
     def create(seed: int) -> Study | None:
         start.wait()

@@ -10,8 +10,9 @@ from search.driver.proposer import PATIENCE, START, Candidate, Known, Proposer
 from search.samplers.base import Draw, Sampler
 from spaces import PruningSchedule
 from spaces.errors import SearchError
+from spaces.parameters import Value
 from spaces.published import starting_schedules
-from spaces.space import SearchSpace, Value
+from spaces.space import SearchSpace
 from tests.search import fakes
 
 LookUp = Callable[[PruningSchedule], Known | None]

@@ -22,6 +22,7 @@ from search.driver.search_setup import (
     open_study,
 )
 from spaces.errors import BudgetError, DataError, StoreError, StudyMismatchError, UsageError
+from tests.patience import PATIENCE
 from tests.search.pictures import write_folder
 
 
@@ -91,7 +92,7 @@ def test_drivers_that_begin_at_once_begin_one_study(
     subject: SearchSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has seen that there is none before either writes it."""
-    answers, seen = subject.dense_answers(), Barrier(2, timeout=300)
+    answers, seen = subject.dense_answers(), Barrier(2, timeout=PATIENCE)
     monkeypatch.setattr(SearchSetup, "dense_answers", lambda self: (seen.wait(), answers)[1])
     with ThreadPoolExecutor(2) as pool:
         begun = list(pool.map(lambda _: open_study(subject, f"sqlite:///{tmp_path / 'new.db'}"), range(2)))

@@ -50,13 +50,7 @@ class TestEvaluating:
         assert all(e.flops == fakes.flops(e.schedule) for e in records.evaluations)
 
     def test_a_candidate_above_the_limit_is_an_error(self) -> None:
-        class Broken(type(fakes.space())):  # type: ignore[misc]
-            def schedule(self, values: Any) -> PruningSchedule:
-                return PruningSchedule()
-
-        over = fakes.space()
-        over.__class__ = Broken
-        subject = searcher(MemoryRecords(), trials=5, over=over, starts=False)
+        subject = searcher(MemoryRecords(), trials=5, over=fakes.broken_space(), starts=False)
         assert drive(subject) == []
         assert isinstance(subject.error, SearchError)
         assert "above the limit" in str(subject.error)

@@ -4,7 +4,6 @@ import fcntl
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ import pytest
 
 from search.runtime import scratch
 from search.runtime.scratch import PREFIX, scratch_folder, sweep
+from tests.patience import wait_for
 
 PROGRAM = """
 import subprocess, sys, time
-from search.scratch import scratch_folder
+from search.runtime.scratch import scratch_folder
 with scratch_folder() as folder:
     work = "import time; print(flush=True); time.sleep(600)"
     helper = subprocess.Popen([sys.executable, "-c", work, f"{folder}/socket"], stdout=subprocess.PIPE)
@@ -43,13 +43,11 @@ def test_a_folder_lives_as_long_as_its_owner_and_is_swept_with_its_processes(tmp
     assert sweep(tmp_path) == [folder]
     assert not folder.exists()
     assert {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}without-owner", f"{PREFIX}link", "other"}
-    for _ in range(1200):
-        stat = Path(f"/proc/{helper}/stat")
-        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            break
-        time.sleep(0.05)
-    else:
-        raise AssertionError("the process outlived its folder")
+    stat = Path(f"/proc/{helper}/stat")
+    wait_for(
+        lambda: not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z",
+        "the process outlived its folder",
+    )
 
 
 def test_it_is_not_swept_before_its_owner_has_locked_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

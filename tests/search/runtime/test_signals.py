@@ -5,15 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from search.runtime.signals import Interruption
+from tests.patience import PATIENCE, wait_for
 
 GRANDCHILD = "import subprocess as s; p = s.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
 PROGRAM = f"""
 import subprocess, sys, time
-from search.interruption import Interruption
+from search.runtime.signals import Interruption
 child = subprocess.Popen([sys.executable, "-c", {GRANDCHILD!r}])
 with Interruption(lambda: print("first", flush=True), lambda: print("second", flush=True)):
     print("ready", flush=True)
@@ -43,15 +45,14 @@ def test_the_second_ends_the_process_and_its_descendants(first: signal.Signals, 
     process.send_signal(first)
     assert process.stdout.readline() == "first\n"
     process.send_signal(second)
-    assert process.wait(300) == 128 + second
+    assert process.wait(PATIENCE) == 128 + second
     assert process.stdout.readline() == "second\n"
-    for _ in range(1200):
+
+    def ended() -> bool:
         try:
-            state = open(f"/proc/{grandchild}/stat").read().rpartition(")")[2].split()[0]  # noqa: SIM115, PTH123
+            stat = Path(f"/proc/{grandchild}/stat").read_text()
         except OSError:
-            break
-        if state == "Z":
-            break
-        time.sleep(0.05)
-    else:
-        pytest.fail("a descendant is still there")
+            return True
+        return stat.rpartition(")")[2].split()[0] == "Z"
+
+    wait_for(ended, "a descendant is still there")

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.samplers.points import changed_point, random_point
-from spaces.space import ChoiceParameter, FloatParameter, IntParameter, Parameter, Value
+from spaces.parameters import ChoiceParameter, FloatParameter, IntParameter, Parameter, Value
 
 PARAMETERS: dict[str, Parameter] = {
     "after_1": IntParameter(1, 11),

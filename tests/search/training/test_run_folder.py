@@ -12,7 +12,7 @@ from spaces.errors import TrainingError, UsageError
 HOLDER = """
 import sys, time
 from pathlib import Path
-from search.training_folder import held_folder
+from search.training.run_folder import held_folder
 with held_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -17,9 +17,10 @@ import ssm_models
 from search.data.dataset import ImageData, open_data
 from search.training.checkpoint import CHECKPOINT, parameter_groups
 from search.training.recipe import Recipe, epoch_seed, learning_rate
-from search.training.train import train_model
+from search.training.train import command_line, train_model
 from spaces import errors
 from ssm_models.checkpoints import read_checkpoint
+from tests.patience import PATIENCE
 from tests.search.pictures import write_brightness
 
 
@@ -92,6 +93,7 @@ class TestTrainModel:
         assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
         assert (metadata["model"], json.loads(metadata["classes"])) == ("tiny", ["dark", "light"])
         record = json.loads((tmp_path / "train.json").read_text())
+        assert metadata["data"] == record["data"] == f"folder:{Path(data.spec).name}", "no folders of this machine"
         assert record["command"] == "c"
         assert record["weights_digest"] == result.weights_digest == ssm_models.weights_digest(model)
         assert record["data_digest"] == {"train": data.digest("train"), "val": data.digest("val")}
@@ -131,7 +133,7 @@ class TestTrainModel:
             " log=t.Stop(3, lambda: os.kill(os.getpid(), signal.SIGKILL)))"
         )
         command = [sys.executable, "-c", script, data.spec, str(tmp_path / "cut")]
-        killed = subprocess.run(command, cwd=Path(__file__).parents[3], timeout=300)
+        killed = subprocess.run(command, cwd=Path(__file__).parents[3], timeout=PATIENCE)
         assert killed.returncode == -signal.SIGKILL
         resumed = train_model(fresh(), data, RECIPE, out=tmp_path / "cut")
         assert len(resumed.fit.curve) == 4
@@ -276,3 +278,21 @@ class TestRecipe:
         model = ssm_models.create_model(name)
         decayed = {id(p) for p in parameter_groups(model, 0.05)[1]["params"]}
         assert [name for name, p in model.named_parameters() if "bias" in name and id(p) in decayed] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["train", "--data", "folder:/home/ada/a b", "--out", "/x/y"],
+            "prunefront train --data 'folder:a b' --out y",
+        ),
+        (
+            ["finetune", "/x/s.json", "--db", "postgresql://ada:secret@h/d", "--study", "s"],
+            "finetune s.json --study s",
+        ),
+        (["finetune", "s.json", "--db=sqlite:////x/s.db", "--ray-address=10.0.0.1:6379"], "finetune s.json"),
+    ],
+)
+def test_a_command_line_in_a_file_has_no_folders_and_no_addresses(arguments: list[str], expected: str) -> None:
+    assert command_line(arguments) == f"prunefront {expected.removeprefix('prunefront ')}"

@@ -9,6 +9,7 @@ import torch
 
 from ssm_models.scan import backends
 from ssm_models.scan.backends import NAMES, VARIABLE, available, scan_backend
+from tests.patience import PATIENCE
 
 
 def test_the_cpu_s_backend_is_compiled() -> None:
@@ -79,4 +80,4 @@ found = [str(w.message) for w in caught if "numba" in str(w.message)]
 assert len(found) == 1, found
 assert y.isfinite().all()
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=300)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=PATIENCE)

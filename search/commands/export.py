@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from results.metrics import METRICS
-from search.commands.options import Checkpoint, Database, MaxFlops, MinTop1, Study, check_top1, database, flops_limit
+from search.commands.options import (
+    Checkpoint,
+    Database,
+    MaxFlops,
+    MinTop1,
+    Study,
+    check_top1,
+    database,
+    file_path,
+    flops_limit,
+    folder_path,
+)
 from search.commands.output import say
 from search.commands.schedule_files import read_schedule
 from spaces import PruningSchedule
@@ -20,7 +31,10 @@ if TYPE_CHECKING:
 
 def export(
     study: Study,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where to write the schedule.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", parser=file_path, help="Where to write the schedule."),
+    ] = None,
     db: Database = None,
     max_flops: MaxFlops = None,
     min_top1: MinTop1 = None,
@@ -30,7 +44,11 @@ def export(
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write weights, schedule, preprocessing and a model card to a folder."),
+        typer.Option(
+            metavar="DIR",
+            parser=folder_path,
+            help="Write weights, schedule, preprocessing and a model card to a folder.",
+        ),
     ] = None,
     to: Annotated[
         list[str] | None, typer.Option("--to", metavar="pt2|onnx", help="Also export the model into the bundle.")

@@ -16,6 +16,7 @@ from search.commands.options import (
     Study,
     check_top1,
     database,
+    file_path,
     flops_limit,
     print_front,
 )
@@ -51,7 +52,7 @@ STUDY_COLUMNS = {
     "sampler": Column("sampler"),
     "created": Column("created", lambda text: text[:16].replace("T", " ")),
 }
-BEARABLE_LOSS = 0.01  # of top-1, for the schedule that the report pictures
+BEARABLE_LOSS = 0.01  # of top-1, for the schedule whose tokens the report shows
 
 
 class FrontFormat(StrEnum):
@@ -71,12 +72,18 @@ def front(
     all: Annotated[
         bool, typer.Option("--all", help="Every evaluation, in order, failed and stopped ones too.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot, too: .html or .png.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=file_path, help="Also write a plot: .html or .png."),
+    ] = None,
     format: Annotated[
         FrontFormat, typer.Option("--format", help="How to print or write results.", case_sensitive=False)
     ] = FrontFormat.table,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write csv, json or parquet there in place of printing.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=file_path, help="Write csv, json or parquet to a file instead of printing."
+        ),
     ] = None,
 ) -> None:
     """Print the Pareto front of a study, cheapest first."""
@@ -122,13 +129,14 @@ def _check_out(form: FrontFormat, out: Path | None) -> None:
 
 def report(
     study: Study,
-    out: Annotated[Path, typer.Option(metavar="FILE.html", help="Where to write the page.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.html", parser=file_path, help="Where to write the page.")],
     db: Database = None,
     pictures: Annotated[int, typer.Option(metavar="N", min=0, max=64, help="Images to show dropped tokens of.")] = 4,
 ) -> None:
     """Write one self-contained page about a study."""
     from results.report.report import write_report
     from results.store.store import Store
+    from search.config import reproducing_settings
 
     with Store.open(database(db)) as store:
         found = store.study(study)
@@ -137,10 +145,18 @@ def report(
     shown: Sequence[TokenPicture] = []
     if best and pictures:
         try:
-            shown = token_pictures(found, chosen(best), pictures)
+            shown = token_pictures(found, cheapest_good_point(best), pictures)
         except (PrunefrontError, OSError) as error:
-            say(f"warning: without pictures of tokens: {error}")
-    write_report(out, found, evaluations, shown, dense_confirmed=dense, finetunes=finetunes)
+            say(f"warning: the report has no pictures of tokens: {error}")
+    write_report(
+        out,
+        found,
+        evaluations,
+        shown,
+        dense_confirmed=dense,
+        finetunes=finetunes,
+        settings=reproducing_settings(found.spec.config),
+    )
     say(f"wrote {out}")
 
 
@@ -153,7 +169,7 @@ def studies(db: Database = None, format: FormatOption = Format.table) -> None:
     print_rows(rows, STUDY_COLUMNS, format, empty="no study yet")
 
 
-def chosen(front: "Sequence[Evaluation]") -> "Evaluation":
+def cheapest_good_point(front: "Sequence[Evaluation]") -> "Evaluation":
     """Return the cheapest point of the front that loses at most a point of top-1 against its best."""
     best = max(e.standing.top1 or 0.0 for e in front)
     return min((e for e in front if (e.standing.top1 or 0.0) >= best - BEARABLE_LOSS), key=lambda e: e.flops)

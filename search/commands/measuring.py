@@ -17,6 +17,7 @@ from search.commands.options import (
 )
 from search.commands.output import Column, Format, flops_text, print_object, print_rows, share_text
 from search.commands.schedule_files import check_belongs, read_schedule
+from search.config import SearchConfig
 from spaces import PruningSchedule
 from spaces.errors import UsageError
 
@@ -51,7 +52,7 @@ def evaluate(
     schedule: Schedule,
     checkpoint: Checkpoint = None,
     images: Images = None,
-    batch_size: BatchSize = 100,
+    batch_size: BatchSize = SearchConfig.batch_size,
     format: FormatOption = Format.table,
 ) -> None:
     """Print top-1, loss, FLOPs and latency of one schedule.
@@ -62,8 +63,6 @@ def evaluate(
     chosen, file = read_schedule(schedule)
     if file is not None:
         check_belongs(file, schedule, model=model)
-    if batch_size < 1 or (images is not None and images < 1):
-        raise UsageError("--images and --batch-size must be at least 1")
 
     import torch
 

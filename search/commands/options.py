@@ -4,34 +4,42 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from results.metrics import METRICS, TOP1
+from search.commands.flags import shared_option
 from search.commands.output import Column, Columns, Format, flops_text, print_rows, share_text
+from search.config import DEFAULT_DB, SearchConfig, SearchOutputs
 from spaces import FlopsBudget
 from spaces.errors import BudgetError, UsageError
 
-DEFAULT_DB = "sqlite:///prunefront.db"
 
-Model = Annotated[str, typer.Option("--model", metavar="M", help="Name of a model; see `prunefront models`.")]
-DATA_HELP = "embedded, folder:PATH, torchvision:NAME[:ROOT], hf:NAME or segmentation:PATH."
-Data = Annotated[str, typer.Option("--data", metavar="D", help=DATA_HELP)]
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        metavar="F",
-        help="Weights: a file (FILE#model_ema names one of several in it), or `random`. Default: those that the "
-        "model ships, if it does.",
-    ),
-]
+def file_path(text: str) -> Path:
+    """Read the name of a file on the command line; typer.BadParameter, which names the option, if it is none."""
+    if not text:
+        raise typer.BadParameter("must not be empty; name a file")
+    if text == "-":
+        raise typer.BadParameter("'-' stands for no stream here; name a file, such as /dev/stdout")
+    return Path(text)
+
+
+def folder_path(text: str) -> Path:
+    """Read the name of a folder on the command line; typer.BadParameter, which names the option, if it is none."""
+    if not text:
+        raise typer.BadParameter("must not be empty; name a folder, such as . for this one")
+    return Path(text)
+
+
+Model = Annotated[str, shared_option(SearchConfig, "model")]
+Data = Annotated[str, shared_option(SearchConfig, "data")]
+Checkpoint = Annotated[str | None, shared_option(SearchConfig, "checkpoint")]
+Images = Annotated[int | None, shared_option(SearchConfig, "images")]
+BatchSize = Annotated[int, shared_option(SearchConfig, "batch_size")]
+Database = Annotated[str | None, shared_option(SearchOutputs, "db")]
 Study = Annotated[str, typer.Option("--study", metavar="S", help="Name of the study.")]
-Database = Annotated[
-    str | None,
-    typer.Option("--db", metavar="URL", help=f"Database. Default: $PRUNEFRONT_DB, then {DEFAULT_DB}."),
-]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print results.", case_sensitive=False)]
 MaxFlops = Annotated[
     str | None,
@@ -41,10 +49,6 @@ MinTop1 = Annotated[float | None, typer.Option("--min-top1", metavar="X", help="
 Schedule = Annotated[
     str, typer.Option("--schedule", metavar="TEXT|FILE", help="Such as 5:0.8,10:0.8, or a JSON file; empty is dense.")
 ]
-Images = Annotated[
-    int | None, typer.Option("--images", metavar="N", help="Use the first N images of val. Default: all.")
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a forward pass.")]
 
 FRONT_COLUMNS = {
     "schedule": Column("schedule", lambda text: text or "(dense)"),

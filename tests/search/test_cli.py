@@ -17,7 +17,7 @@ from results import Confirmation, Evaluation
 from results.intervals import wilson_interval
 from results.store.store import Store
 from search.cli import run
-from search.commands.inspecting import chosen
+from search.commands.inspecting import cheapest_good_point
 from search.config import SearchConfig
 from search.driver.search_setup import open_setup
 from spaces import PruningSchedule
@@ -320,7 +320,7 @@ def test_the_pictured_schedule_is_the_cheapest_good_one() -> None:
         Evaluation(PruningSchedule(), flops=f, flops_ratio=f / 10, top1=t)
         for f, t in ((1, 0.5), (2, 0.95), (3, 0.96))
     ]
-    assert chosen(front).flops == 2
+    assert cheapest_good_point(front).flops == 2
 
 
 def test_output_that_nobody_reads_to_the_end_is_no_error(study_url: str) -> None:

@@ -3,14 +3,13 @@
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from results.metrics import METRICS
 from results.objectives import OBJECTIVES as OBJECTIVES  # for those who read settings
-from search.settings import InvalidValueError, by_current_name, check_settings, setting, settings_of
+from search.settings import InvalidValueError, check_settings, setting
 from spaces import FlopsBudget
 from spaces.errors import UsageError
 
@@ -262,13 +261,3 @@ class SearchOutputs:
         secret=True,
     )
     track: tuple[str, ...] = setting((), help="Log to mlflow or wandb; once for each.", metavar="K", after="mirror")
-
-
-def reproducing_settings(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those stored settings of a study that can change what it finds, by today's names.
-
-    Args:
-        stored: what `SearchConfig.as_dict` returned when the study began, maybe of an earlier version.
-    """
-    current = by_current_name(stored, SearchConfig)
-    return {one.name: current[one.name] for one in settings_of(SearchConfig) if one.reproduce and one.name in current}

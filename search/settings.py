@@ -267,17 +267,25 @@ def build(settings_class: type[T], given: Mapping[str, Given]) -> T:
     return settings_class(**values)
 
 
-def by_current_name(stored: Mapping[str, Any], settings_class: type) -> dict[str, Any]:
-    """Return stored settings by their current names, in the order of the fields; unknown ones are left out.
+def reproducing_settings(stored: Mapping[str, Any], settings_class: type) -> dict[str, Any]:
+    """Return those settings that can change what a search finds, under their current names, in the fields' order.
 
     >>> @dataclass(frozen=True, kw_only=True)
-    ... class Batch:
+    ... class Pace:
     ...     group: int = setting(4, help="Candidates.", metavar="N", aliases=("brood",))
-    >>> by_current_name({"brood": 8, "colour": "red"}, Batch)
+    ...     patience: float = setting(9.0, help="Seconds.", metavar="S", reproduce=False)
+    >>> reproducing_settings({"brood": 8, "patience": 1.0, "colour": "red"}, Pace)
     {'group': 8}
+
+    Args:
+        stored: settings by name, as a study keeps them; an earlier version may have stored them by a former name.
+        settings_class: what is known of them.
     """
-    found = {one.name: [name for name in one.spellings if name in stored] for one in settings_of(settings_class)}
-    return {name: stored[there[0]] for name, there in found.items() if there}
+    return {
+        one.name: next(stored[name] for name in one.spellings if name in stored)
+        for one in settings_of(settings_class)
+        if one.reproduce and not stored.keys().isdisjoint(one.spellings)
+    }
 
 
 def _by_setting(spelled: Iterable[tuple[str, Given, str]], classes: Iterable[type]) -> dict[str, Given]:

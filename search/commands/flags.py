@@ -31,8 +31,9 @@ def takes_settings(*classes: type) -> Callable[[Callable[..., None]], Callable[.
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
         @wraps(body)
         def command(**arguments: Any) -> None:
-            flags = {one.name: arguments.pop(one.name) for one in parameters}
-            body({name: tuple(v) if isinstance(v, list) else v for name, v in flags.items() if v != []}, **arguments)
+            given = {one.name: arguments.pop(one.name) for one in parameters}
+            flags = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+            body(flags, **arguments)
 
         own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
         own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]

@@ -21,6 +21,8 @@ from search.commands.options import (
     print_front,
 )
 from search.commands.output import Column, Format, flops_text, print_rows, rows_text, say
+from search.config import SearchConfig
+from search.settings import reproducing_settings
 from spaces import PruningSchedule
 from spaces.errors import CheckpointError, DataError, PrunefrontError, UsageError
 
@@ -136,7 +138,6 @@ def report(
     """Write one self-contained page about a study."""
     from results.report.report import write_report
     from results.store.store import Store
-    from search.config import reproducing_settings
 
     with Store.open(database(db)) as store:
         found = store.study(study)
@@ -155,7 +156,7 @@ def report(
         shown,
         dense_confirmed=dense,
         finetunes=finetunes,
-        settings=reproducing_settings(found.spec.config),
+        settings=reproducing_settings(found.spec.config, SearchConfig),
     )
     say(f"wrote {out}")
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.config import SearchConfig, SearchOutputs, parse_bytes, parse_duration, reproducing_settings
-from search.settings import build, given_flags, given_keys, settings_of
+from search.config import SearchConfig, SearchOutputs, parse_bytes, parse_duration
+from search.settings import build, given_flags, given_keys, reproducing_settings, settings_of
 from spaces import FlopsBudget
 from spaces.errors import BudgetError, UnknownNameError, UsageError
 
@@ -256,7 +256,7 @@ class TestAFormerName:
     def test_a_stored_study_is_read_under_the_current_name(self) -> None:
         stored = {**SearchConfig(**GIVEN).as_dict(), "brood": 16, "colour": "red"}
         del stored["group"]
-        found = reproducing_settings(stored)
+        found = reproducing_settings(stored, SearchConfig)
         assert found["group"] == 16
         assert not {"brood", "colour", "ray_address", "db_patience"} & set(found)
         assert set(found) >= {"batch_size", "workers", "race_error", "confirm_images", "confirm_split"}

@@ -97,7 +97,7 @@ class SearchConfig:
 
     model: str = setting(help="Name of a model; see `prunefront models`.", metavar="M", checks=(_not_empty,))
     data: str = setting(
-        help="embedded, folder:PATH, torchvision:NAME[:ROOT], hf:NAME or segmentation:PATH.",
+        help="Data set: embedded, folder:PATH, torchvision:NAME[:ROOT], hf:NAME or segmentation:PATH.",
         metavar="D",
         checks=(_not_empty, _storable),
     )
@@ -106,7 +106,7 @@ class SearchConfig:
         metavar="B",
         parse=FlopsBudget.parse,
     )
-    trials: int = setting(help="Evaluations that the study has in all when the search is done.", metavar="N", least=1)
+    trials: int = setting(help="Total evaluations of the study when the search ends.", metavar="N", least=1)
     study: str = setting(
         help="Name of the study; one that exists is resumed.",
         metavar="S",
@@ -121,13 +121,15 @@ class SearchConfig:
     )
     space: str = setting(
         "stages",
-        help="stages, stages:4, per-block, with choices: 'stages:3;importance=clip,l2'.",
+        help="Search space: stages, stages:4 or per-block, or with choices, 'stages:3;importance=clip,l2'.",
         metavar="K",
     )
-    sampler: str = setting("gp", help=f"{', '.join(SAMPLERS)}.", metavar="K", choices=SAMPLERS, choice="sampler")
+    sampler: str = setting(
+        "gp", help=f"Sampler: {', '.join(SAMPLERS)}.", metavar="K", choices=SAMPLERS, choice="sampler"
+    )
     objective: tuple[str, ...] = setting(
         ("top1", "flops"),
-        help=f"Of miou, {', '.join(OBJECTIVES)}; once for each.",
+        help=f"Objective: miou, {', '.join(OBJECTIVES)}; repeat the option for each.",
         metavar="K",
         choices=tuple(dict.fromkeys([*OBJECTIVES, *METRICS])),
         choice="objective",
@@ -138,13 +140,13 @@ class SearchConfig:
     )
     batch_size: int = setting(100, help="Images in a forward pass.", metavar="N", least=1)
     workers: int | None = setting(
-        None, help="Evaluations at a time.", metavar="W", default_help="as many as the CPUs allow", least=1
+        None, help="Evaluations that run in parallel.", metavar="W", default_help="as many as the CPUs allow", least=1
     )
     cpus_per_trial: int = setting(
-        1, help="CPUs, and threads, of an evaluation.", metavar="C", least=1, reproduce=False
+        1, help="CPU cores, and threads, for each evaluation.", metavar="C", least=1, reproduce=False
     )
     gpus_per_trial: float = setting(
-        0.0, help="GPUs of an evaluation, or a share of one.", metavar="G", least=0, reproduce=False
+        0.0, help="GPUs for each evaluation, or a share of one.", metavar="G", least=0, reproduce=False
     )
     ray_address: str | None = setting(
         None,
@@ -156,46 +158,46 @@ class SearchConfig:
     seed: int = setting(0, help="Seed of the sampler.", metavar="I", least=0)
     time_budget: str | None = setting(
         None,
-        help="Start nothing new after this time, such as 30m.",
+        help="Start no evaluation after this time, such as 30m.",
         metavar="T",
         parse=parse_duration,
         reproduce=False,
     )
     group: int = setting(
-        4, help="Candidates that a worker takes at a time.", metavar="N", least=1, aliases=("brood",)
+        4, help="Candidates that a worker evaluates together.", metavar="N", least=1, aliases=("brood",)
     )
     prefix_cache: str = setting(
         "1G",
-        help="Memory of each worker for what candidates share, or 0.",
+        help="Memory of each worker for features that candidates share; 0 for none.",
         metavar="M",
         parse=parse_bytes,
         reproduce=False,
     )
     race_error: float = setting(
         0.05,
-        help="Bound on the probability that a candidate is stopped early which would have joined the front; "
-        "0: all run to the end.",
+        help="Bound on the probability of stopping a candidate early that would have joined the front; "
+        "0 for no early stopping.",
         metavar="X",
         least=0,
         most=MOST_RACE_ERROR,
     )
     confirm_images: int | None = setting(
         None,
-        help="Images on which the front is measured again, or 0.",
+        help="Images on which the front is confirmed at the end; 0 for none.",
         metavar="N",
         default_help="all",
         least=0,
     )
     confirm_split: str = setting(
         "val",
-        help="Of which split: val, test, or rest (of val, unseen by the search).",
+        help="Split of those images: val, test, or rest (images of val that the search does not use).",
         metavar="K",
         choices=CONFIRM_SPLITS,
         choice="split",
     )
     trial_timeout: str | None = setting(
         None,
-        help="Longest time of one candidate; its worker is then killed.",
+        help="Longest time for one candidate, after which its worker is killed.",
         metavar="T",
         default_help=f"{LEAST_TIMEOUT / 60:g}m, or {TIMEOUT_FACTOR:g} times what the dense model took if that is "
         "longer",
@@ -203,7 +205,11 @@ class SearchConfig:
         reproduce=False,
     )
     db_patience: float = setting(
-        600.0, help="How long to wait for a database that is away.", metavar="SECONDS", least=0, reproduce=False
+        600.0,
+        help="How long to wait for a database that is unavailable.",
+        metavar="SECONDS",
+        least=0,
+        reproduce=False,
     )
 
     def __post_init__(self) -> None:
@@ -260,4 +266,6 @@ class SearchOutputs:
         after="confirm_split",
         secret=True,
     )
-    track: tuple[str, ...] = setting((), help="Log to mlflow or wandb; once for each.", metavar="K", after="mirror")
+    track: tuple[str, ...] = setting(
+        (), help="Log to mlflow or wandb; repeat the option for both.", metavar="K", after="mirror"
+    )

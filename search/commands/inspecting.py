@@ -20,7 +20,7 @@ from search.commands.options import (
     flops_limit,
     print_front,
 )
-from search.commands.output import Column, Format, flops_text, print_rows, rows_text, say
+from search.commands.output import Column, Format, compact_flops, print_rows, rows_text, say
 from search.config import SearchConfig
 from search.settings import reproducing_settings
 from spaces import PruningSchedule
@@ -49,7 +49,7 @@ STUDY_COLUMNS = {
     "stopped": Column("stopped", right=True),
     "running": Column("running", right=True),
     "dense_top1": Column("dense top-1", lambda x: f"{x:.4f}", right=True),
-    "dense_flops": Column("dense FLOPs", flops_text, right=True),
+    "dense_flops": Column("dense FLOPs", compact_flops, right=True),
     "space": Column("space"),
     "sampler": Column("sampler"),
     "created": Column("created", lambda text: text[:16].replace("T", " ")),

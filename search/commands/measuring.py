@@ -15,7 +15,7 @@ from search.commands.options import (
     Schedule,
     scored,
 )
-from search.commands.output import Column, Format, flops_text, print_object, print_rows, share_text
+from search.commands.output import Column, Format, compact_flops, print_object, print_rows, share_text
 from search.commands.schedule_files import check_belongs, read_schedule
 from search.config import SearchConfig
 from spaces import PruningSchedule
@@ -25,8 +25,8 @@ FLOPS_COLUMNS = {
     "model": Column("model"),
     "schedule": Column("schedule", lambda text: text or "(dense)"),
     "convention": Column("convention (1 MAC = 1 FLOP)"),
-    "dense_flops": Column("dense FLOPs", lambda n: f"{n:,} ({flops_text(n)})"),
-    "flops": Column("FLOPs", lambda n: f"{n:,} ({flops_text(n)})"),
+    "dense_flops": Column("dense FLOPs", lambda n: f"{n:,} ({compact_flops(n)})"),
+    "flops": Column("FLOPs", lambda n: f"{n:,} ({compact_flops(n)})"),
     "ratio": Column("of dense", share_text),
     "tokens": Column("tokens after each block", lambda counts: " ".join(map(str, counts))),
 }

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, how their values are read, and how a front is printed."""
 
 import math
 import os
@@ -11,7 +11,7 @@ import typer
 
 from results.metrics import METRICS, TOP1
 from search.commands.flags import shared_option
-from search.commands.output import Column, Columns, Format, flops_text, print_rows, share_text
+from search.commands.output import Column, Columns, Format, compact_flops, print_rows, share_text
 from search.config import DEFAULT_DB, SearchConfig, SearchOutputs
 from spaces import FlopsBudget
 from spaces.errors import BudgetError, UsageError
@@ -47,14 +47,17 @@ MaxFlops = Annotated[
 ]
 MinTop1 = Annotated[float | None, typer.Option("--min-top1", metavar="X", help="The least top-1, from 0 to 1.")]
 Schedule = Annotated[
-    str, typer.Option("--schedule", metavar="TEXT|FILE", help="Such as 5:0.8,10:0.8, or a JSON file; empty is dense.")
+    str,
+    typer.Option(
+        "--schedule", metavar="TEXT|FILE", help="A schedule, such as 5:0.8,10:0.8, or a JSON file; empty is dense."
+    ),
 ]
 
 FRONT_COLUMNS = {
     "schedule": Column("schedule", lambda text: text or "(dense)"),
     "top1": Column("top-1", share_text, right=True),
     "finetuned_top1": Column("fine-tuned", share_text, right=True),
-    "flops": Column("FLOPs", flops_text, right=True),
+    "flops": Column("FLOPs", compact_flops, right=True),
     "flops_ratio": Column("of dense", share_text, right=True),
     "loss": Column("loss", share_text, right=True),
     "latency_ms": Column("ms/image", lambda ms: f"{ms:.2f}", right=True),
@@ -77,10 +80,10 @@ def print_front(
     """Print rows of `front_row`; a table also shows the interval of top-1, and latency ratios where there are any.
 
     Args:
-        rows: of evaluations of one study.
+        rows: evaluations of one study.
         form: table, JSON or CSV.
-        marked: whether the study has confirmed scores, so that a table says which ones are.
-        columns: what the table shows, `top1` among it.
+        marked: whether the study has confirmed scores, so that a table tells which ones are.
+        columns: the columns of the table, `top1` among them.
         empty: as in `print_rows`.
     """
     if form is not Format.table:
@@ -98,7 +101,7 @@ def print_front(
 
 
 def scored(columns: Columns, metric: str) -> Columns:
-    """Return columns whose headers name the score of a study or model in the place of top-1."""
+    """Return columns whose headings name the metric of a study or model instead of top-1."""
     label = METRICS[metric].label
     return {
         name: replace(column, heading=column.heading.replace(TOP1.label, label)) for name, column in columns.items()
@@ -111,12 +114,12 @@ def _interval_text(row: Mapping[str, Any]) -> str | None:
 
 
 def database(given: str | None) -> str:
-    """Return the database's address: the flag, the environment's, or the default."""
+    """Return the database's address: that of the flag, of $PRUNEFRONT_DB, or the default."""
     return given or os.environ.get("PRUNEFRONT_DB") or DEFAULT_DB
 
 
 def flops_limit(text: str | None, dense_flops: int) -> int | None:
-    """Read --max-flops; BudgetError when it is malformed, or a range."""
+    """Read --max-flops; BudgetError if it is malformed or a range."""
     if text is None:
         return None
     budget = FlopsBudget.parse(text)

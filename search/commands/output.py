@@ -112,8 +112,12 @@ def _shown(value: Any, column: Column) -> str:
     return "-" if value is None else column.show(value)
 
 
-def flops_text(flops: int) -> str:
-    """Return FLOPs as people write them, such as 3.60G."""
+def compact_flops(flops: int) -> str:
+    """Return FLOPs as the options take them.
+
+    >>> compact_flops(3_600_000_000), compact_flops(950)
+    ('3.60G', '950')
+    """
     for unit, scale in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
         if flops >= scale:
             return f"{flops / scale:.2f}{unit}"

@@ -25,7 +25,9 @@ def search(
     flags: Mapping[str, Any],
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", parser=file_path, help="Settings as TOML, by the flags' names; flags override."),
+        typer.Option(
+            metavar="FILE", parser=file_path, help="TOML file of settings, named like the flags; flags override it."
+        ),
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:

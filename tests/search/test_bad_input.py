@@ -222,6 +222,19 @@ def test_a_bad_schedule_file(
         assert "schedule.json" in line
 
 
+def test_a_schedule_file_that_holds_a_key_twice(refused: Check, tmp_path: Path) -> None:
+    (tmp_path / "twice.json").write_text('{"format": "prunefront.schedule", "steps": [], "version": 1, "steps": []}')
+    line = refused(2, "flops", "--model", "vim_nano", "--schedule", "twice.json")
+    assert "twice.json: not valid JSON: 'steps' appears twice in one object" in line
+
+
+def test_a_schedule_file_may_begin_with_a_byte_order_mark(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    schedule = {"format": "prunefront.schedule", "version": 1, "steps": [{"after": 3, "keep": 0.5}]}
+    (tmp_path / "marked.json").write_text(json.dumps(schedule), encoding="utf-8-sig")
+    assert run(["flops", "--model", "vim_nano", "--schedule", "marked.json", "--format", "json"]) == 0
+    assert json.loads(capfd.readouterr().out)["schedule"] == "3:0.5"
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch executed",)

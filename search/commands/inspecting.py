@@ -1,4 +1,4 @@
-"""What a search found: `front`, `report` and `studies`."""
+"""Commands that show what a search found: `front`, `report` and `studies`."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -72,7 +72,7 @@ def front(
     max_flops: MaxFlops = None,
     min_top1: MinTop1 = None,
     all: Annotated[
-        bool, typer.Option("--all", help="Every evaluation, in order, failed and stopped ones too.")
+        bool, typer.Option("--all", help="Every evaluation in order, including failed and stopped ones.")
     ] = False,
     plot: Annotated[
         Path | None,
@@ -133,9 +133,11 @@ def report(
     study: Study,
     out: Annotated[Path, typer.Option(metavar="FILE.html", parser=file_path, help="Where to write the page.")],
     db: Database = None,
-    pictures: Annotated[int, typer.Option(metavar="N", min=0, max=64, help="Images to show dropped tokens of.")] = 4,
+    pictures: Annotated[
+        int, typer.Option(metavar="N", min=0, max=64, help="Number of images on which to show dropped tokens.")
+    ] = 4,
 ) -> None:
-    """Write one self-contained page about a study."""
+    """Write a self-contained HTML page about a study."""
     from results.report.report import write_report
     from results.store.store import Store
 
@@ -167,20 +169,20 @@ def studies(db: Database = None, format: FormatOption = Format.table) -> None:
 
     with Store.open(database(db)) as store:
         rows = [_study_row(found) for found in store.studies()]
-    print_rows(rows, STUDY_COLUMNS, format, empty="no study yet")
+    print_rows(rows, STUDY_COLUMNS, format, empty="no studies yet")
 
 
 def cheapest_good_point(front: "Sequence[Evaluation]") -> "Evaluation":
-    """Return the cheapest point of the front that loses at most a point of top-1 against its best."""
+    """Return the cheapest point of the front whose top-1 is within `BEARABLE_LOSS` of the best."""
     best = max(e.standing.top1 or 0.0 for e in front)
     return min((e for e in front if (e.standing.top1 or 0.0) >= best - BEARABLE_LOSS), key=lambda e: e.flops)
 
 
 def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -> "list[TokenPicture]":
-    """Run the study's model over its first images and return which patches the schedule keeps of each.
+    """Run the study's model over its first images and return which patches of each the schedule keeps.
 
     Raises:
-        UsageError, CheckpointError, DataError: model, weights or images are not those of the study any more.
+        UsageError, CheckpointError, DataError: model, weights or images are no longer those of the study.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Bad input gets one clear line on stderr, exit code 1 or 2, no traceback, and leaves nothing behind."""
+"""Bad input ends with one clear line on stderr and exit code 1 or 2, and leaves no files behind."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`export --bundle`: which weights go into it, what the card says, and what is refused."""
+"""`export --bundle`: which weights a bundle gets, what its card says, and what is refused."""
 
 import json
 from pathlib import Path
@@ -145,7 +145,7 @@ def test_exports_are_compared_on_the_studys_images(
         given[target] = images
         return Parity(target, "a runtime", len(images), 1e-6, 9.0, 1.0, 10, 7, 1.0)
 
-    monkeypatch.setattr(search.handover, "export", exported)
+    monkeypatch.setattr(search.bundle_export, "export", exported)
     folder = tmp_path / "bundle"
     arguments = [*EXPORT, "--bundle", str(folder), "--to", "pt2", "--to", "onnx", "--images", "8"]
     assert run(arguments) == 0
@@ -158,7 +158,7 @@ def test_exports_are_compared_on_the_studys_images(
     assert "model.onnx" in (folder / "README.md").read_text()
     err = capfd.readouterr().err
     assert "onnx: logits differ by up to 1e-06 of 9, same answer on 100.0 % of 8 images (a runtime)" in err
-    monkeypatch.setattr(search.handover, "open_data", lambda spec: (_ for _ in ()).throw(OSError("away")))
+    monkeypatch.setattr(search.bundle_export, "open_data", lambda spec: (_ for _ in ()).throw(OSError("away")))
     assert run(arguments) == 0
     assert "warning: exports are compared on random images: away" in capfd.readouterr().err
     assert json.loads((folder / "parity.json").read_text())["images"] == "8 random"

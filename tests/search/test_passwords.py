@@ -70,9 +70,9 @@ def test_neither_does_a_search(printed: Callable[..., str], monkeypatch: pytest.
 def test_nor_does_an_error_that_is_a_bug(tmp_path: Path) -> None:
     """A traceback shows source lines and no values."""
     program = (
-        "import sys, results.store, search.cli\n"
+        "import sys, results.store.store, search.cli\n"
         "def broken(self, name): raise RuntimeError('a bug')\n"
-        "results.store.Store.open = classmethod(broken)\n"
+        "results.store.store.Store.open = classmethod(broken)\n"
         "search.cli.main(['studies', '--db', sys.argv[1]])"
     )
     done = subprocess.run(

@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True, kw_only=True)
     class SearchConfig:
-        trials: int = setting(help="Evaluations that the study has in all.", metavar="N", least=1)
+        trials: int = setting(help="Total evaluations of the study.", metavar="N", least=1)
 
         def __post_init__(self) -> None:
             check_settings(self)
@@ -21,7 +21,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from spaces.errors import UnknownNameError, UsageError
 
-LARGEST_INT = 2**63 - 1  # that SQL databases keep
+LARGEST_INT = 2**63 - 1  # of a SQL database
 _ENTRY = "setting"
 
 T = TypeVar("T")
@@ -212,10 +212,8 @@ def given_flags(flags: Mapping[str, Any], *classes: type) -> dict[str, Given]:
     Raises:
         UsageError: a setting was given by two names.
     """
-    spelled = [
-        (name, Given(value, flag_of(name)), flag_of(name)) for name, value in flags.items() if value is not None
-    ]
-    return _by_setting(spelled, classes)
+    given = {name: Given(value, flag_of(name)) for name, value in flags.items() if value is not None}
+    return _by_setting(((name, value, value.where) for name, value in given.items()), classes)
 
 
 def given_keys(path: str | Path, *classes: type) -> dict[str, Given]:
@@ -279,7 +277,7 @@ def reproducing_settings(stored: Mapping[str, Any], settings_class: type) -> dic
 
     Args:
         stored: settings by name, as a study keeps them; an earlier version may have stored them by a former name.
-        settings_class: what is known of them.
+        settings_class: the class that they are settings of.
     """
     return {
         one.name: next(stored[name] for name in one.spellings if name in stored)
@@ -289,7 +287,7 @@ def reproducing_settings(stored: Mapping[str, Any], settings_class: type) -> dic
 
 
 def _by_setting(spelled: Iterable[tuple[str, Given, str]], classes: Iterable[type]) -> dict[str, Given]:
-    """Return (name or alias, value, how it was written) by setting."""
+    """Return given values by setting, from triples of name or alias, value, and how the name was written."""
     names = {spelling: one.name for kind in classes for one in settings_of(kind) for spelling in one.spellings}
     found: dict[str, Given] = {}
     for spelling, given, written in spelled:

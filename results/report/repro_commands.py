@@ -19,14 +19,14 @@ def reproducing_commands(
     tuned: Sequence[tuple[Evaluation, FineTune]] = (),
     settings: Mapping[str, object] | None = None,
 ) -> list[str]:
-    """Return the command lines that search this study again, fine-tune what was fine-tuned, and write its page.
+    """Return the command lines that repeat a study: its search, its fine-tunings and its report.
 
     Args:
         study: the study.
         trials: evaluations recorded in all.
-        tuned: points with the fine-tuning that each had.
-        settings: which settings `search` is told beside those that the study is known by, by name; all that are
-            stored with the study if not given. A name gives its flag: `batch_size` is `--batch-size`.
+        tuned: fine-tuned points, each with its fine-tuning.
+        settings: further settings of the search by name, where `batch_size` becomes `--batch-size`; by default all
+            that are stored with the study.
     """
     spec = study.spec
     usual = set(spec.objectives) == {"top1", "flops"}

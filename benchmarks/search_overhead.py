@@ -46,7 +46,7 @@ def main() -> None:
             trials=options.trials,
             images=options.images,
             workers=options.workers,
-            brood=options.brood,
+            group=options.brood,
             sampler=options.sampler,
             race_error=options.race_error,
             confirm_images=0,

@@ -1,4 +1,4 @@
-"""A point of a study handed over: its weights, its schedule, the model card, and what it is exported to."""
+"""Exports a point of a study as a bundle: weights, schedule, model card, and graphs for other runtimes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,13 +24,13 @@ SEED = 0  # of the random images that stand in for real ones
 
 @dataclass(frozen=True)
 class Weights:
-    """A model with the weights to hand over.
+    """A model with the weights that a bundle gets.
 
     Attributes:
-        model: under the schedule.
-        digest: SHA-256 of its weights.
-        finetune: the recorded fine-tuning that they come from, if one.
-        measured: whether the study's figures hold for them: they are its own, or fine-tuned from these.
+        model: with the schedule set.
+        digest: SHA-256 of the weights.
+        finetune: the recorded fine-tuning that produced them, if any.
+        measured: whether the study measured these weights: they are its own, or a recorded fine-tuning of them.
     """
 
     model: PrunableModel
@@ -42,16 +42,16 @@ class Weights:
 def choose_weights(
     study: Study, evaluation: Evaluation, finetunes: Sequence[FineTune], checkpoint: str | None = None
 ) -> Weights:
-    """Open the weights of a point: those asked for, else the best that were fine-tuned for it, else the study's.
+    """Load the weights of a point: the given ones, else its best fine-tuned ones, else the study's.
 
     Args:
         study: the study.
         evaluation: the point.
-        finetunes: all of the study.
-        checkpoint: a file, if the user names one.
+        finetunes: all fine-tunings of the study.
+        checkpoint: a file that takes precedence over the recorded weights.
 
     Raises:
-        CheckpointError: weights that are gone, cannot be read, or are not those that were recorded.
+        CheckpointError: the weights are missing, cannot be read, or are not those that were recorded.
     """
     spec = study.spec
     tuned = [one for one in finetunes if one.schedule_hash == evaluation.hash]
@@ -62,7 +62,7 @@ def choose_weights(
         if not Path(best.checkpoint).is_file():
             raise CheckpointError(
                 f"the fine-tuned weights {best.checkpoint} that study {spec.name!r} records are gone: "
-                "give their new place with --checkpoint FILE, or the study's own weights"
+                "give their new path with --checkpoint FILE, or the study's own weights"
             )
         source, expected = best.checkpoint, best.weights_digest
     elif checkpoint is None:
@@ -86,10 +86,10 @@ def choose_weights(
 
 
 def parity_images(study: Study, model: PrunableModel, count: int) -> Tensor:
-    """Return the first `count` images of the study's val split, as the model takes them, (n, 3, H, W).
+    """Return the first `count` images of the study's val split, preprocessed for the model, (n, 3, H, W).
 
     Raises:
-        PrunefrontError: they cannot be read, or are not those of the study any more.
+        PrunefrontError: they cannot be read, or are no longer those of the study.
     """
     data = open_data(study.spec.data)
     if data.digest() != study.spec.data_digest:
@@ -99,7 +99,7 @@ def parity_images(study: Study, model: PrunableModel, count: int) -> Tensor:
 
 
 def random_images(model: PrunableModel, count: int) -> Tensor:
-    """Return normally distributed images (n, 3, H, W), the same each time."""
+    """Return normally distributed images (n, 3, H, W) from a fixed seed."""
     return torch.randn(count, 3, *model.img_size, generator=torch.Generator().manual_seed(SEED))
 
 
@@ -114,19 +114,24 @@ def export_bundle(
     images: Tensor | None = None,
     images_from: str = "",
 ) -> list[Parity]:
-    """Write the bundle of a point, whole or not at all, and the exports asked for beside its weights.
+    """Write the bundle of a point, whole or not at all, with the exported graphs beside its weights.
 
     Args:
-        directory: a new folder, or one that holds an older bundle.
-        study, evaluation, weights: the point.
+        directory: a new folder, or one that holds an older bundle, which is replaced.
+        study: the study.
+        evaluation: the point.
+        weights: the model that is written.
         dense: the dense model's confirmed score, if there is one.
-        targets: of `ssm_models.exporting.TARGETS`.
-        images: on which exports are compared with the model; needed with targets.
-        images_from: what they are, for the record.
+        targets: names from `ssm_models.exporting.TARGETS`.
+        images: (n, 3, H, W), on which each export is compared with the model; needed with targets.
+        images_from: what the images are, for the record.
+
+    Returns:
+        How each export compares with the model.
 
     Raises:
-        ExportError: the folder holds other things or cannot be written, or an exporter refuses.
-        UsageError: a target that is not known, or for which something is not installed.
+        ExportError: the folder holds other files or cannot be written, or the model cannot be exported.
+        UsageError: a target is unknown, or needs a package that is not installed.
     """
     for target in targets:
         check_target(target)

@@ -1,6 +1,6 @@
-"""The command line: `prunefront COMMAND`, which is `python -m search COMMAND`.
+"""The command line: `prunefront COMMAND`, or `python -m search COMMAND`.
 
-Nothing heavy is imported here, so that --help answers at once.
+Commands import torch, Ray and SQLAlchemy in their bodies, so that `--help` answers at once.
 """
 
 import errno
@@ -26,10 +26,10 @@ from search.commands.searching import search
 from search.commands.training import train
 from spaces.errors import PrunefrontError
 
-# What the command line's parser raises on wrong usage. Typer brings the parser along under a name of its
-# own since 0.26 or so, and shows of its errors only this one.
+# The parser's base class for wrong usage. Typer vendors the parser under another name since 0.26, and exports only
+# this subclass.
 _UsageError: type[BaseException] = typer.BadParameter.__mro__[2]
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what may keep stdout from being written
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # why stdout may not be writable
 
 app = typer.Typer(
     name="prunefront",
@@ -66,13 +66,13 @@ for command in (search, front, export, evaluate, flops, train, finetune, report,
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and end the process: 0 done, 1 failed, 2 wrong usage, 130 and 143 on signals."""
+    """Run a command and exit: 0 done, 1 failed, 2 wrong usage, 130 and 143 on signals."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
 
 
 class _Terminated(SystemExit):
-    """What SIGTERM raises."""
+    """Raised on SIGTERM, so that context managers clean up."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -82,25 +82,25 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code.
 
-    An error that a user can act on is one line on stderr; with PRUNEFRONT_DEBUG=1 its traceback as well.
-    Anything else is a bug, and is raised.
+    An error that a user can act on is printed as one line on stderr, after its traceback with PRUNEFRONT_DEBUG=1.
+    Any other exception is a bug, and is raised.
     """
-    if sys.stdout is None:  # closed by whoever started us
+    if sys.stdout is None:  # the parent process closed it
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-    # torch warns of its own parts when timm and fvcore load them; a user cannot act on it.
+    # timm and fvcore use deprecated parts of torch; users cannot act on the warnings.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+` is (deprecated|not supported)", category=Warning)
     try:
         result = typer.main.get_command(app).main(args=list(arguments), prog_name="prunefront", standalone_mode=False)
         sys.stdout.flush()
     except PrunefrontError as error:
         return _fail(error, str(error), error.exit_code)
-    except BrokenPipeError:  # whoever read our output has had enough
-        _let_go_of_stdout()
+    except BrokenPipeError:  # the reader of our output closed it
+        _discard_stdout()
         return 1
     except OSError as error:
         if error.errno not in _FULL or error.filename is not None:
             raise
-        _let_go_of_stdout()  # whoever writes to a file names it
+        _discard_stdout()  # an error without a file name is about stdout
         return _fail(error, f"the output cannot be written: {error.strerror}", 1)
     except (KeyboardInterrupt, typer.Abort):
         say("stopped")
@@ -113,8 +113,8 @@ def run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _let_go_of_stdout() -> None:
-    """Throw away what could not be written, which Python would try once more at its end."""
+def _discard_stdout() -> None:
+    """Discard what could not be written, or Python would try again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -296,7 +296,7 @@ def read_schedule_file(path: str | Path) -> dict[str, Any]:
         ScheduleError: the file cannot be read or is not a JSON object.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
     except OSError as error:
         raise ScheduleError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -369,3 +369,13 @@ def _step_from_dict(index: int, step: object) -> PruningStep:
         return PruningStep(step["after"], step["keep"], step.get("context"))
     except ScheduleError as error:
         raise ScheduleError(f"steps[{index}]: {error}") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a decoded JSON object; ValueError if it holds a key twice, of which `json` would drop one."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:40]!r} appears twice in one object")
+        found[name] = value
+    return found

@@ -1,7 +1,7 @@
 """One self-contained page that tells a study: its front, its schedules, what they drop, what it cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def write_report(
     dense_confirmed: Confirmation | None = None,
     finetunes: Sequence[FineTune] = (),
     commands: Sequence[str] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> None:
     """Write the page; it opens offline and needs nothing beside it.
 
@@ -42,6 +43,7 @@ def write_report(
         dense_confirmed: the dense model's confirmed score, if there is one.
         finetunes: all of the study, for the commands that repeat them.
         commands: command lines that reproduce the study; made from the study if not given.
+        settings: those that the command of the search repeats, as in `reproducing_commands`.
 
     Raises:
         PrunefrontError: the file cannot be written.
@@ -51,6 +53,8 @@ def write_report(
     profiles = [Profile(e, tokens_by_block(layout, e.schedule)) for e in spread(chart.front, MOST_PROFILES)]
     patterns, tuned = Patterns.of(chart), _tuned(evaluations, finetunes)
     cpus = study.spec.config.get("cpus_per_trial", 1)
+    if commands is None:
+        commands = reproducing_commands(study, len(evaluations), tuned, settings)
     write_page(
         path,
         "report.html",
@@ -66,7 +70,9 @@ def write_report(
         profiles=profiles,
         galleries=_galleries(pictures),
         settings=_settings(study),
-        commands=list(reproducing_commands(study, len(evaluations), tuned) if commands is None else commands),
+        commands=list(
+            reproducing_commands(study, len(evaluations), tuned, settings) if commands is None else commands
+        ),
     )
 
 

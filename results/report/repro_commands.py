@@ -14,33 +14,38 @@ _RECIPE = (
 )  # fmt: skip
 
 
-def reproducing_commands(study: Study, trials: int, tuned: Sequence[tuple[Evaluation, FineTune]] = ()) -> list[str]:
-    """Return the command lines that search this study again, fine-tune what was fine-tuned, and write its page.
+def reproducing_commands(
+    study: Study,
+    trials: int,
+    tuned: Sequence[tuple[Evaluation, FineTune]] = (),
+    settings: Mapping[str, object] | None = None,
+) -> list[str]:
+    """Return the command lines that repeat a study: its search, its fine-tunings and its report.
 
     Args:
         study: the study.
         trials: evaluations recorded in all.
-        tuned: points with the fine-tuning that each had.
+        tuned: fine-tuned points, each with its fine-tuning.
+        settings: further settings of the search by name, where `batch_size` becomes `--batch-size`; by default all
+            that are stored with the study.
     """
     spec = study.spec
-    search: dict[str, object] = {
-        "--model": spec.model,
-        "--data": spec.shown_data,
-        "--flops-budget": spec.budget,
-        "--trials": trials,
-        "--study": spec.name,
-        "--space": spec.space,
-        "--sampler": spec.sampler,
-        "--images": spec.images,
-        "--seed": spec.seed,
+    usual = set(spec.objectives) == {"top1", "flops"}
+    known: dict[str, object] = {
+        "model": spec.model,
+        "data": spec.shown_data,
+        "flops_budget": spec.budget,
+        "trials": trials,
+        "study": spec.name,
+        "space": spec.space,
+        "sampler": spec.sampler,
+        "images": spec.images,
+        "seed": spec.seed,
     }
-    for name in ("batch_size", "workers", "brood", "race_error", "confirm_images", "confirm_split"):
-        if (value := spec.config.get(name)) is not None:
-            search[_option(name)] = value
+    last = {"checkpoint": spec.shown_checkpoint, "objective": None if usual else spec.objectives}
+    more = {k: v for k, v in (spec.config if settings is None else settings).items() if k not in known | last}
     weights = {} if spec.shown_checkpoint is None else {"--checkpoint": spec.shown_checkpoint}
-    search |= weights
-    if set(spec.objectives) != {"top1", "flops"}:
-        search["--objective"] = spec.objectives
+    search = {_option(name): value for name, value in (known | more | last).items() if value is not None}
     named: dict[str, object] = {"--study": spec.name}
     commands = [_command("search", search), _command("front", named)]
     for point, record in tuned:
@@ -65,6 +70,6 @@ def _option(name: str) -> str:
 def _command(name: str, options: Mapping[str, object]) -> str:
     words = ["prunefront", name]
     for key, value in options.items():
-        for each in value if isinstance(value, tuple) else (value,):
+        for each in value if isinstance(value, list | tuple) else (value,):
             words += [key, shlex.quote(str(each))]
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""`prunefront doctor`: what is there, and what is amiss."""
+"""`prunefront doctor`: checks the installation."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, what was found, and whether that will do (None: it does not matter)."""
+    """One line of the output: what was checked, what was found, and whether that is fine (None: it is optional)."""
 
     name: str
     value: str
@@ -38,9 +38,9 @@ class Check:
 
 
 def doctor(db: Database = None, format: FormatOption = Format.table) -> None:
-    """Say what is installed and whether it works.
+    """Check what is installed and whether it works.
 
-    The exit code is 1 if something that is needed is missing.
+    The exit code is 1 if a required part is missing.
     """
     checks = list(_checks(database(db)))
     healthy = all(check.ok is not False for check in checks)
@@ -65,7 +65,7 @@ def _checks(url: str) -> Iterator[Check]:
     yield _ray()
     yield _database(url)
     for name, purpose in OPTIONAL.items():
-        yield Check(name, "there" if find_spec(name) else f"not installed ({purpose})")
+        yield Check(name, "installed" if find_spec(name) else f"not installed ({purpose})")
 
 
 def _devices() -> Iterator[Check]:
@@ -78,7 +78,7 @@ def _devices() -> Iterator[Check]:
     def scan_backend(device: str) -> tuple[str, bool]:
         try:
             return f"scan backend {ssm_models.scan_backend(device)}", True
-        except BackendError as error:  # the environment names one that cannot run here
+        except BackendError as error:  # the environment variable names one that cannot run here
             return str(error), False
 
     backend, ok = scan_backend("cpu")
@@ -98,7 +98,7 @@ def _devices() -> Iterator[Check]:
 def _memory() -> str:
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):  # not every system tells
+    except (AttributeError, ValueError, OSError):  # not available on every system
         return "unknown"
     return f"{total:.1f} GiB"
 
@@ -132,7 +132,7 @@ def _database(url: str) -> Check:
         address = parse_address(url)
         shown = shown_address(address)
         if address.get_backend_name() == "sqlite" and not os.path.lexists(address.database or ""):
-            return Check("database", f"{shown}: not there yet; `prunefront search` makes it")
+            return Check("database", f"{shown}: does not exist yet; `prunefront search` creates it")
         with Store.open(url) as store:
             return Check("database", f"{shown}: {len(store.studies())} studies", True)
     except PrunefrontError as error:

@@ -1,4 +1,4 @@
-"""`export`: a point of a study as a schedule file, as a bundle, as a graph for other runtimes."""
+"""`prunefront export`: a point of a study as a schedule file, or as a bundle with graphs for other runtimes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,21 +6,38 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from results.metrics import METRICS
-from search.commands.options import Checkpoint, Database, MaxFlops, MinTop1, Study, check_top1, database, flops_limit
+from search.commands.options import (
+    Checkpoint,
+    Database,
+    MaxFlops,
+    MinTop1,
+    Study,
+    check_top1,
+    database,
+    file_path,
+    flops_limit,
+    folder_path,
+)
 from search.commands.output import say
 from search.commands.schedule_files import read_schedule
 from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, UsageError
 
 if TYPE_CHECKING:
-    from results.records import Evaluation
+    from collections.abc import Sequence
+
+    from results.records import Confirmation, Evaluation
     from results.records import Study as StudyRecord
     from results.store.store import Store
+    from search.bundle_export import Weights
 
 
 def export(
     study: Study,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Where to write the schedule.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", parser=file_path, help="Where to write the schedule."),
+    ] = None,
     db: Database = None,
     max_flops: MaxFlops = None,
     min_top1: MinTop1 = None,
@@ -30,7 +47,11 @@ def export(
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write weights, schedule, preprocessing and a model card to a folder."),
+        typer.Option(
+            metavar="DIR",
+            parser=folder_path,
+            help="Write weights, schedule, preprocessing and a model card to a folder.",
+        ),
     ] = None,
     to: Annotated[
         list[str] | None, typer.Option("--to", metavar="pt2|onnx", help="Also export the model into the bundle.")
@@ -41,7 +62,7 @@ def export(
         typer.Option("--images", metavar="N", min=1, max=4096, help="Images to compare exports on."),
     ] = 64,
 ) -> None:
-    """Write the most accurate schedule within the bounds as JSON, or the whole model as a bundle."""
+    """Export the most accurate schedule within the bounds as JSON, or the whole model as a bundle."""
     from results.export.schedule_json import export_schedule
     from results.files import write_json
     from results.store.store import Store
@@ -51,6 +72,7 @@ def export(
     if bundle is None and (to or checkpoint):
         raise UsageError(f"{'--to' if to else '--checkpoint'} goes into a bundle: name --bundle DIR")
     check_top1(min_top1)
+    targets = _known_targets(to) if to else []
     with Store.open(database(db)) as store:
         found = store.study(study)
         point = _point(store, found, schedule, max_flops, min_top1)
@@ -65,29 +87,50 @@ def export(
         label, confirmed = METRICS[point.metric].label, ", confirmed" if point.confirmed else ""
         score = f"{label} {point.standing.top1:.4f}{confirmed}"
         say(f"wrote {out}: {point.schedule.text or 'dense'}, {score}, {point.flops_ratio:.3f} of dense FLOPs")
-    if bundle is None:
-        return
+    if bundle is not None:
+        from search.bundle_export import choose_weights
 
-    from search.bundle_export import choose_weights, export_bundle, parity_images, random_images
+        weights = choose_weights(found, point, finetunes, checkpoint)
+        _export_bundle(bundle, found, point, weights, dense, targets, images)
+
+
+def _known_targets(names: "Sequence[str]") -> list[str]:
+    """Return each target once; UsageError for one that is unknown or not installed."""
     from ssm_models.exporting import check_target
 
-    targets = list(dict.fromkeys(to or []))
+    targets = list(dict.fromkeys(names))
     for target in targets:
         check_target(target)
-    weights = choose_weights(found, point, finetunes, checkpoint)
-    shown, origin = None, ""
+    return targets
+
+
+def _export_bundle(
+    directory: Path,
+    study: "StudyRecord",
+    point: "Evaluation",
+    weights: "Weights",
+    dense: "Confirmation | None",
+    targets: list[str],
+    count: int,
+) -> None:
+    """Write the bundle, compare its exports with the model on `count` images, and say how close they are."""
+    from search.bundle_export import export_bundle, parity_images, random_images
+
+    images, origin = None, ""
     if targets:
         try:
-            shown = parity_images(found, weights.model, images)
-            origin = f"the first {len(shown)} of the val split of {found.spec.shown_data}"
+            images = parity_images(study, weights.model, count)
+            origin = f"the first {len(images)} of the val split of {study.spec.shown_data}"
         except (PrunefrontError, OSError) as error:
             say(f"warning: exports are compared on random images: {error}")
-            shown, origin = random_images(weights.model, images), f"{images} random"
+            images, origin = random_images(weights.model, count), f"{count} random"
     parities = export_bundle(
-        bundle, found, point, weights, dense=dense, targets=targets, images=shown, images_from=origin
+        directory, study, point, weights, dense=dense, targets=targets, images=images, images_from=origin
     )
     kind = "fine-tuned" if weights.finetune else "the study's" if weights.measured else "given"
-    say(f"wrote {bundle}: {point.schedule.text or 'dense'}, {kind} weights, {point.flops_ratio:.3f} of dense FLOPs")
+    say(
+        f"wrote {directory}: {point.schedule.text or 'dense'}, {kind} weights, {point.flops_ratio:.3f} of dense FLOPs"
+    )
     for one in parities:
         say(
             f"{one.target}: logits differ by up to {one.max_difference:.2g} of {one.largest_logit:.3g}, "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.commands.options import Checkpoint, Database, FormatOption, MaxFlops, database, flops_limit, scored
-from search.commands.output import Column, Format, flops_text, print_object, print_rows, say, share_text
+from search.commands.output import Column, Format, compact_flops, print_object, print_rows, say, share_text
 from search.commands.schedule_files import check_belongs
 from search.commands.training import (
     TRAINED_COLUMNS,
@@ -305,7 +305,7 @@ def _halve(job: _Job, out: Path, top: int, eta: int, max_flops: int | None, crew
 def _print_halving(halving: "Halving", form: Format) -> None:
     columns = {
         "schedule": Column("schedule"),
-        "flops": Column("FLOPs", flops_text, right=True),
+        "flops": Column("FLOPs", compact_flops, right=True),
         "flops_ratio": Column("of dense", share_text, right=True),
         "before_top1": Column("before", share_text, right=True),
         **{f"epoch_{r.epochs}": Column(f"epoch {r.epochs}", share_text, right=True) for r in halving.rungs[:-1]},

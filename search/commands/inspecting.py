@@ -1,4 +1,4 @@
-"""What a search found: `front`, `report` and `studies`."""
+"""Commands that show what a search found: `front`, `report` and `studies`."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -16,10 +16,13 @@ from search.commands.options import (
     Study,
     check_top1,
     database,
+    file_path,
     flops_limit,
     print_front,
 )
-from search.commands.output import Column, Format, flops_text, print_rows, rows_text, say
+from search.commands.output import Column, Format, compact_flops, print_rows, rows_text, say
+from search.config import SearchConfig
+from search.settings import reproducing_settings
 from spaces import PruningSchedule
 from spaces.errors import CheckpointError, DataError, PrunefrontError, UsageError
 
@@ -46,12 +49,12 @@ STUDY_COLUMNS = {
     "stopped": Column("stopped", right=True),
     "running": Column("running", right=True),
     "dense_top1": Column("dense top-1", lambda x: f"{x:.4f}", right=True),
-    "dense_flops": Column("dense FLOPs", flops_text, right=True),
+    "dense_flops": Column("dense FLOPs", compact_flops, right=True),
     "space": Column("space"),
     "sampler": Column("sampler"),
     "created": Column("created", lambda text: text[:16].replace("T", " ")),
 }
-BEARABLE_LOSS = 0.01  # of top-1, for the schedule that the report pictures
+BEARABLE_LOSS = 0.01  # of top-1, for the schedule whose tokens the report shows
 
 
 class FrontFormat(StrEnum):
@@ -69,14 +72,20 @@ def front(
     max_flops: MaxFlops = None,
     min_top1: MinTop1 = None,
     all: Annotated[
-        bool, typer.Option("--all", help="Every evaluation, in order, failed and stopped ones too.")
+        bool, typer.Option("--all", help="Every evaluation in order, including failed and stopped ones.")
     ] = False,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a plot, too: .html or .png.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=file_path, help="Also write a plot: .html or .png."),
+    ] = None,
     format: Annotated[
         FrontFormat, typer.Option("--format", help="How to print or write results.", case_sensitive=False)
     ] = FrontFormat.table,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write csv, json or parquet there in place of printing.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=file_path, help="Write csv, json or parquet to a file instead of printing."
+        ),
     ] = None,
 ) -> None:
     """Print the Pareto front of a study, cheapest first."""
@@ -122,11 +131,13 @@ def _check_out(form: FrontFormat, out: Path | None) -> None:
 
 def report(
     study: Study,
-    out: Annotated[Path, typer.Option(metavar="FILE.html", help="Where to write the page.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.html", parser=file_path, help="Where to write the page.")],
     db: Database = None,
-    pictures: Annotated[int, typer.Option(metavar="N", min=0, max=64, help="Images to show dropped tokens of.")] = 4,
+    pictures: Annotated[
+        int, typer.Option(metavar="N", min=0, max=64, help="Number of images on which to show dropped tokens.")
+    ] = 4,
 ) -> None:
-    """Write one self-contained page about a study."""
+    """Write a self-contained HTML page about a study."""
     from results.report.report import write_report
     from results.store.store import Store
 
@@ -137,10 +148,18 @@ def report(
     shown: Sequence[TokenPicture] = []
     if best and pictures:
         try:
-            shown = token_pictures(found, chosen(best), pictures)
+            shown = token_pictures(found, cheapest_good_point(best), pictures)
         except (PrunefrontError, OSError) as error:
-            say(f"warning: without pictures of tokens: {error}")
-    write_report(out, found, evaluations, shown, dense_confirmed=dense, finetunes=finetunes)
+            say(f"warning: the report has no pictures of tokens: {error}")
+    write_report(
+        out,
+        found,
+        evaluations,
+        shown,
+        dense_confirmed=dense,
+        finetunes=finetunes,
+        settings=reproducing_settings(found.spec.config, SearchConfig),
+    )
     say(f"wrote {out}")
 
 
@@ -150,20 +169,20 @@ def studies(db: Database = None, format: FormatOption = Format.table) -> None:
 
     with Store.open(database(db)) as store:
         rows = [_study_row(found) for found in store.studies()]
-    print_rows(rows, STUDY_COLUMNS, format, empty="no study yet")
+    print_rows(rows, STUDY_COLUMNS, format, empty="no studies yet")
 
 
-def chosen(front: "Sequence[Evaluation]") -> "Evaluation":
-    """Return the cheapest point of the front that loses at most a point of top-1 against its best."""
+def cheapest_good_point(front: "Sequence[Evaluation]") -> "Evaluation":
+    """Return the cheapest point of the front whose top-1 is within `BEARABLE_LOSS` of the best."""
     best = max(e.standing.top1 or 0.0 for e in front)
     return min((e for e in front if (e.standing.top1 or 0.0) >= best - BEARABLE_LOSS), key=lambda e: e.flops)
 
 
 def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -> "list[TokenPicture]":
-    """Run the study's model over its first images and return which patches the schedule keeps of each.
+    """Run the study's model over its first images and return which patches of each the schedule keeps.
 
     Raises:
-        UsageError, CheckpointError, DataError: model, weights or images are not those of the study any more.
+        UsageError, CheckpointError, DataError: model, weights or images are no longer those of the study.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""One model, without a study: `evaluate`, `flops` and `models`."""
+"""Commands about models, without a study: `evaluate`, `flops` and `models`."""
 
 from typing import Annotated, Any
 
@@ -15,8 +15,9 @@ from search.commands.options import (
     Schedule,
     scored,
 )
-from search.commands.output import Column, Format, flops_text, print_object, print_rows, share_text
+from search.commands.output import Column, Format, compact_flops, print_object, print_rows, share_text
 from search.commands.schedule_files import check_belongs, read_schedule
+from search.config import SearchConfig
 from spaces import PruningSchedule
 from spaces.errors import UsageError
 
@@ -24,8 +25,8 @@ FLOPS_COLUMNS = {
     "model": Column("model"),
     "schedule": Column("schedule", lambda text: text or "(dense)"),
     "convention": Column("convention (1 MAC = 1 FLOP)"),
-    "dense_flops": Column("dense FLOPs", lambda n: f"{n:,} ({flops_text(n)})"),
-    "flops": Column("FLOPs", lambda n: f"{n:,} ({flops_text(n)})"),
+    "dense_flops": Column("dense FLOPs", lambda n: f"{n:,} ({compact_flops(n)})"),
+    "flops": Column("FLOPs", lambda n: f"{n:,} ({compact_flops(n)})"),
     "ratio": Column("of dense", share_text),
     "tokens": Column("tokens after each block", lambda counts: " ".join(map(str, counts))),
 }
@@ -51,19 +52,17 @@ def evaluate(
     schedule: Schedule,
     checkpoint: Checkpoint = None,
     images: Images = None,
-    batch_size: BatchSize = 100,
+    batch_size: BatchSize = SearchConfig.batch_size,
     format: FormatOption = Format.table,
 ) -> None:
     """Print top-1, loss, FLOPs and latency of one schedule.
 
-    The latency is the median of forward passes of the first batch, in milliseconds per image, on the GPU where there
-    is one, else on the CPU with all its cores. Dense and pruned passes are timed in turn.
+    The latency is the median over forward passes of the first batch, in milliseconds per image, on the GPU if there
+    is one, else on all cores of the CPU. Dense and pruned passes alternate.
     """
     chosen, file = read_schedule(schedule)
     if file is not None:
         check_belongs(file, schedule, model=model)
-    if batch_size < 1 or (images is not None and images < 1):
-        raise UsageError("--images and --batch-size must be at least 1")
 
     import torch
 
@@ -78,7 +77,9 @@ def evaluate(
     network = open_model(model, checkpoint, source)
     if file is not None:
         check_belongs(file, schedule, img_size=network.img_size)
-    network.set_schedule(chosen)  # a schedule that does not fit is found before the images are read
+    network.set_schedule(
+        chosen
+    )  # before the images are read, so that a schedule that does not fit is refused at once
     table = ssm_models.cost_table(network)
     flops = table.flops(chosen)
     batches = source.batches(network.pretrained_cfg, network.img_size, images=images, batch_size=batch_size)
@@ -106,12 +107,15 @@ def flops(
     model: Model,
     schedule: Schedule = "",
     img_size: Annotated[
-        int | None, typer.Option("--img-size", metavar="N", help="Pixels of a side. Default: the model's.")
+        int | None,
+        typer.Option(
+            "--img-size", metavar="N", help="Height and width of the images in pixels. Default: the model's."
+        ),
     ] = None,
     convention: Annotated[
-        str, typer.Option(metavar="full|published", help="Which count: all that runs, or what papers quote.")
+        str, typer.Option(metavar="full|published", help="What to count: everything that runs, or what papers quote.")
     ] = "full",
-    by_block: Annotated[bool, typer.Option("--by-block", help="The count of each part.")] = False,
+    by_block: Annotated[bool, typer.Option("--by-block", help="Also count each part.")] = False,
     format: FormatOption = Format.table,
 ) -> None:
     """Count the FLOPs of one forward pass.
@@ -172,13 +176,13 @@ def models(format: FormatOption = Format.table) -> None:
 
 
 def _size_of(file: dict[str, Any] | None) -> int | tuple[int, int] | None:
-    """The image size that an exported schedule was found at; `check_belongs` has looked at its kind."""
+    """Return the image size that an exported schedule was found at; `check_belongs` has checked its kind."""
     size = None if file is None else file.get("img_size")
     return (size[0], size[1]) if isinstance(size, list) else size
 
 
 def _parts(table: Any, schedule: PruningSchedule, tokens: list[int]) -> list[dict[str, Any]]:
-    """Return each part's FLOPs; they add up to the whole."""
+    """Return the FLOPs of each part; they add up to the total."""
     seeding = table.seeding if schedule.method.importance == "random" else 0
     parts: list[tuple[str, int | None, int]] = [("embedding", None, table.embedding + seeding)]
     parts += [(f"block {i + 1}", tokens[i], count) for i, count in enumerate(table.by_block(schedule))]

@@ -1,4 +1,4 @@
-"""`prunefront mirror`: a study's evaluations in an Optuna storage."""
+"""`prunefront mirror`: copies the evaluations of a study to an Optuna storage."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def mirror(
     study: Study,
-    to: Annotated[str, typer.Option(metavar="URL", help="Optuna's storage: sqlite:///FILE or postgresql://…")],
+    to: Annotated[
+        str, typer.Option(metavar="URL", help="Address of the Optuna storage: sqlite:///FILE or postgresql://…")
+    ],
     db: Database = None,
 ) -> None:
     """Bring an Optuna storage up to date with a study, for optuna-dashboard."""
@@ -32,7 +34,7 @@ def mirror(
 
 
 def read_evaluations(url: str, study: "StudyRecord") -> "Sequence[Evaluation]":
-    """Return all evaluations of a study through a connection of their own."""
+    """Return all evaluations of a study, through a new connection."""
     from results.store.store import Store
 
     with Store.open(url) as store:

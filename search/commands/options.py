@@ -1,37 +1,45 @@
-"""Options that several commands share, and how their values are read."""
+"""Options that several commands share, how their values are read, and how a front is printed."""
 
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from results.metrics import METRICS, TOP1
-from search.commands.output import Column, Columns, Format, flops_text, print_rows, share_text
+from search.commands.flags import shared_option
+from search.commands.output import Column, Columns, Format, compact_flops, print_rows, share_text
+from search.config import DEFAULT_DB, SearchConfig, SearchOutputs
 from spaces import FlopsBudget
 from spaces.errors import BudgetError, UsageError
 
-DEFAULT_DB = "sqlite:///prunefront.db"
 
-Model = Annotated[str, typer.Option("--model", metavar="M", help="Name of a model; see `prunefront models`.")]
-DATA_HELP = "embedded, folder:PATH, torchvision:NAME[:ROOT], hf:NAME or segmentation:PATH."
-Data = Annotated[str, typer.Option("--data", metavar="D", help=DATA_HELP)]
-Checkpoint = Annotated[
-    str | None,
-    typer.Option(
-        "--checkpoint",
-        metavar="F",
-        help="Weights: a file (FILE#model_ema names one of several in it), or `random`. Default: those that the "
-        "model ships, if it does.",
-    ),
-]
+def file_path(text: str) -> Path:
+    """Read the name of a file on the command line; typer.BadParameter, which names the option, if it is none."""
+    if not text:
+        raise typer.BadParameter("must not be empty; name a file")
+    if text == "-":
+        raise typer.BadParameter("'-' stands for no stream here; name a file, such as /dev/stdout")
+    return Path(text)
+
+
+def folder_path(text: str) -> Path:
+    """Read the name of a folder on the command line; typer.BadParameter, which names the option, if it is none."""
+    if not text:
+        raise typer.BadParameter("must not be empty; name a folder, such as . for this one")
+    return Path(text)
+
+
+Model = Annotated[str, shared_option(SearchConfig, "model")]
+Data = Annotated[str, shared_option(SearchConfig, "data")]
+Checkpoint = Annotated[str | None, shared_option(SearchConfig, "checkpoint")]
+Images = Annotated[int | None, shared_option(SearchConfig, "images")]
+BatchSize = Annotated[int, shared_option(SearchConfig, "batch_size")]
+Database = Annotated[str | None, shared_option(SearchOutputs, "db")]
 Study = Annotated[str, typer.Option("--study", metavar="S", help="Name of the study.")]
-Database = Annotated[
-    str | None,
-    typer.Option("--db", metavar="URL", help=f"Database. Default: $PRUNEFRONT_DB, then {DEFAULT_DB}."),
-]
 FormatOption = Annotated[Format, typer.Option("--format", help="How to print results.", case_sensitive=False)]
 MaxFlops = Annotated[
     str | None,
@@ -39,18 +47,17 @@ MaxFlops = Annotated[
 ]
 MinTop1 = Annotated[float | None, typer.Option("--min-top1", metavar="X", help="The least top-1, from 0 to 1.")]
 Schedule = Annotated[
-    str, typer.Option("--schedule", metavar="TEXT|FILE", help="Such as 5:0.8,10:0.8, or a JSON file; empty is dense.")
+    str,
+    typer.Option(
+        "--schedule", metavar="TEXT|FILE", help="A schedule, such as 5:0.8,10:0.8, or a JSON file; empty is dense."
+    ),
 ]
-Images = Annotated[
-    int | None, typer.Option("--images", metavar="N", help="Use the first N images of val. Default: all.")
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", help="Images in a forward pass.")]
 
 FRONT_COLUMNS = {
     "schedule": Column("schedule", lambda text: text or "(dense)"),
     "top1": Column("top-1", share_text, right=True),
     "finetuned_top1": Column("fine-tuned", share_text, right=True),
-    "flops": Column("FLOPs", flops_text, right=True),
+    "flops": Column("FLOPs", compact_flops, right=True),
     "flops_ratio": Column("of dense", share_text, right=True),
     "loss": Column("loss", share_text, right=True),
     "latency_ms": Column("ms/image", lambda ms: f"{ms:.2f}", right=True),
@@ -73,10 +80,10 @@ def print_front(
     """Print rows of `front_row`; a table also shows the interval of top-1, and latency ratios where there are any.
 
     Args:
-        rows: of evaluations of one study.
+        rows: evaluations of one study.
         form: table, JSON or CSV.
-        marked: whether the study has confirmed scores, so that a table says which ones are.
-        columns: what the table shows, `top1` among it.
+        marked: whether the study has confirmed scores, so that a table tells which ones are.
+        columns: the columns of the table, `top1` among them.
         empty: as in `print_rows`.
     """
     if form is not Format.table:
@@ -94,7 +101,7 @@ def print_front(
 
 
 def scored(columns: Columns, metric: str) -> Columns:
-    """Return columns whose headers name the score of a study or model in the place of top-1."""
+    """Return columns whose headings name the metric of a study or model instead of top-1."""
     label = METRICS[metric].label
     return {
         name: replace(column, heading=column.heading.replace(TOP1.label, label)) for name, column in columns.items()
@@ -107,12 +114,12 @@ def _interval_text(row: Mapping[str, Any]) -> str | None:
 
 
 def database(given: str | None) -> str:
-    """Return the database's address: the flag, the environment's, or the default."""
+    """Return the database's address: that of the flag, of $PRUNEFRONT_DB, or the default."""
     return given or os.environ.get("PRUNEFRONT_DB") or DEFAULT_DB
 
 
 def flops_limit(text: str | None, dense_flops: int) -> int | None:
-    """Read --max-flops; BudgetError when it is malformed, or a range."""
+    """Read --max-flops; BudgetError if it is malformed or a range."""
     if text is None:
         return None
     budget = FlopsBudget.parse(text)

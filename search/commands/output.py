@@ -1,4 +1,4 @@
-"""What commands print: data on stdout as a table, JSON or CSV; everything else is one line on stderr."""
+"""Printing: data goes to stdout as a table, JSON or CSV, everything else to stderr as single lines."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-WIDEST = 10_000  # characters of a table's line
+WIDEST = 10_000  # characters in a line of a table
 
 
 class Format(StrEnum):
@@ -22,7 +22,7 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """A field of the printed objects: its heading in a table, and how a value reads there."""
+    """A field of the printed objects: its heading in a table, and how to show a value there."""
 
     heading: str
     show: Callable[[Any], str] = str
@@ -41,10 +41,10 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Columns, form: Format
     """Print objects: as a JSON list, as CSV with a header, or as a table of the given columns.
 
     Args:
-        rows: the objects; JSON and CSV get all of their fields.
-        columns: what the table shows, by field; the header of a CSV without rows.
-        form: which of the three.
-        empty: what to say on stderr instead of a table without rows.
+        rows: the objects; JSON and CSV hold all of their fields.
+        columns: the columns of the table, by field; also the header of a CSV without rows.
+        form: table, JSON or CSV.
+        empty: printed to stderr in place of a table without rows.
     """
     if form is not Format.table:
         print(rows_text(rows, columns, form), end="")
@@ -100,7 +100,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]], columns: Columns) -> None:
     for row in rows:
         table.add_row(*(Text(_shown(row[key], column)) for key, column in columns.items()))
     console = Console(file=sys.stdout, highlight=False)
-    # A pipe has no edge, and on a narrow terminal long lines are read more easily than folded cells.
+    # Lines are never folded: a pipe has no width, and on a narrow terminal long lines read better than folded cells.
     width = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
     console = Console(file=sys.stdout, highlight=False, width=width)
     with console.capture() as capture:
@@ -112,8 +112,12 @@ def _shown(value: Any, column: Column) -> str:
     return "-" if value is None else column.show(value)
 
 
-def flops_text(flops: int) -> str:
-    """Return FLOPs as people write them, such as 3.60G."""
+def compact_flops(flops: int) -> str:
+    """Return FLOPs as the options take them.
+
+    >>> compact_flops(3_600_000_000), compact_flops(950)
+    ('3.60G', '950')
+    """
     for unit, scale in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
         if flops >= scale:
             return f"{flops / scale:.2f}{unit}"

@@ -1,4 +1,4 @@
-"""Schedules as users give them, text or file, and whether a file's schedule belongs to a model."""
+"""Schedules that users give as text or file, and the check that a file is for the model at hand."""
 
 import os
 from typing import Any
@@ -9,7 +9,7 @@ from spaces.schedule import read_schedule_file
 
 
 def read_schedule(text_or_file: str) -> tuple[PruningSchedule, dict[str, Any] | None]:
-    """Read what a user typed; also return the decoded file if it was one.
+    """Read a schedule from its text form or from a file; also return the decoded file, or None.
 
     Raises:
         ScheduleError: it is neither the text form nor a file of the JSON form.
@@ -23,7 +23,7 @@ def read_schedule(text_or_file: str) -> tuple[PruningSchedule, dict[str, Any] | 
 def check_belongs(
     content: dict[str, Any], where: str, *, model: str | None = None, img_size: tuple[int, int] | None = None
 ) -> None:
-    """Compare what a schedule file says of its model with the model at hand; a field left out fits any.
+    """Check that a schedule file is for the model at hand; a field that it leaves out fits any model.
 
     Raises:
         ScheduleError: a field is of the wrong kind, or names another model or image size.

@@ -19,7 +19,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from ray.tune.schedulers import FIFOScheduler
 
 from results import Evaluation
-from search.config import SearchConfig, parse_bytes
+from search.config import SearchConfig
 from search.driver.lease import Lease
 from search.driver.outcome import SearchOutcome
 from search.driver.progress import SearchProgress, Snapshot
@@ -126,7 +126,7 @@ def run_search(
                     records=records,
                     starts=starting_schedules(subject.space),
                     seed=config.seed + lease.driver.others,
-                    brood=config.brood,
+                    brood=config.group,
                     race=subject.raced is not None,
                     confirm=subject.confirm.images > 0,
                     timeouts=_timeouts(subject, dense),
@@ -189,7 +189,7 @@ def _search(
         gpu=config.gpus_per_trial > 0,
         folder=str(Path.cwd()),
         dense=DenseResult(asdict(replace(dense.metrics, tally=None)), dense.answers.numpy()),
-        prefix_cache=parse_bytes(config.prefix_cache),
+        prefix_cache=config.prefix_cache_bytes,
         race_error=config.race_error,
         agreement=raced_objective(subject.objectives) == "agreement",
         latency="latency" in subject.objectives,

@@ -22,7 +22,7 @@ from search.driver.study_state import raced_objective
 from search.evaluation.evaluator import DenseAnswers, Evaluator
 from search.models import open_model
 from search.runtime.versions import versions
-from spaces import FlopsBudget, PruningSchedule
+from spaces import PruningSchedule
 from spaces.errors import StudyExistsError, StudyMismatchError, UnknownNameError, UsageError
 from spaces.space import SearchSpace, make_space
 from ssm_models import CostTable, PrunableModel
@@ -124,7 +124,7 @@ class SearchSetup:
             "confirm_digest": self.confirm_digest,
             "weights_digest": self.weights_digest,
             "checkpoint": checkpoint,
-            "budget": str(FlopsBudget.parse(config.flops_budget)),
+            "budget": str(config.budget),
             "limit": self.space.limit,
             "least": self.space.least,
             "dense_flops": self.table.dense,
@@ -152,8 +152,7 @@ def open_setup(config: SearchConfig) -> SearchSetup:
     digest = data.digest()
     model = open_model(config.model, config.checkpoint, data)
     table = ssm_models.cost_table(model)
-    budget = FlopsBudget.parse(config.flops_budget)
-    space = make_space(config.space, model.layout, table.flops, budget, model.offers)
+    space = make_space(config.space, model.layout, table.flops, config.budget, model.offers)
     gpu = config.gpus_per_trial > 0 and torch.cuda.is_available()
     return SearchSetup(
         config=config,

@@ -1,4 +1,4 @@
-"""Bad input gets one clear line on stderr, exit code 1 or 2, no traceback, and leaves nothing behind."""
+"""Bad input ends with one clear line on stderr and exit code 1 or 2, and leaves no files behind."""
 
 import json
 import os
@@ -26,6 +26,7 @@ SEARCH = {
     "--study": "s",
     "--images": "20",
 }
+EVALUATE = ["evaluate", "--model", "vim_nano", "--data", "embedded", "--schedule", ""]
 
 
 @pytest.fixture(autouse=True)
@@ -66,31 +67,36 @@ def search(**changes: str | None) -> list[str]:
         (2, {"model": None}, "--model is missing"),
         (2, {"data": "cifar"}, "unknown data set 'cifar'"),
         (1, {"data": "folder:nowhere"}, "nowhere"),
-        (2, {"sampler": "nsga"}, "unknown sampler 'nsga': did you mean 'nsga2'?"),
+        (2, {"sampler": "nsga"}, "--sampler: unknown sampler 'nsga': did you mean 'nsga2'?"),
         (2, {"space": "stage"}, "unknown space 'stage': did you mean 'stages'?"),
         (2, {"space": "stages:99"}, "stages:99"),
-        (2, {"flops_budget": "0"}, "'0': must be above 0"),
+        (2, {"flops_budget": "0"}, "--flops-budget: FLOPs budget '0': must be above 0"),
         (2, {"flops_budget": "1.7"}, "'1.7': a share is at most 1"),
         (2, {"flops_budget": "abc"}, "'abc': expected a share"),
         (2, {"flops_budget": "0.05"}, "cheapest schedule"),
         (2, {"flops_budget": "1K"}, "cheapest schedule"),
-        (2, {"trials": "0"}, "trials=0"),
-        (2, {"study": "a\nb"}, "'a\\nb': holds control characters"),
+        (2, {"trials": "0"}, "--trials 0: must be at least 1"),
+        (2, {"study": "a\nb"}, "--study 'a\\nb': holds control characters"),
         (2, {"trials": "many"}, "'--trials'"),
-        (2, {"objective": "speed"}, "unknown objective 'speed'"),
+        (2, {"objective": "speed"}, "--objective: unknown objective 'speed'"),
         (2, {"flops_budget": "0.5:0.6:0.7"}, "a range has two ends"),
         (2, {"flops_budget": "0.7:0.5"}, "begins above its end"),
         (2, {"flops_budget": "0.5:1G"}, "must both be shares or both FLOPs"),
-        (2, {"brood": "0"}, "brood=0: must be at least 1"),
-        (2, {"prefix_cache": "much"}, "prefix_cache='much': expected memory such as 500M"),
-        (2, {"race_error": "0.7"}, "race_error=0.7: must be from 0"),
-        (2, {"race_error": "nan"}, "race_error=nan: must be from 0"),
-        (2, {"confirm_images": "-1"}, "confirm_images=-1: must be 0"),
-        (2, {"confirm_split": "tset"}, "unknown split 'tset': did you mean 'test'?"),
+        (2, {"group": "0"}, "--group 0: must be at least 1"),
+        (2, {"brood": "0"}, "--brood 0: must be at least 1"),
+        (2, {"brood": "3", "group": "3"}, "--group and --brood are the same setting; give one of them"),
+        (2, {"prefix_cache": "much"}, "--prefix-cache 'much': expected memory such as 500M"),
+        (2, {"race_error": "0.7"}, "--race-error 0.7: must be from 0 to 0.5"),
+        (2, {"race_error": "nan"}, "--race-error nan: must be from 0 to 0.5"),
+        (2, {"confirm_images": "-1"}, "--confirm-images -1: must be at least 0"),
+        (2, {"confirm_split": "tset"}, "--confirm-split: unknown split 'tset': did you mean 'test'?"),
+        (2, {"checkpoint": ""}, "--checkpoint '': must not be empty"),
+        (2, {"db": ""}, "--db '': must not be empty"),
+        (2, {"config": ""}, "'--config': must not be empty; name a file"),
         (1, {"confirm_split": "test"}, "embedded: it has no test split"),
-        (2, {"confirm_split": "rest", "images": None}, "confirm_split=rest: there is no rest"),
+        (2, {"confirm_split": "rest", "images": None}, "--confirm-split rest: no image of val is left"),
         (2, {"confirm_split": "rest", "images": "1000"}, "--confirm-split rest: the search runs over all 1000"),
-        (2, {"time_budget": "soon"}, "time budget 'soon'"),
+        (2, {"time_budget": "soon"}, "--time-budget 'soon': expected a time such as 90s"),
         (2, {"config": "none.toml"}, "none.toml: cannot be read"),
         (2, {"model": "vim_tiny"}, "ships no weights"),
         (1, {"checkpoint": "none.safetensors"}, "none.safetensors: no such file"),
@@ -106,6 +112,11 @@ def test_a_search_that_cannot_be(refused: Check, code: int, changes: dict[str, s
 def test_a_setting_that_does_not_exist(refused: Check, tmp_path: Path) -> None:
     (tmp_path / "search.toml").write_text('modle = "vim_nano"')
     assert "did you mean 'model'?" in refused(2, *search(config="search.toml"))
+
+
+def test_a_wrong_setting_of_a_file_is_named_by_its_key(refused: Check, tmp_path: Path) -> None:
+    (tmp_path / "search.toml").write_text("race-error = 0.7")
+    assert "config search.toml: race-error=0.7: must be from 0 to 0.5" in refused(2, *search(config="search.toml"))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +137,19 @@ def test_a_setting_that_does_not_exist(refused: Check, tmp_path: Path) -> None:
         (["flops", "--model", "vim_nano", "--img-size", "0"], "--img-size 0"),
         (["flops", "--model", "vim_nano", "--img-size", "99999"], "at most 4,096 a side"),
         (["flops", "--model", "resnet50"], "unknown model 'resnet50'"),
+        (["flops", "--model", ""], "--model '': must not be empty"),
+        (["studies", "--db", ""], "--db '': must not be empty"),
+        (["front", "--study", "s", "--plot", ""], "'--plot': must not be empty; name a file"),
+        (["front", "--study", "s", "--format", "csv", "--out", ""], "'--out': must not be empty; name a file"),
+        (["front", "--study", "s", "--format", "csv", "--out", "-"], "'--out': '-' "),
+        (["report", "--study", "s", "--out", ""], "'--out': must not be empty; name a file"),
+        (["report", "--study", "s", "--out", "-"], "'--out': '-' "),
+        (["export", "--study", "s", "--out", ""], "'--out': must not be empty; name a file"),
+        (["export", "--study", "s", "--out", "-"], "'--out': '-' "),
+        (["export", "--study", "s", "--bundle", ""], "'--bundle': must not be empty; name a folder"),
+        ([*EVALUATE, "--images", "0"], "--images 0: must be at least 1"),
+        ([*EVALUATE, "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        ([*EVALUATE, "--checkpoint", ""], "--checkpoint '': must not be empty"),
         (["train", "--model", "vim_nano", "--data", "embedded", "--epochs", "0", "--out", "o"], "epochs=0"),
         (["train", "--model", "vim", "--data", "embedded", "--epochs", "1", "--out", "o"], "unknown model 'vim'"),
     ],
@@ -198,6 +222,19 @@ def test_a_bad_schedule_file(
         assert "schedule.json" in line
 
 
+def test_a_schedule_file_that_holds_a_key_twice(refused: Check, tmp_path: Path) -> None:
+    (tmp_path / "twice.json").write_text('{"format": "prunefront.schedule", "steps": [], "version": 1, "steps": []}')
+    line = refused(2, "flops", "--model", "vim_nano", "--schedule", "twice.json")
+    assert "twice.json: not valid JSON: 'steps' appears twice in one object" in line
+
+
+def test_a_schedule_file_may_begin_with_a_byte_order_mark(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    schedule = {"format": "prunefront.schedule", "version": 1, "steps": [{"after": 3, "keep": 0.5}]}
+    (tmp_path / "marked.json").write_text(json.dumps(schedule), encoding="utf-8-sig")
+    assert run(["flops", "--model", "vim_nano", "--schedule", "marked.json", "--format", "json"]) == 0
+    assert json.loads(capfd.readouterr().out)["schedule"] == "3:0.5"
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch executed",)
@@ -254,7 +291,7 @@ def cut(path: Path, study_url: str) -> None:
 
 @pytest.mark.parametrize("command", ["front", "search", "studies", "report", "export"])
 @pytest.mark.parametrize("kind", ["text", "sqlite", "cut"])
-def test_an_unreadable_data_base(refused: Check, tmp_path: Path, study_url: str, command: str, kind: str) -> None:
+def test_an_unreadable_database(refused: Check, tmp_path: Path, study_url: str, command: str, kind: str) -> None:
     folder = tmp_path / "db"
     folder.mkdir()
     path = folder / "broken.db"
@@ -272,7 +309,7 @@ def test_an_unreadable_data_base(refused: Check, tmp_path: Path, study_url: str,
     assert "broken.db" in refused(1, *arguments, "--db", f"sqlite:///{path}")
 
 
-def test_a_data_base_that_is_not_there(refused: Check) -> None:
+def test_a_database_that_is_not_there(refused: Check) -> None:
     assert "prunefront.db" in refused(1, "studies")
 
 
@@ -291,7 +328,7 @@ def test_bounds_that_nothing_meets(refused: Check, study_url: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["front", "--format", "csv"], ["export"], ["report", "--pictures", "0"]])
-def test_no_data_base_is_written_over(refused: Check, study_url: str, tmp_path: Path, command: list[str]) -> None:
+def test_no_database_is_written_over(refused: Check, study_url: str, tmp_path: Path, command: list[str]) -> None:
     shutil.copy(study_url.removeprefix("sqlite:///"), tmp_path / "s.db")
     arguments = ("--study", "digits", "--db", f"sqlite:///{tmp_path / 's.db'}", "--out", "s.db")
     assert "s.db: is a database; name another file" in refused(2, *command, *arguments)

@@ -1,4 +1,4 @@
-"""`export --bundle`: which weights go into it, what the card says, and what is refused."""
+"""`export --bundle`: which weights a bundle gets, what its card says, and what is refused."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_fine_tuned_weights_that_are_gone_or_changed(
     assert "are not those that study 'digits' records" in capfd.readouterr().err
     file.unlink()
     assert run([*EXPORT, "--bundle", str(tmp_path / "bundle")]) == 1
-    assert "are gone: give their new place with --checkpoint FILE" in capfd.readouterr().err
+    assert "are gone: give their new path with --checkpoint FILE" in capfd.readouterr().err
     assert not (tmp_path / "bundle").exists()
 
 
@@ -118,7 +118,7 @@ def test_a_point_by_its_schedule(capfd: pytest.CaptureFixture[str], tmp_path: Pa
         ([], "nothing to write: name --out FILE.json or --bundle DIR"),
         (["--out", "s.json", "--to", "onnx"], "--to goes into a bundle: name --bundle DIR"),
         (["--out", "s.json", "--checkpoint", "f"], "--checkpoint goes into a bundle"),
-        (["--bundle", "b", "--to", "tflite"], "export to 'tflite': expected one of pt2, onnx"),
+        (["--out", "s.json", "--bundle", "b", "--to", "tflite"], "export to 'tflite': expected one of pt2, onnx"),
     ],
 )
 def test_what_makes_no_sense(

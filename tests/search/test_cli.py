@@ -1,9 +1,12 @@
 """What the commands print, and where: data on stdout, all else on stderr."""
 
 import csv
+import html
 import io
 import json
+import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +20,7 @@ from results import Confirmation, Evaluation
 from results.intervals import wilson_interval
 from results.store.store import Store
 from search.cli import run
-from search.commands.inspecting import chosen
+from search.commands.inspecting import cheapest_good_point
 from search.config import SearchConfig
 from search.driver.search_setup import open_setup
 from spaces import PruningSchedule
@@ -316,12 +319,28 @@ def test_report_shows_which_tokens_went(capfd: pytest.CaptureFixture[str], tmp_p
     assert page.count("data:image/png;base64,") >= 3
 
 
+@pytest.mark.parametrize("name", ["group", "brood"])
+def test_report_shows_the_command_by_the_current_names_of_its_settings(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, study_url: str, name: str
+) -> None:
+    """Earlier versions stored the size of a group as `brood`."""
+    with sqlite3.connect(study_url.removeprefix("sqlite:///")) as database:
+        config = json.loads(database.execute("select config from studies").fetchone()[0])
+        database.execute("update studies set config = ?", (json.dumps({**config, name: config.pop("group")}),))
+    database.close()
+    printed(capfd, "report", "--study", "digits", "--out", str(tmp_path / "r.html"), "--pictures", "0")
+    page = html.unescape(re.sub("<[^>]+>", "", (tmp_path / "r.html").read_text()))
+    assert "--batch-size 20 --group 4 --race-error 0.05 --confirm-split val" in page
+    assert "--brood" not in page
+    assert "--db-patience" not in page
+
+
 def test_the_pictured_schedule_is_the_cheapest_good_one() -> None:
     front = [
         Evaluation(PruningSchedule(), flops=f, flops_ratio=f / 10, top1=t)
         for f, t in ((1, 0.5), (2, 0.95), (3, 0.96))
     ]
-    assert chosen(front).flops == 2
+    assert cheapest_good_point(front).flops == 2
 
 
 def test_output_that_nobody_reads_to_the_end_is_no_error(study_url: str) -> None:

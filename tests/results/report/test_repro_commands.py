@@ -8,9 +8,12 @@ from dataclasses import asdict
 from results import FineTune, Study
 from results.report.report import reproducing_commands
 from search.cli import app
+from search.config import SearchConfig
+from search.settings import build, reproducing_settings
 from search.training.distillation import Distillation
 from search.training.recipe import Recipe
 from tests.results.shown import NOW, MakeEvaluation, MakeSpec
+from tests.search.parsing import parse
 
 RUN = {"distillation": asdict(Distillation()), "workers": 2}
 
@@ -24,10 +27,36 @@ def test_the_commands_reproduce_the_study(make_spec: MakeSpec) -> None:
     assert report.endswith("--out report.html")
     assert front.startswith("prunefront front --study ") and export.endswith("--out schedule.json")
     assert "--objective" not in search
-    told = make_spec(config={"brood": 16, "batch_size": 32, "workers": None})
-    assert reproducing_commands(Study(1, NOW, told), 40)[0].endswith("--batch-size 32 --brood 16")
     other, *_ = reproducing_commands(Study(1, NOW, make_spec(objectives=("loss", "latency"))), 40)
     assert other.endswith("--objective loss --objective latency")
+
+
+def test_the_settings_that_are_stored_are_repeated(make_spec: MakeSpec) -> None:
+    config = {"trials": 7, "batch_size": 32, "workers": None, "group": 16, "space": "s", "tags": ["a", "b c"]}
+    study = Study(1, NOW, make_spec(config=config, checkpoint="w", objectives=("loss", "flops")))
+    line = reproducing_commands(study, 40)[0]
+    assert line.endswith(
+        "--seed 7 --batch-size 32 --group 16 --tags a --tags 'b c' --checkpoint w --objective loss --objective flops"
+    )
+    assert line.count("--trials") == line.count("--space") == 1
+    few = reproducing_commands(study, 40, settings={"group": 16, "workers": None})[0]
+    assert few == line.replace("--batch-size 32 ", "").replace("--tags a --tags 'b c' ", "")
+
+
+def test_a_study_of_an_earlier_version_has_a_command_that_works(make_spec: MakeSpec) -> None:
+    config = {
+        name: value
+        for name, value in SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.8", trials=9)
+        .as_dict()
+        .items()
+        if name != "group"
+    } | {"brood": 16}
+    study = Study(1, NOW, make_spec(config=config))
+    for settings in (None, reproducing_settings(config, SearchConfig)):
+        words = shlex.split(reproducing_commands(study, 40, settings=settings)[0])[2:]
+        assert build(SearchConfig, parse(words, SearchConfig)).group == 16
+    assert "--group 16" in reproducing_commands(study, 40, settings=settings)[0]
+    assert "--db-patience" not in reproducing_commands(study, 40, settings=settings)[0]
 
 
 def test_what_was_fine_tuned_is_exported_and_fine_tuned_again(

@@ -39,6 +39,8 @@ from search.data.dataset import ImageData, open_data
 from search.evaluation.evaluator import Entry, Evaluator, Metrics
 from search.models import open_model
 from search.training.finetune import finetune_model, finetune_recipe
+from search.training.finetune_job import FineTuneJob
+from search.training.training_run import TrainingRun
 from spaces import FlopsBudget, PruningSchedule
 from spaces.published import published_schedules
 from spaces.schedule import PruningMethod, read_schedule_file
@@ -189,7 +191,8 @@ def tuned(job: tuple[argparse.Namespace, str, Contestant, int]) -> dict[str, Any
         data = open_data(train)
         model, teacher = (open_model(a.model, a.checkpoint, data) for _ in range(2))
         recipe = finetune_recipe(a.epochs, seed=seed)
-        result = finetune_model(model, teacher, data, contestant.schedule, recipe, out=folder, images=100)
+        tuning = FineTuneJob(contestant.schedule, recipe, images=100)
+        result = finetune_model(model, teacher, data, tuning, TrainingRun(folder))
         rest = data.batches(model.pretrained_cfg, model.img_size, skip=a.images, batch_size=100)
         top1 = scores(model, rest, [contestant.schedule])[0]
         kept.write_text(json.dumps({"top1": top1, "seconds": result.fit.seconds}))

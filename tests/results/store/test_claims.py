@@ -231,7 +231,7 @@ def test_without_a_claim_only_what_nobody_runs_is_written(
 
 
 def test_what_is_under_way_is_neither_tuned_nor_confirmed(store: Store, make_spec: MakeSpec) -> None:
-    from tests.results.test_store import make_confirmation, make_finetune
+    from tests.results.store.test_store import make_confirmation, make_finetune
 
     study, driver, _ = new_study(store, make_spec)
     (plan,) = planned("1:0.5")

@@ -292,6 +292,20 @@ class TestHub:
         assert "\n" not in str(caught.value)
 
 
+class TestNames:
+    def test_a_data_set_is_opened_again_by_its_spec(self, folder: Path) -> None:
+        for spec in ("embedded", f"folder:{folder}"):
+            data = open_data(f" {spec} ")
+            assert data.spec == spec
+            assert open_data(data.spec).digest() == data.digest()
+
+    def test_a_classification_data_set_has_no_masks_or_colours(self, folder: Path) -> None:
+        data = open_data(f"folder:{folder}")
+        assert (data.task.name, list(data.colours)) == ("classification", [])
+        with pytest.raises(errors.DataError, match="image 0 has no mask"):
+            data.training_split().mask(0)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         "spec", ["", "embeded", "embedded:x", "folder", "folder:", "torchvision:", "hf:", "imagenet"]

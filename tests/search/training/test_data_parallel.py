@@ -44,8 +44,8 @@ def test_a_single_process_takes_everything() -> None:
     assert rank.batch_indices(7).tolist() == list(range(7))
 
 
-def worker(rank: int, meeting: str) -> None:
-    distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=2)
+def worker(rank: int, rendezvous: str) -> None:
+    distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=2)
     network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Linear(2, 2))
     norm, linear = network
     assert isinstance(norm, torch.nn.BatchNorm2d)
@@ -60,4 +60,4 @@ def worker(rank: int, meeting: str) -> None:
 
 
 def test_running_statistics_are_averaged_over_ranks(tmp_path: Path) -> None:
-    multiprocessing.start_processes(worker, (str(tmp_path / "meeting"),), 2)
+    multiprocessing.start_processes(worker, (str(tmp_path / "rendezvous"),), 2)

@@ -1,4 +1,4 @@
-"""What is searched or evaluated: a model with its weights, on images of the same classes."""
+"""Opening models for a data set, and the fingerprints by which drivers and workers compare what they opened."""
 
 from typing import TYPE_CHECKING
 
@@ -6,40 +6,39 @@ import ssm_models
 from search.data.dataset import ImageData
 from search.runtime.fingerprint import software
 from ssm_models import PrunableModel
-from ssm_models.checkpoints import RANDOM, trained_classes
+from ssm_models.checkpoints import RANDOM, build_with_metadata, trained_classes
 
 if TYPE_CHECKING:
     from search.data.image_set import ImageSet
 
 
 def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableModel:
-    """Build a model with the weights that the user asked for, for the classes of `data`.
+    """Build a model with the given weights for the classes of a data set, in evaluation mode.
 
     Args:
-        name: registered name.
-        checkpoint: file, `random`, or None for the weights that the package ships.
-        data: gives the number of classes of random weights, and must have those of the others.
+        name: name of a registered model.
+        checkpoint: a file; `random`; or None for the weights that the package ships.
+        data: gives the number of classes of random weights, and must have the classes of all others.
 
     Raises:
-        UnknownNameError, UsageError: no such model, or it ships no weights.
-        CheckpointError: weights that cannot be read or belong to another model.
-        DataError: the classes differ in number, one is known to be another output, or the data is for another task.
+        UnknownNameError, UsageError: there is no such model, or it ships no weights.
+        CheckpointError: the weights cannot be read, or belong to another model.
+        DataError: number or order of the classes differ, or the data is for another task.
     """
     classes = data.num_classes if checkpoint == RANDOM else None
-    model = ssm_models.build(name, checkpoint, num_classes=classes)
+    model, metadata = build_with_metadata(name, checkpoint, num_classes=classes)
     data.check_model(model)
-    trained = trained_classes(name, checkpoint) if checkpoint != RANDOM else None
-    data.check_order(trained or [], str(checkpoint or f"the weights of {name}"))
+    data.check_order(trained_classes(metadata) or [], str(checkpoint or f"the weights of {name}"))
     return model
 
 
 def evaluation_fingerprint(model: PrunableModel, data: ImageData, confirm: "ImageSet") -> dict[str, str]:
-    """Return what a worker must share with the driver: versions, and digests of weights and images.
+    """Return what a worker of a search must have in common with its driver: versions, weights and images, as digests.
 
     Args:
-        model: as it was opened.
-        data: whose `val` candidates are evaluated on.
-        confirm: what the front is confirmed on; its split counts if it has images.
+        model: with the weights that candidates are evaluated with.
+        data: candidates are evaluated on its split val.
+        confirm: the images for confirming the front; their split is included if there are any.
     """
     splits = ["val", *([confirm.split] if confirm.images and confirm.split != "val" else [])]
     images = {f"data ({split})": data.digest(split) for split in splits}
@@ -47,6 +46,6 @@ def evaluation_fingerprint(model: PrunableModel, data: ImageData, confirm: "Imag
 
 
 def training_fingerprint(model: PrunableModel, data: ImageData) -> dict[str, str]:
-    """Return what a worker must share with the driver: versions, and digests of weights and images."""
+    """Return what a worker of a training must have in common with its driver; see `evaluation_fingerprint`."""
     images = {f"data ({split})": data.digest(split) for split in ("train", "val")}
     return {**software(), "weights": ssm_models.weights_digest(model), **images}

@@ -174,17 +174,29 @@ def build(
     Raises:
         UnknownNameError, UsageError, CheckpointError.
     """
+    return build_with_metadata(name, checkpoint, num_classes=num_classes, img_size=img_size, seed=seed)[0]
+
+
+def build_with_metadata(
+    name: str,
+    checkpoint: str | Path | None = None,
+    *,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+) -> tuple[PrunableModel, dict[str, str]]:
+    """As `build`, but also return the metadata of the weights' file, such as for `trained_classes`."""
     info = model_info(name)
     if checkpoint == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return create_model(name, num_classes, img_size).eval()
+            return create_model(name, num_classes, img_size).eval(), {}
     path = shipped_weights(info) if checkpoint is None else Path(checkpoint)
     state, metadata = read_checkpoint(path)
     settings, size = _settings(info, state, metadata, path), _size(metadata, f"checkpoint {path}")
     model = create_model(name, settings["num_classes"], img_size or size or settings.get("img_size"))
     _load(model, state, f"checkpoint {path}", size)
-    return model.eval()
+    return model.eval(), metadata
 
 
 def _settings(info: ModelInfo, state: dict[str, Tensor], metadata: dict[str, str], path: Path) -> dict[str, Any]:
@@ -212,15 +224,11 @@ def _size(metadata: Mapping[str, str], where: str) -> tuple[int, int] | None:
     raise CheckpointError(f"{where}: img_size is {metadata['img_size']!r}, expected [height, width]")
 
 
-def trained_classes(name: str, checkpoint: str | Path | None) -> list[str] | None:
-    """Return the names of the classes that weights were trained on, if their file says so; as `build` takes it."""
-    path = shipped_weights(model_info(name)) if checkpoint is None else Path(checkpoint)
-    if path.suffix != ".safetensors":
-        return None
+def trained_classes(metadata: Mapping[str, str]) -> list[str] | None:
+    """Return the names of the classes that weights were trained on, if the metadata of their file holds them."""
     try:
-        with safe_open(path, framework="pt") as file:
-            names = json.loads((file.metadata() or {}).get("classes", "null"))
-    except (SafetensorError, OSError, ValueError):
+        names = json.loads(metadata.get("classes", "null"))
+    except ValueError:
         return None
     return names if isinstance(names, list) and all(isinstance(one, str) for one in names) else None
 

@@ -1,8 +1,8 @@
-"""Segmentation from a dense model to a fine-tuned schedule: what pruning costs in mIoU, and what it saves in time.
+"""Segmentation, from a dense model to a fine-tuned schedule: the mIoU that pruning costs and the time that it saves.
 
-For each model: train it, search at the budget, fine-tune the best schedule with several seeds, fine-tune the dense
-model alike with the first of them, since it would change with more epochs, too, and measure the speed. All is done
-by the commands that a user would type, which are printed; what is done already is not done again.
+For each model: train it, search at the budget, fine-tune the best schedule with several seeds, and measure the speed.
+As a control, the dense model is fine-tuned in the same way with the first seed. All steps are commands that a user
+would type; they are printed, and steps that are done already are skipped.
 
     python benchmarks/prepare/dubai_aerial.py "Semantic segmentation dataset" dubai
     nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model cvmh_unet_nano
@@ -10,8 +10,8 @@ by the commands that a user would type, which are printed; what is done already 
     nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model vmamba_nano_segmenter --latency
     nice -n 19 python benchmarks/beds/segmentation.py dubai runs --model vmamba_nano_segmenter --schedule 3:0.1
 
-The last two columns want an idle machine: `--speed` measures them again, and nothing else. The figure `kept` is the
-speed-up as a share of the one that the FLOPs promise.
+Timing needs an idle machine; `--speed` repeats only that. The figure `kept` is the speed-up as a share of what the
+FLOPs promise.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,127 @@ from spaces import PruningSchedule
 
 
 def prunefront(*arguments: str) -> Any:
-    """Run a command and return what it printed as JSON, if anything."""
+    """Run a command and return the JSON that it printed; None if it printed none."""
     print("+ prunefront", shlex.join(arguments), file=sys.stderr, flush=True)
     done = subprocess.run([sys.executable, "-m", "search", *arguments], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout) if done.stdout.strip().startswith(("{", "[")) else None
 
 
 def spread(runs: list[dict[str, Any]]) -> str:
-    """Mean and all scores of some runs."""
+    """Return the mean and all scores of some runs."""
     scores = [run["top1"] for run in runs]
     return f"{statistics.mean(scores):.4f} ({' '.join(f'{score:.4f}' for score in scores)})"
 
 
 def fast(front: list[dict[str, Any]]) -> str:
-    """The most accurate schedule of a front that keeps nine tenths of its promise; if none does, what keeps most."""
+    """Return the most accurate schedule of a front that keeps 90 % of the promised speed-up, or else keeps most."""
     kept = {point["schedule"]: point["flops_ratio"] / point["latency_ratio"] for point in front}
     best = max(front, key=lambda point: (min(kept[point["schedule"]], 0.9), point["top1"]))
     found: str = best["schedule"]
     return found
 
 
+@dataclass(frozen=True)
+class Bed:
+    """One model on one data set, and the folder of its results."""
+
+    arguments: argparse.Namespace
+
+    @property
+    def name(self) -> str:
+        """Name of the study, and of the folder."""
+        a = self.arguments
+        return f"{a.model}{'-latency' * a.latency}" + (f"-{a.schedule}" if a.schedule else "")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the results."""
+        return Path(self.arguments.out / self.name)
+
+    @property
+    def data(self) -> str:
+        """Name of the data set."""
+        return f"segmentation:{self.arguments.data}"
+
+    @property
+    def weights(self) -> Path:
+        """The dense model's weights, shared by all beds of a model."""
+        return Path(self.arguments.out / self.arguments.model / "dense" / "model.safetensors")
+
+    @property
+    def schedule(self) -> Path:
+        """The schedule to fine-tune under."""
+        return self.folder / "schedule.json"
+
+    @property
+    def batch(self) -> tuple[str, str]:
+        """The option of the batch size."""
+        return ("--batch-size", str(self.arguments.batch_size))
+
+    def train(self) -> None:
+        """Train the dense model."""
+        a = self.arguments
+        if not self.weights.exists():
+            prunefront(
+                "train", "--model", a.model, "--data", self.data, "--img-size", str(a.img_size),
+                "--epochs", str(a.epochs), *self.batch, "--out", str(self.weights.parent),
+            )  # fmt: skip
+
+    def find_schedule(self) -> None:
+        """Write the given schedule, or the best one of a search."""
+        a = self.arguments
+        if a.schedule:
+            content = {"model": a.model, **PruningSchedule.parse(a.schedule).as_dict()}
+            self.schedule.write_text(json.dumps(content))
+        elif not self.schedule.exists():
+            study = ("--study", self.name, "--db", f"sqlite:///{a.out / 'studies.db'}")
+            prunefront(
+                "search", "--model", a.model, "--checkpoint", str(self.weights), "--data", self.data, *study,
+                "--flops-budget", f"{a.budget - (0.1 if a.latency else 0.02):g}:{a.budget:g}",
+                "--objective", "miou", "--objective", "flops", *("--objective", "latency") * a.latency,
+                "--trials", str(a.trials), "--images", str(a.images), "--workers", "1",
+            )  # fmt: skip
+            chosen = ("--max-flops", f"{a.budget:g}")
+            if a.latency:
+                chosen = ("--schedule", fast(prunefront("front", *study, "--format", "json")))
+            prunefront("export", *study, *chosen, "--out", str(self.schedule))
+
+    def finetune(self) -> None:
+        """Fine-tune under the schedule with each seed, and the dense model with the first."""
+        a = self.arguments
+        dense = self.folder / "no_schedule.json"
+        dense.write_text(json.dumps({**json.loads(self.schedule.read_text()), "steps": [], "method": {}}))
+        runs = [("dense", a.seeds[0], dense), *(("seed", seed, self.schedule) for seed in a.seeds)]
+        for run, seed, file in runs:
+            out = self.folder / f"{run}{seed}"
+            if not (out / "finetune.json").exists():
+                prunefront(
+                    "finetune", str(file), "--data", self.data, "--checkpoint", str(self.weights), "--epochs",
+                    str(a.finetune_epochs), "--seed", str(seed), *self.batch, "--out", str(out),
+                )  # fmt: skip
+
+    def report(self) -> None:
+        """Measure the speed and print all figures."""
+        a = self.arguments
+        speed = prunefront(
+            "evaluate", "--model", a.model, "--checkpoint", str(self.weights), "--data", self.data, "--schedule",
+            str(self.schedule), "--format", "json",
+        )  # fmt: skip
+        runs, control = (
+            [json.loads((self.folder / f"{run}{seed}" / "finetune.json").read_text()) for seed in seeds]
+            for run, seeds in (("seed", a.seeds), ("dense", a.seeds[:1]))
+        )
+        dense, before = runs[0]["dense_top1"], runs[0]["before_top1"]
+        gain, promise = 1 / speed["latency_ratio"], 1 / speed["flops_ratio"]
+        print(
+            f"{self.name}: dense mIoU {dense:.4f}, fine-tuned {spread(control)}; {speed['schedule']} at "
+            f"{speed['flops_ratio']:.3f} of the FLOPs: {before:.4f}, fine-tuned {spread(runs)}; "
+            f"{gain:.3f} times as fast, promised {promise:.3f}, kept {gain / promise:.3f}"
+        )
+
+
 def main() -> None:
-    """Do what is missing and print the figures."""
+    """Do the steps that are missing and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
@@ -57,63 +157,20 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--finetune-epochs", type=int, default=4)
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--images", type=int, default=150, help="tiles of val that the search runs over")
+    parser.add_argument("--images", type=int, default=150, help="val tiles to search on")
     parser.add_argument("--budget", type=float, default=0.7, help="share of the dense FLOPs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--speed", action="store_true", help="measure the speed alone")
-    parser.add_argument("--latency", action="store_true", help="search by the running time, too, and choose by it")
-    parser.add_argument("--schedule", help="take this schedule in place of a searched one")
-    a = parser.parse_args()
-    name = a.model + "-latency" * a.latency + (f"-{a.schedule}" if a.schedule else "")
-    data, here = f"segmentation:{a.data}", a.out / name
-    weights, schedule = a.out / a.model / "dense" / "model.safetensors", here / "schedule.json"
-    study = ("--study", name, "--db", f"sqlite:///{a.out / 'studies.db'}")
-    batch = ("--batch-size", str(a.batch_size))
-    here.mkdir(parents=True, exist_ok=True)
-    if not a.speed:
-        if not weights.exists():
-            prunefront(
-                "train", "--model", a.model, "--data", data, "--img-size", str(a.img_size), "--epochs", str(a.epochs),
-                *batch, "--out", str(weights.parent),
-            )  # fmt: skip
-        if a.schedule:
-            schedule.write_text(json.dumps({"model": a.model, **PruningSchedule.parse(a.schedule).as_dict()}))
-        elif not schedule.exists():
-            prunefront(
-                "search", "--model", a.model, "--checkpoint", str(weights), "--data", data, *study,
-                "--flops-budget", f"{a.budget - (0.1 if a.latency else 0.02):g}:{a.budget:g}",
-                "--objective", "miou", "--objective", "flops", *("--objective", "latency") * a.latency,
-                "--trials", str(a.trials), "--images", str(a.images), "--workers", "1",
-            )  # fmt: skip
-            chosen = ("--max-flops", f"{a.budget:g}")
-            if a.latency:
-                chosen = ("--schedule", fast(prunefront("front", *study, "--format", "json")))
-            prunefront("export", *study, *chosen, "--out", str(schedule))
-        nothing = here / "no_schedule.json"
-        nothing.write_text(json.dumps({**json.loads(schedule.read_text()), "steps": [], "method": {}}))
-        for run, seed, file in [("dense", a.seeds[0], nothing), *(("seed", seed, schedule) for seed in a.seeds)]:
-            target = here / f"{run}{seed}"
-            if not (target / "finetune.json").exists():
-                prunefront(
-                    "finetune", str(file), "--data", data, "--checkpoint", str(weights), "--epochs",
-                    str(a.finetune_epochs), "--seed", str(seed), *batch, "--out", str(target),
-                )  # fmt: skip
-    speed = prunefront(
-        "evaluate", "--model", a.model, "--checkpoint", str(weights), "--data", data, "--schedule", str(schedule),
-        "--format", "json",
-    )  # fmt: skip
-    runs, control = (
-        [json.loads((here / f"{run}{seed}" / "finetune.json").read_text()) for seed in seeds]
-        for run, seeds in (("seed", a.seeds), ("dense", a.seeds[:1]))
-    )
-    dense, before = runs[0]["dense_top1"], runs[0]["before_top1"]
-    gain, promise = 1 / speed["latency_ratio"], 1 / speed["flops_ratio"]
-    print(
-        f"{name}: dense mIoU {dense:.4f}, fine-tuned {spread(control)}; {speed['schedule']} at "
-        f"{speed['flops_ratio']:.3f} of the FLOPs: {before:.4f}, fine-tuned {spread(runs)}; "
-        f"{gain:.3f} times as fast, promised {promise:.3f}, kept {gain / promise:.3f}"
-    )
+    parser.add_argument("--speed", action="store_true", help="only measure the speed")
+    parser.add_argument("--latency", action="store_true", help="search by latency as well, and choose by it")
+    parser.add_argument("--schedule", help="take this schedule instead of searching one")
+    bed = Bed(parser.parse_args())
+    bed.folder.mkdir(parents=True, exist_ok=True)
+    if not bed.arguments.speed:
+        bed.train()
+        bed.find_schedule()
+        bed.finetune()
+    bed.report()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Lay the aerial images of Dubai out as a data set for segmentation: six areas to train, two to val.
+"""Convert the aerial images of Dubai into a segmentation data set: six areas for train, two for val.
 
-72 images of eight areas ("Tile 1" to "Tile 8") with masks; the colours are those that the masks have, not those that
-the archive's own list has. Images are made smaller by `--shrink`, masks to the nearest pixel:
+The archive has 72 images with masks, of eight areas ("Tile 1" to "Tile 8"). The colours below are those of the masks;
+the archive's own list differs. Images are downscaled by `--shrink`, masks by nearest neighbour:
 
     python benchmarks/prepare/dubai_aerial.py "Semantic segmentation dataset" dubai --shrink 4 --window 96
     prunefront train --model cvmh_unet_nano --data segmentation:dubai --img-size 96 --epochs 15 --out run
@@ -25,7 +25,7 @@ UNLABELLED = "#9B9B9B"
 
 
 def known(mask: Image.Image) -> Image.Image:
-    """Return a mask in which the few pixels of a colour that nothing explains are unlabelled."""
+    """Return a mask in which the few pixels of an unknown colour are unlabelled."""
     pixels = np.array(mask)
     colours = [ImageColor.getrgb(colour) for colour in CLASSES.values()]
     strange = ~np.any([(pixels == colour).all(-1) for colour in colours], axis=0)
@@ -39,9 +39,11 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--val", type=int, nargs="+", default=[2, 7], help="areas for val (default: 2 7)")
-    parser.add_argument("--shrink", type=int, default=4, help="how many times smaller (default: 4)")
-    parser.add_argument("--window", type=int, default=96, help="pixels of a tile's side, after that (default: 96)")
-    parser.add_argument("--overlap", type=float, default=0.5, help="of tiles of train (default: 0.5)")
+    parser.add_argument("--shrink", type=int, default=4, help="factor of the downscaling (default: 4)")
+    parser.add_argument(
+        "--window", type=int, default=96, help="side of a tile in pixels, after downscaling (default: 96)"
+    )
+    parser.add_argument("--overlap", type=float, default=0.5, help="overlap of train tiles (default: 0.5)")
     a = parser.parse_args()
     for area in range(1, 9):
         split = "val" if area in a.val else "train"

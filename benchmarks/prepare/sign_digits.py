@@ -1,6 +1,6 @@
-"""Lay the sign digits out as a data set: every fourth image of a class to val, the rest to train.
+"""Convert the sign digits into a data set: every fourth image of a class for val, the rest for train.
 
-The images are 2,062 hands that show a digit (github.com/ardamavi/Sign-Language-Digits-Dataset, Apache-2.0):
+The archive has 2,062 images of hands showing a digit (github.com/ardamavi/Sign-Language-Digits-Dataset, Apache-2.0):
 
     python benchmarks/prepare/sign_digits.py Dataset sign-digits
     prunefront train --model vim_nano_patch8 --data folder:sign-digits --epochs 100 --batch-size 32 --out run
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-SIDE = 100  # of all but three, which are 3024 pixels
+SIDE = 100  # pixels; three images have 3024
 
 
 def main() -> None:

@@ -361,25 +361,43 @@ class Store:
 
     # --- fine-tunings -----------------------------------------------------------------------------------
 
-    def record_finetune(self, study: Study, finetune: FineTune) -> None:
-        """Write the outcome of a fine-tuning beside the evaluation of its schedule.
+    def record_finetune(self, study: Study, finetune: FineTune) -> bool:
+        """Write the outcome of a fine-tuning beside the evaluation of its schedule, unless it is recorded already.
+
+        The outcome is known by its schedule and the digest of its weights, so a fine-tuning that is reported twice,
+        even by two processes at once, is recorded once.
+
+        Returns:
+            Whether it was written now.
 
         Raises:
-            UsageError: the study has no evaluation of that schedule.
+            UsageError: the study has no finished evaluation of that schedule.
             StoreError: a figure is a NaN or an infinity.
         """
         refuse_nonfinite(f"fine-tuning of {finetune.schedule_hash}", finetune)
-        known = self.evaluation(study, finetune.schedule_hash)
-        if known is None or known.state in UNFINISHED:
-            raise UsageError(
-                f"schedule {finetune.schedule_hash}: study {study.name!r} has no evaluation of it; "
-                "name the study it was exported from"
-            )
         values = {f.name: getattr(finetune, f.name) for f in fields(FineTune)}
         values |= {"study_id": study.id, "finished_at": finetune.finished_at or datetime.now(UTC)}
         values |= {name: dict(values[name]) for name in ("config", "versions")}
-        with store_errors(self.where), writing(self._engine).begin() as connection:
+        evaluated = select(EvaluationRow.id).where(
+            EvaluationRow.study_id == study.id,
+            EvaluationRow.schedule_hash == finetune.schedule_hash,
+            EvaluationRow.state.in_(FINISHED),
+        )
+        recorded = select(FineTuneRow.id).where(
+            FineTuneRow.study_id == study.id,
+            FineTuneRow.schedule_hash == finetune.schedule_hash,
+            FineTuneRow.weights_digest == finetune.weights_digest,
+        )
+        with self._turn(study) as connection:
+            if connection.execute(evaluated).first() is None:
+                raise UsageError(
+                    f"schedule {finetune.schedule_hash}: study {study.name!r} has no evaluation of it; "
+                    "name the study it was exported from"
+                )
+            if connection.execute(recorded).first() is not None:
+                return False
             connection.execute(insert(FineTuneRow).values(values))
+        return True
 
     def finetunes(self, study: Study) -> list[FineTune]:
         """Return the fine-tunings of a study, oldest first."""

@@ -1,37 +1,20 @@
 """`train`, and the options that it shares with `finetune`."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from search.commands.option_groups import grouped_options
 from search.commands.options import Data, FormatOption, Model, scored
 from search.commands.output import Column, Format, print_object, share_text
 from spaces.errors import UsageError
 
-Epochs = Annotated[int, typer.Option(metavar="E", help="Passes over the train images.")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Folder for weights and record; a run in it is resumed.")]
-Seed = Annotated[int, typer.Option(metavar="I", help="Of everything random.")]
-Rate = Annotated[float | None, typer.Option("--lr", metavar="X", help="Highest learning rate.")]
-Batch = Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Images in a step. Default: 64.")]
-Decay = Annotated[float | None, typer.Option("--weight-decay", metavar="X", help="Of all weights but norms.")]
-MixUp = Annotated[float | None, typer.Option("--mixup", metavar="X", help="Strength of mixing images. Default: 0.")]
-CutMix = Annotated[float | None, typer.Option("--cutmix", metavar="X", help="Strength of pasting parts. Default: 0.")]
-Smoothing = Annotated[
-    float | None, typer.Option("--label-smoothing", metavar="X", help="Share of a label that all classes get.")
-]
-Average = Annotated[
-    float | None,
-    typer.Option("--ema", metavar="X", help="Decay of the weights' average that is kept; 0: none."),
-]
-Amp = Annotated[
-    str | None,
-    typer.Option("--amp", metavar="P", help="Precision of the forward pass: fp32, bf16 or fp16. Default: fp32."),
-]
-Accumulate = Annotated[
-    int, typer.Option("--accumulate", metavar="N", help="Run a step's images in N parts, where memory is short.")
-]
-EvalEvery = Annotated[int, typer.Option("--eval-every", metavar="N", help="Look at val after every N epochs.")]
+if TYPE_CHECKING:
+    from search.training.trainer import FitResult
+    from search.training.training_run import Pace
 
 TRAINED_COLUMNS = {
     "checkpoint": Column("weights"),
@@ -43,12 +26,60 @@ TRAINED_COLUMNS = {
 }
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train. Options without a value leave the default to the recipe."""
+
+    epochs: Annotated[int, typer.Option(metavar="E", help="Passes over the train split.")]
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for weights and record; a run in it is resumed.")]
+    seed: Annotated[int, typer.Option(metavar="I", help="Seed of everything random.")] = 0
+    lr: Annotated[float | None, typer.Option(metavar="X", help="Peak learning rate.")] = None
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images in a step. Default: 64.")] = None
+    weight_decay: Annotated[
+        float | None, typer.Option(metavar="X", help="Weight decay, except of norms and biases.")
+    ] = None
+    mixup: Annotated[float | None, typer.Option(metavar="X", help="Strength of mixup. Default: 0.")] = None
+    cutmix: Annotated[float | None, typer.Option(metavar="X", help="Strength of cutmix. Default: 0.")] = None
+    label_smoothing: Annotated[
+        float | None, typer.Option(metavar="X", help="Share of a label that is spread over all classes.")
+    ] = None
+    ema: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Decay of the moving average of the weights, which is kept; 0: none."),
+    ] = None
+    amp: Annotated[
+        str | None,
+        typer.Option(metavar="P", help="Precision of the forward pass: fp32, bf16 or fp16. Default: fp32."),
+    ] = None
+    accumulate: Annotated[
+        int, typer.Option(metavar="N", help="Run the images of a step in N parts, to save memory.")
+    ] = 1
+    eval_every: Annotated[int, typer.Option(metavar="N", help="Evaluate on val after every N epochs.")] = 1
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The recipe's values that the user gave."""
+        names = ("lr", "batch_size", "weight_decay", "mixup", "cutmix", "label_smoothing", "ema", "amp")
+        return given({name: getattr(self, name) for name in names})
+
+    @property
+    def pace(self) -> "Pace":
+        """How the training proceeds."""
+        from search.training.training_run import Pace
+
+        return Pace(accumulate=self.accumulate, eval_every=self.eval_every)
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that the user gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+@grouped_options
 def train(
     model: Model,
     data: Data,
-    epochs: Epochs,
-    out: Out,
-    seed: Seed = 0,
+    options: TrainingOptions,
     img_size: Annotated[
         int | None, typer.Option("--img-size", metavar="N", help="Pixels of a side. Default: the model's.")
     ] = None,
@@ -56,16 +87,6 @@ def train(
         str | None,
         typer.Option(metavar="F", help="Begin from these weights, also of another image size. Default: at random."),
     ] = None,
-    lr: Rate = None,
-    batch_size: Batch = None,
-    weight_decay: Decay = None,
-    mixup: MixUp = None,
-    cutmix: CutMix = None,
-    label_smoothing: Smoothing = None,
-    ema: Average = None,
-    amp: Amp = None,
-    accumulate: Accumulate = 1,
-    eval_every: EvalEvery = 1,
     format: FormatOption = Format.table,
 ) -> None:
     """Train a dense model, from scratch or from other weights."""
@@ -77,46 +98,32 @@ def train(
     import ssm_models
     from search.data.dataset import open_data
     from search.training.epoch_log import EpochLog
-    from search.training.recipe import Pace, Recipe
+    from search.training.recipe import Recipe
     from search.training.train import train_model
+    from search.training.training_run import TrainingRun
 
     ssm_models.model_info(model)
-    given = {
-        "lr": lr,
-        "batch_size": batch_size,
-        "weight_decay": weight_decay,
-        "mixup": mixup,
-        "cutmix": cutmix,
-        "label_smoothing": label_smoothing,
-        "ema": ema,
-        "amp": amp,
-    }
-    recipe = Recipe(epochs=epochs, seed=seed, **chosen(given))
-    pace = Pace(accumulate=accumulate, eval_every=eval_every)
+    recipe = Recipe(epochs=options.epochs, seed=options.seed, **options.given)
+    pace = options.pace
     source = open_data(data)
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     network = ssm_models.create_model(model, source.num_classes, img_size)
     if checkpoint is not None:
         ssm_models.load_checkpoint(network, checkpoint)
-    with EpochLog("train", score=source.task.metric.label) as log:
-        result = train_model(network, source, recipe, out=out, log=log, pace=pace)
-    print_object(
-        {
-            "model": model,
-            "checkpoint": str(result.checkpoint),
-            "metric": source.task.metric.name,
-            "top1": result.fit.top1,
-            "loss": result.fit.loss,
-            "images": result.fit.images,
-            "epochs": epochs,
-            "seconds": result.fit.seconds,
-            "weights_digest": result.weights_digest,
-        },
-        scored(TRAINED_COLUMNS, source.task.metric.name),
-        format,
-    )
+    metric = source.task.metric
+    with EpochLog("train", score=metric.label) as log:
+        result = train_model(network, source, recipe, TrainingRun(options.out, pace=pace, observer=log))
+    row = {"model": model, "checkpoint": str(result.checkpoint), "metric": metric.name}
+    row |= fit_row(result.fit, options.epochs) | {"weights_digest": result.weights_digest}
+    print_object(row, scored(TRAINED_COLUMNS, metric.name), format)
 
 
-def chosen(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that were given; the recipe knows the others."""
-    return {name: value for name, value in options.items() if value is not None}
+def fit_row(fit: "FitResult", epochs: int) -> dict[str, Any]:
+    """Return what a training's outcome prints: its scores, and what they took."""
+    return {
+        "top1": fit.top1,
+        "loss": fit.loss,
+        "images": fit.images,
+        "epochs": epochs,
+        "seconds": fit.seconds,
+    }

@@ -1,4 +1,4 @@
-"""Classification: one class for an image, scored by top-1."""
+"""Classification: one class per image, scored by top-1."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from torch.nn import functional as F
 
 from results.metrics import TOP1
 from search.data.preprocessing import Preprocessing
-from search.data.sources import Augmentation, Split
+from search.data.source import Augmentation, Split
 from search.data.task import Tally, Task
 
 
 class _Counts(Tally):
-    """How many were right."""
+    """Counts correct answers."""
 
     def __init__(self) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64)  # images, right ones, cross-entropy
+        self.sums = torch.zeros(3, dtype=torch.float64)  # images, correct ones, cross-entropy
 
     def add(self, logits: Tensor, targets: Tensor) -> None:
         right = int((logits.argmax(1) == targets).sum())
@@ -38,19 +38,19 @@ class _Counts(Tally):
 
 
 class Classification(Task):
-    """One class for an image; the score is top-1."""
+    """One class per image, scored by top-1."""
 
     name, metric = "classification", TOP1
 
     def read(self, split: "Split", index: int, preprocessing: "Preprocessing") -> Tensor:
-        """See `Task`: colours alone."""
+        """See `Task`: only colours."""
         return preprocessing.geometry(split.image(index))
 
     def targets(self, planes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Task`: the labels (B,)."""
         return planes, labels
 
-    def move(self, planes: Tensor, labels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    def warp(self, planes: Tensor, labels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
         """See `Task`."""
         pixels = planes.float().div_(255)
         return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False), labels
@@ -63,7 +63,7 @@ class Classification(Task):
         augmentation: "Augmentation",
         random: np.random.Generator,
     ) -> Tensor:
-        """See `Task`: a random part of the image."""
+        """See `Task`: a random crop."""
         from search.data.transforms import random_crop
 
         return random_crop(split.image(index), preprocessing, augmentation, random)

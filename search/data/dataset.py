@@ -1,12 +1,13 @@
 """Data sets by name, as batches that a model takes: `open_data("folder:PATH").batches(…)`.
 
-Geometry (resize, centre crop) is timm's, from the model's `pretrained_cfg`. Images are kept as uint8
-after it and normalised by the batch, which spares two cores most of the work; a split that would need
-more than `MEMORY_LIMIT` is decoded anew each time instead, with the same result.
+Geometry (resize, centre crop) is timm's, from the model's `pretrained_cfg`. After it, images are kept in memory as
+uint8 and normalised batch by batch. A split beyond the memory limit is decoded anew in every pass, with the same
+result.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from search.data import decoding
 from search.data.classification import CLASSIFICATION
-from search.data.decoding import chunked, read_images, stream_images
+from search.data.decoding import MEMORY_LIMIT, chunked, read_images, stream_images
+from search.data.image_order import mixed_order
 from search.data.preprocessing import Preprocessing
-from search.data.sources import (
-    Augmentation,
-    EmbeddedSource,
-    FolderSource,
-    HubSource,
-    Source,
-    Split,
-    TorchvisionSource,
-)
+from search.data.source import Augmentation, Colour, Source, Split
+from search.data.sources import EmbeddedSource, FolderSource, HubSource, TorchvisionSource
 from search.data.task import Task
 from search.data.tasks import task_named
 from search.data.tiles import TileSource
@@ -36,75 +30,113 @@ from spaces.errors import DataError, UnknownNameError, UsageError
 if TYPE_CHECKING:
     from ssm_models import PrunableModel
 
-ORDER_SEED = 0
 BATCH_SIZE = 100
 SPLITS = ("train", "val", "test")
-SPECS = ("embedded", "folder:PATH", "torchvision:NAME[:ROOT]", "hf:NAME", "segmentation:PATH")
 
 Batch = tuple[Tensor, Tensor]
 
 
-def open_data(spec: str) -> "ImageData":
-    """Open a data set by one of `SPECS`; ROOT is `data` if not given.
+def _torchvision(rest: str) -> Source:
+    name, _, root = rest.partition(":")
+    return TorchvisionSource(name, Path(root or "data").expanduser())
 
-    Only names and labels are read here; images when they are asked for.
+
+@dataclass(frozen=True)
+class Reader:
+    """How the data sets of a kind are named and opened.
+
+    Attributes:
+        form: what users write, KIND or KIND:ARGUMENT.
+        open: opens the data set, given what follows the first colon.
+    """
+
+    form: str
+    open: Callable[[str], Source]
+
+    @property
+    def takes_argument(self) -> bool:
+        """Whether something must follow the kind."""
+        return ":" in self.form
+
+
+READERS = {
+    reader.form.partition(":")[0]: reader
+    for reader in (
+        Reader("embedded", lambda _: EmbeddedSource()),
+        Reader("folder:PATH", lambda path: FolderSource(Path(path).expanduser())),
+        Reader("torchvision:NAME[:ROOT]", _torchvision),
+        Reader("hf:NAME", HubSource),
+        Reader("segmentation:PATH", lambda path: TileSource(Path(path).expanduser())),
+    )
+}
+"""The kinds of data sets; a new one is a line here."""
+
+
+def open_data(spec: str, memory_limit: int = MEMORY_LIMIT) -> "ImageData":
+    """Open a data set by its name. Names and labels are read now, images on demand.
+
+    Args:
+        spec: embedded, folder:PATH, torchvision:NAME[:ROOT] (ROOT defaults to `data`), hf:NAME or segmentation:PATH.
+        memory_limit: bytes of uint8 pixels up to which a split is kept in memory.
 
     Raises:
         UsageError: the text is malformed or names nothing known.
         DataError: what it names is missing or broken.
+
+    >>> data = open_data("embedded")
+    >>> data.size("train"), data.size("val"), data.num_classes
+    (4000, 1000, 10)
     """
-    kind, _, rest = spec.strip().partition(":")
-    if kind == "embedded" and not rest:
-        return ImageData("embedded", EmbeddedSource())
-    if kind == "folder" and rest:
-        return ImageData(f"folder:{rest}", FolderSource(Path(rest).expanduser()))
-    if kind == "torchvision" and rest:
-        name, _, root = rest.partition(":")
-        return ImageData(spec.strip(), TorchvisionSource(name, Path(root or "data").expanduser()))
-    if kind == "hf" and rest:
-        return ImageData(f"hf:{rest}", HubSource(rest))
-    if kind == "segmentation" and rest:
-        return ImageData(f"segmentation:{rest}", TileSource(Path(rest).expanduser()))
-    known = next((form for form in SPECS if form.partition(":")[0] == kind), None)
-    if known is None:
-        raise UnknownNameError("data set", spec, SPECS)
-    raise UsageError(f"data {spec!r}: expected {known}")
+    kind, _, argument = spec.strip().partition(":")
+    if kind not in READERS:
+        raise UnknownNameError("data set", spec, [reader.form for reader in READERS.values()])
+    reader = READERS[kind]
+    if bool(argument) != reader.takes_argument:
+        raise UsageError(f"data {spec!r}: expected {reader.form}")
+    return ImageData(f"{kind}:{argument}" if argument else kind, reader.open(argument), memory_limit)
 
 
 class ImageData:
-    """Labelled images in the splits `train`, `val` and, where there is one, `test`, each opened when first needed.
+    """Labelled images in the splits `train`, `val` and, if there is one, `test`. Each is opened when first needed.
+
+    Args:
+        spec: the text that opens the data set again.
+        source: opens the splits.
+        memory_limit: as for `open_data`.
 
     Attributes:
-        spec: the text that opens it again.
+        spec: the text that opens the data set again.
         classes: names of the classes, by label.
-        augmentation: what training may do to an image without changing its class.
-        task: what is to be answered.
-        colours: of the classes, as (red, green, blue), where answers are pictures.
+        augmentation: the transforms of a training image that keep its class.
+        task: what is to be predicted.
+        colours: a colour for each class, if the task's answers are shown as pictures; otherwise empty.
+        memory_limit: as for `open_data`.
     """
 
-    def __init__(self, spec: str, source: Source) -> None:
+    def __init__(self, spec: str, source: Source, memory_limit: int = MEMORY_LIMIT) -> None:
         self.spec = spec
         self.classes = list(source.classes)
         self.augmentation: Augmentation = source.augmentation
-        self.task: Task = task_named(getattr(source, "task", CLASSIFICATION.name))
-        self.colours: Sequence[tuple[int, int, int]] = getattr(source, "colours", ())
+        self.task: Task = task_named(source.task)
+        self.colours: Sequence[Colour] = source.colours
+        self.memory_limit = memory_limit
         self._source = source
         self._opened: dict[str, Split] = {}
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.classes)
 
     def size(self, split: str = "val") -> int:
-        """How many images a split has; DataError when it is missing."""
+        """Return the number of images in a split; DataError if it is missing."""
         return len(self._split(split).labels)
 
     def digest(self, split: str = "val") -> str:
-        """Return the SHA-256 (hex) of a split: classes, labels, and what the images contain.
+        """Return the SHA-256 (hex) of a split: its classes, labels and the content of its images.
 
-        Images in memory count by their pixels and files by their names and bytes; beyond 1 GiB, files
-        count by names and sizes alone, so that a study on ImageNet does not start with reading it all.
+        Images in memory count by their pixels, files by their names and bytes. Beyond 1 GiB files count by name and
+        size only, so that a study on ImageNet need not read all of it first.
         """
         chosen = self._split(split)
         digest = hashlib.sha256("\0".join(self.classes).encode())
@@ -113,7 +145,7 @@ class ImageData:
         return digest.hexdigest()
 
     def check_classes(self, num_classes: int, model: str = "the model") -> None:
-        """Raise DataError unless a model of `num_classes` classes fits."""
+        """Raise a DataError unless the data set has `num_classes` classes."""
         if num_classes != self.num_classes:
             raise DataError(
                 f"{self.spec} has {self.num_classes} classes but {model} answers with {num_classes}; "
@@ -121,7 +153,12 @@ class ImageData:
             )
 
     def check_order(self, trained: Sequence[str], weights: str) -> None:
-        """Raise DataError if a class of this name is another output of the weights; unknown names say nothing."""
+        """Raise a DataError if the weights were trained with a class of the same name as another output.
+
+        Args:
+            trained: names of the classes, in the order of the outputs. Names that the data set lacks are ignored.
+            weights: what the message calls the weights.
+        """
         place = {name: index for index, name in enumerate(trained)}
         for index, name in enumerate(self.classes):
             if place.get(name, index) != index:
@@ -131,7 +168,7 @@ class ImageData:
                 )
 
     def check_model(self, model: "PrunableModel") -> None:
-        """Raise DataError unless a model has this task and as many classes."""
+        """Raise a DataError unless a model has this task and this number of classes."""
         if model.task != self.task.name:
             raise DataError(f"{self.spec} is for {self.task.name}, but {model.model_name} does {model.task}")
         self.check_classes(model.num_classes, model.model_name)
@@ -145,10 +182,14 @@ class ImageData:
         batch_size: int = BATCH_SIZE,
         skip: int = 0,
     ) -> "Batches":
-        """Return `images` images (all if None), after the first `skip`, in an order that is always the same.
+        """Return images of a split in the fixed order of `mixed_order`, in which every prefix is stratified.
 
-        The order is shuffled by a fixed seed and mixes the classes, so that any beginning of it has
-        them in nearly their shares of the whole split.
+        Args:
+            model_cfg, img_size: as for `Preprocessing`.
+            split: train, val or test.
+            images: number of images; None for all.
+            batch_size: images per batch.
+            skip: number of images to leave out at the beginning of the order.
 
         Raises:
             UsageError: `images` or `batch_size` is below 1, or `skip` is negative or leaves no images.
@@ -160,10 +201,11 @@ class ImageData:
         if not 0 <= skip < len(chosen.labels):
             raise UsageError(f"skip={skip}: {split} has {len(chosen.labels)} images; fewer can be left out")
         order = mixed_order(chosen.labels)[skip:][:images]
-        return Batches(chosen, order, Preprocessing(model_cfg, img_size), batch_size, self.task)
+        preprocessing = Preprocessing(model_cfg, img_size)
+        return Batches(chosen, order, preprocessing, batch_size, self.task, self.memory_limit)
 
     def training_split(self) -> Split:
-        """The train split, for `search.augment`; DataError when it is missing."""
+        """Return the train split; DataError if it is missing."""
         return self._split("train")
 
     def _split(self, name: str) -> Split:
@@ -175,15 +217,23 @@ class ImageData:
 
 
 class Batches:
-    """Images of a split in a fixed order: iterate as often as you like, in one thread at a time.
+    """Images of a split in a fixed order. Can be iterated any number of times, in one thread at a time.
 
-    Each item is (images, targets): (B, 3, H, W) float32, normalised, and what the task asks for, int64: labels (B,)
-    or masks (B, H, W), on the CPU. The pixels are read at the first pass and kept when they are small.
+    Each item is (images, targets) on the CPU: (B, 3, H, W) float32, normalised, and the task's targets, int64: labels
+    (B,) or masks (B, H, W). The pixels are read in the first pass and kept if they fit in the memory limit.
+
+    Args:
+        split: the split.
+        order: indices of its images, (N,).
+        preprocessing: for the model that takes the batches.
+        batch_size: images per batch.
+        task: gives the targets.
+        memory_limit: as for `open_data`.
 
     Attributes:
-        labels: the split's, in order, (N,) int64.
-        images: how many images there are, N.
-        batch_size: images in a batch; the last may have fewer.
+        labels: the labels in order, (N,) int64.
+        images: number of images, N.
+        batch_size: images per batch; the last may have fewer.
     """
 
     def __init__(
@@ -193,6 +243,7 @@ class Batches:
         preprocessing: Preprocessing,
         batch_size: int,
         task: Task = CLASSIFICATION,
+        memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         self.labels = torch.from_numpy(split.labels[order])
         self.images = len(order)
@@ -201,10 +252,11 @@ class Batches:
         self._order = order
         self._preprocessing = preprocessing
         self._task = task
+        self._in_memory = preprocessing.bytes_for(self.images) <= memory_limit
         self._kept: Tensor | None = None
 
     def __len__(self) -> int:
-        """How many batches there are."""
+        """Number of batches."""
         return -(-self.images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -215,31 +267,17 @@ class Batches:
             yield self._preprocessing.normalise(pixels), targets
 
     def pixels(self, images: int) -> Tensor:
-        """Return the first images before normalisation, (N, 3, H, W) uint8, as for a picture of them."""
+        """Return the first images before normalisation, (N, 3, H, W) uint8, for showing them."""
         if self._kept is not None:
             return self._kept[:images, :3]
         return read_images(self._read, self._order[:images].tolist(), self.batch_size)[:, :3]
 
     def _planes(self) -> Iterator[Tensor]:
-        if self._preprocessing.bytes_for(self.images) > decoding.MEMORY_LIMIT:
-            chunks = chunked(self._order.tolist(), self.batch_size)
-            return stream_images(self._read, chunks)
+        if not self._in_memory:
+            return stream_images(self._read, chunked(self._order.tolist(), self.batch_size))
         if self._kept is None:
             self._kept = read_images(self._read, self._order.tolist(), self.batch_size)
         return iter(torch.split(self._kept, self.batch_size))
 
     def _read(self, index: int) -> Tensor:
         return self._task.read(self._split, index, self._preprocessing)
-
-
-def mixed_order(labels: NDArray[np.int64], seed: int = ORDER_SEED) -> NDArray[np.int64]:
-    """Return all indices, shuffled so that every beginning has the classes in nearly equal shares of each.
-
-    Image r of the n of its class stands at (r + ½)/n of the way; ties are broken at random.
-    """
-    random = np.random.RandomState(seed)  # its stream is frozen across versions of numpy
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        mine = random.permutation(np.flatnonzero(labels == label))
-        place[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-    return np.lexsort((random.permutation(len(labels)), place)).astype(np.int64)

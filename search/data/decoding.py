@@ -1,4 +1,4 @@
-"""Decoding images in threads: as a stream of chunks, or as one tensor where a split fits in memory."""
+"""Decoding images in threads, as a stream of chunks or as one tensor."""
 
 import os
 from collections import deque
@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MEMORY_LIMIT = 2**30  # bytes of uint8 pixels of a split that are kept
+MEMORY_LIMIT = 2**30  # default of how many bytes of a split's uint8 pixels are kept in memory
 
 
 def stream_images(read: Callable[[int], Tensor], chunks: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-    """Yield each chunk of images as one tensor, decoding two chunks ahead.
+    """Yield each chunk of images as one tensor (B, P, H, W), decoding two chunks ahead.
 
-    Threads do, since Pillow decodes and resizes without the interpreter's lock; they need no shared
-    memory, which containers are short of, and an error arrives as it was raised.
+    Threads suffice, because Pillow releases the interpreter's lock while it decodes and resizes. They need no shared
+    memory, which containers are short of, and errors propagate as they were raised.
+
+    Args:
+        read: returns an image by its index, as planes (P, H, W) uint8.
+        chunks: the indices of each chunk.
     """
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
@@ -32,11 +36,15 @@ def stream_images(read: Callable[[int], Tensor], chunks: Sequence[Sequence[int]]
 
 
 def read_images(read: Callable[[int], Tensor], indices: Sequence[int], batch_size: int) -> Tensor:
-    """Return images as one (N, 3, H, W) tensor."""
+    """Return images as one (N, P, H, W) tensor; arguments as for `stream_images`, in chunks of `batch_size`."""
     chunks = chunked(indices, batch_size)
     return torch.cat(list(stream_images(read, chunks)))
 
 
 def chunked(indices: Sequence[int], size: int) -> list[Sequence[int]]:
-    """Return the indices in runs of `size`; the last may be shorter."""
+    """Return the indices in chunks of `size`; the last may be shorter.
+
+    >>> chunked(range(5), 2)
+    [range(0, 2), range(2, 4), range(4, 5)]
+    """
     return [indices[start : start + size] for start in range(0, len(indices), size)]

@@ -1,11 +1,11 @@
-"""Which images of a data set an evaluation runs over."""
+"""The images that an evaluation runs over."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of a data set, in its fixed order: `images` of `split`, after `skip` that are left out."""
+    """Images of a data set, in its fixed order: `images` of `split`, after the first `skip`."""
 
     split: str
     images: int

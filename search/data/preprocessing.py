@@ -1,4 +1,4 @@
-"""From a picture to what a model takes: timm's geometry for evaluation, then normalisation."""
+"""From an image to a model's input: timm's geometry for evaluation, then normalisation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,17 @@ from torch import Tensor
 
 
 class Preprocessing:
-    """From a picture to what a model takes: timm's geometry for evaluation, then normalisation."""
+    """Turns images into a model's input.
+
+    Args:
+        model_cfg: timm's `pretrained_cfg`: mean and std; interpolation, crop_pct and crop_mode if they differ from
+            timm's defaults.
+        img_size: (H, W) of the input, in pixels.
+
+    Attributes:
+        geometry: resizes and crops an image; returns its pixels (3, H, W) uint8.
+        resampling: the interpolation, as Pillow names it.
+    """
 
     def __init__(self, model_cfg: Mapping[str, Any], img_size: tuple[int, int]) -> None:
         self.img_size = (int(img_size[0]), int(img_size[1]))
@@ -32,5 +42,5 @@ class Preprocessing:
         return (scaled - self._mean) / self._std
 
     def bytes_for(self, images: int) -> int:
-        """How much memory the pixels of so many images take, their colours that is."""
+        """Return the bytes of this many images' uint8 pixels, (3, H, W) each."""
         return images * 3 * self.img_size[0] * self.img_size[1]

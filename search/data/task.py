@@ -1,7 +1,7 @@
-"""What a model is for: a task has its data, loss, score and pictures, and nothing else knows which task it is.
+"""The interface of tasks: targets, loss, score and pictures. No other code depends on which task it is.
 
-A model and a data set each name their task, and fit if it is one. The score is a share from 0 to 1, `top1` in the
-store whatever it is; `metric` says what.
+A model and a data set each name their task, and fit together if the names are equal. The score is a share from 0 to
+1. The store calls it `top1` in every task; `metric` says what it is.
 """
 
 from abc import ABC, abstractmethod
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from search.data.preprocessing import Preprocessing
-    from search.data.sources import Augmentation, Split
+    from search.data.source import Augmentation, Split
 
 
 class Tally(ABC):
-    """Adds up batches of answers to a score; those of several processes are added up by their `sums`.
+    """Accumulates the score over batches. Tallies of several processes are combined by adding their `sums`.
 
     Attributes:
-        sums: (S,) float64 on the CPU, all that was counted.
+        sums: (S,) float64 on the CPU; everything that is counted.
     """
 
     sums: Tensor
 
     @abstractmethod
     def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Take in a batch: logits and targets of the task, on one device, the logits in float32."""
+        """Add a batch: float32 logits and the task's targets, on one device."""
 
     @property
     @abstractmethod
     def images(self) -> int:
-        """Images so far."""
+        """Number of images so far."""
 
     @property
     @abstractmethod
@@ -50,15 +50,15 @@ class Tally(ABC):
         """Mean cross-entropy so far."""
 
     def details(self, classes: Sequence[str]) -> dict[str, float]:
-        """Return further figures by name, those of each of the named classes among them."""
+        """Return further figures by name, including those of each class; `classes` are the names of the classes."""
         return {}
 
 
 class Task(ABC):
-    """A kind of question.
+    """What a model predicts, and how predictions are scored.
 
     Attributes:
-        name: as models and data sets name it.
+        name: the name that models and data sets refer to.
         metric: what the score is.
     """
 
@@ -67,15 +67,15 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, split: "Split", index: int, preprocessing: "Preprocessing") -> Tensor:
-        """Return an image of a split as uint8 planes (P, H, W): its colours, then what `targets` makes use of."""
+        """Return an image of a split as planes (P, H, W) uint8: three of colour, then those that `targets` needs."""
 
     @abstractmethod
     def targets(self, planes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return colours (B, 3, H, W) and targets of planes (B, P, H, W) as `read`, and labels (B,) of the split."""
+        """Return pixels (B, 3, H, W) uint8 and targets, given planes (B, P, H, W) from `read` and labels (B,)."""
 
     @abstractmethod
-    def move(self, planes: Tensor, labels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same with the planes sampled on a grid (B, H, W, 2) of `F.grid_sample`, colours in 0..1."""
+    def warp(self, planes: Tensor, labels: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """As `targets`, with the planes sampled on a grid (B, H, W, 2) as `F.grid_sample` takes; pixels in 0..1."""
 
     @abstractmethod
     def crop(
@@ -86,14 +86,14 @@ class Task(ABC):
         augmentation: "Augmentation",
         random: np.random.Generator,
     ) -> Tensor:
-        """Return planes as `read`, of an image changed at random, where images are read when they are needed."""
+        """As `read`, but of a randomly transformed image; for splits that are not kept in memory."""
 
     @abstractmethod
     def loss(self, logits: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
-        """Return the loss to minimise, a mean over the images of a batch."""
+        """Return the loss to minimise, a mean over the images of the batch."""
 
     def divergence(self, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        """Return the Kullback-Leibler divergence of softened answers, both (B, C, …): mean over images and places."""
+        """Return the KL divergence of softened logits, (B, C, …) each, averaged over images and pixels."""
         distance = F.kl_div(
             F.log_softmax(student / temperature, dim=1),
             F.log_softmax(teacher / temperature, dim=1),
@@ -108,30 +108,30 @@ class Task(ABC):
 
     @abstractmethod
     def chance(self, classes: int) -> float:
-        """Return the score of answers drawn at random, where all classes are equally frequent."""
+        """Return the expected score of random answers if all classes are equally frequent."""
 
     @abstractmethod
     def answers(self, logits: Tensor) -> Tensor:
-        """Return the answers (B, …), small enough to be kept of all images."""
+        """Return the predicted classes (B, …), in a type small enough to keep those of all images."""
 
     def agreement(self, answers: Tensor, others: Tensor) -> Tensor:
-        """Return the share (B,) of each image's answers that are alike, float64."""
+        """Return for each image the share of its answers that are equal, (B,) float64."""
         return (answers == others).flatten(1).double().mean(1) if answers.dim() > 1 else (answers == others).double()
 
     @abstractmethod
     def right(self, answers: Tensor, targets: Tensor) -> Tensor | None:
-        """Return which images (B,) were answered rightly; None where an image is more than right or wrong."""
+        """Return which images are correct, (B,) bool; None if images are not simply right or wrong."""
 
     @abstractmethod
     def describe(self, answers: Tensor, targets: Tensor, classes: Sequence[str]) -> str:
-        """Return one image's answer in a few words."""
+        """Describe the answer to one image in a few words."""
 
     @abstractmethod
     def subject(self, targets: Tensor, classes: Sequence[str]) -> str:
-        """Return in a few words what is in one image."""
+        """Describe the content of one image in a few words."""
 
     def panels(
         self, targets: Tensor, dense: Tensor, pruned: Tensor, colours: Sequence[tuple[int, int, int]]
     ) -> "list[tuple[str, npt.NDArray[Any]]]":
-        """Return pictures to show beside one image, (H, W, 3) uint8 each, with what they are."""
+        """Return (caption, picture (H, W, 3) uint8) pairs to show beside an image; none by default."""
         return []

@@ -1,4 +1,4 @@
-"""The tasks by name."""
+"""The tasks, by name."""
 
 from search.data.classification import CLASSIFICATION
 from search.data.segmentation import SEGMENTATION
@@ -9,7 +9,11 @@ TASKS: dict[str, Task] = {task.name: task for task in (CLASSIFICATION, SEGMENTAT
 
 
 def task_named(name: str) -> Task:
-    """Return a task; UnknownNameError if there is none of that name."""
+    """Return the task of that name; UnknownNameError if there is none.
+
+    >>> task_named("segmentation").metric.name
+    'miou'
+    """
     if name not in TASKS:
         raise UnknownNameError("task", name, TASKS)
     return TASKS[name]

@@ -1,22 +1,22 @@
-"""Images with masks as tiles: `PATH/{train,val,test}/{images,masks}` and `PATH/classes.json`.
+"""Images with masks, as tiles: `PATH/{train,val,test}/{images,masks}` and `PATH/classes.json`.
 
     {"classes": [{"name": "land", "color": "#8429F6"}, {"name": "road", "color": "#6EC1E4"}],
      "ignore": ["#9B9B9B"], "window": 256, "overlap": 0.5}
 
-A mask has the name of its image, whatever the suffixes. Classes have a `color` each, then masks are read as colours,
-palettes included; or an `id` each, then masks hold ids, in a palette's indices, in grey or in 16 bits. `ignore` lists
-the colours or ids of pixels without a class.
+A mask has the name of its image, apart from the suffix. Either each class has a `color`, and masks are read as
+colours (also through a palette), or each class has an `id`, and masks hold ids: as palette indices, in grey or in 16
+bits. `ignore` lists the colours or ids of pixels without a class.
 
-Images are cut into windows of `window` pixels a side on the fly: those of train overlap by the share `overlap`, of
-val and test by as little as it takes to cover an image.
+Images are cut into windows of `window`×`window` pixels on the fly. Those of train overlap by the share `overlap`,
+those of val and test by as little as covers the image.
 """
 
 import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +24,31 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from search.data.sources import BROKEN, SUFFIXES, Augmentation, FileSplit, Split
+from search.data.source import Augmentation, Colour
+from search.data.splits import BROKEN, SUFFIXES, FileSplit
 from spaces.errors import DataError
 
-NO_CLASS = 255  # in a mask; so there are at most 255 classes
+NO_CLASS = 255  # value of a mask's pixels without a class, so there are at most 255 classes
 
 DESCRIPTION = "classes.json"
-MOST_DECODED = 2**28  # bytes of whole images that a split keeps decoded: its tiles are read in a mixed order
-# What is seen from above has no up; turned by more, corners without a class would be much of a tile.
+DECODED_LIMIT = 2**28  # bytes of whole images that a split keeps decoded, because its tiles are read in mixed order
+# Images from above have no up. A larger rotation would leave too many pixels at the corners without a class.
 FROM_ABOVE = Augmentation(shift=0.125, degrees=15.0, zoom=0.1, flip=True)
 _MOST_SIDE = 2**16
 
 
 @dataclass(frozen=True)
 class Legend:
-    """What the values of a mask mean.
+    """The meaning of a mask's values, and the size of tiles.
 
     Attributes:
-        names: of the classes.
-        colours: of the classes, for pictures where masks hold ids.
-        by_colour: whether masks are read as colours.
-        values: ascending colours as 0xRRGGBB, or ids, that a mask may hold.
-        labels: the class of each, `NO_CLASS` for those to ignore.
-        window: pixels of a tile's side.
-        overlap: share of a window that is in the next one too, in train.
+        names: names of the classes.
+        colours: a colour for each class, for showing masks.
+        by_colour: whether masks are read as colours; otherwise as ids.
+        values: the values that a mask may hold, ascending: colours as 0xRRGGBB, or ids.
+        labels: the class of each value; `NO_CLASS` for those to ignore.
+        window: side of a tile, in pixels.
+        overlap: share of a window that the next one repeats, in train.
     """
 
     names: list[str]
@@ -60,7 +61,7 @@ class Legend:
 
     @classmethod
     def read(cls, path: Path) -> "Legend":
-        """Read a description; DataError says what is wrong in it."""
+        """Read a classes.json; DataError if it is missing or wrong."""
         try:
             content = json.loads(path.read_text())
         except FileNotFoundError:
@@ -90,12 +91,12 @@ class Legend:
             raise ValueError(f"two classes have the same {key}")
         order = np.argsort(values)
         labels = np.array([*range(len(classes)), *[NO_CLASS] * len(ignored)], dtype=np.uint8)
-        colours = [_rgb(one["color"]) if "color" in one else _some_colour(i) for i, one in enumerate(classes)]
+        colours = [_rgb(one["color"]) if "color" in one else _default_colour(i) for i, one in enumerate(classes)]
         names = [str(one["name"]) for one in classes]
         return cls(names, colours, by_colour, np.array(values)[order], labels[order], window, float(overlap))
 
     def decode(self, path: Path) -> NDArray[np.uint8]:
-        """Return the classes (H, W) of a mask; DataError names the file and a value that means nothing."""
+        """Return the class of each pixel (H, W) of a mask file; DataError if it is broken or has an unknown value."""
         try:
             with Image.open(path) as mask:
                 wide = mask.mode.startswith(("I", "F"))
@@ -138,108 +139,149 @@ def _rgb(colour: Any) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _some_colour(index: int) -> tuple[int, int, int]:
+def _default_colour(index: int) -> tuple[int, int, int]:
     red, green, blue = ImageColor.getrgb(f"hsl({index * 137 % 360}, 70%, 55%)")[:3]
     return red, green, blue
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of an image: the image's number, and its upper left corner."""
+    """A window of an image: number of the image, and the window's upper left corner in pixels."""
 
     image: int
     left: int
     top: int
 
 
-@dataclass
+Decoded = tuple[Image.Image, NDArray[np.uint8]]
+"""(image, class of each pixel)"""
+
+
+class DecodedImages:
+    """The most recently used images and masks, up to a limit of memory. Safe to use from several threads.
+
+    Args:
+        decode: decodes an image and its mask, by number.
+        limit: bytes; the image used last is kept even if it alone exceeds it.
+    """
+
+    def __init__(self, decode: Callable[[int], Decoded], limit: int) -> None:
+        self._decode, self._limit = decode, limit
+        self._kept: OrderedDict[int, Decoded] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of images that are kept."""
+        return len(self._kept)
+
+    def __getitem__(self, number: int) -> Decoded:
+        """Return an image and its mask; DataError if one is broken."""
+        with self._lock:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+        pair = self._decode(number)  # without the lock, so that threads decode in parallel
+        with self._lock:
+            if number not in self._kept:
+                self._kept[number] = pair
+                self._bytes += _bytes_of(pair)
+            while self._bytes > self._limit and len(self._kept) > 1:
+                _, dropped = self._kept.popitem(last=False)
+                self._bytes -= _bytes_of(dropped)
+        return pair
+
+
+def _bytes_of(pair: Decoded) -> int:
+    return 4 * pair[1].size  # three of colour and one of the mask
+
+
 class TileSplit:
-    """The tiles of a split; `labels` are the numbers of their images, so that any beginning has of all."""
+    """The tiles of a split.
 
-    images: list[Path]
-    masks: list[Path]
-    tiles: list[Tile]
-    legend: Legend
-    root: Path
-    _decoded: "OrderedDict[int, tuple[Image.Image, NDArray[np.uint8]]]" = field(default_factory=OrderedDict)
-    _bytes: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    Args:
+        images, masks: the files, by number.
+        tiles: the windows.
+        legend: the meaning of the masks.
+        root: folder that the names in the digest are relative to.
+        decoded_limit: bytes of whole images to keep decoded.
 
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """The image that each tile is of, (N,)."""
-        return np.array([tile.image for tile in self.tiles], dtype=np.int64)
+    Attributes:
+        labels: the number of the image of each tile, (N,). So a stratified order mixes the images.
+        decoded: the whole images that are kept decoded.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        masks: Sequence[Path],
+        tiles: Sequence[Tile],
+        legend: Legend,
+        root: Path,
+        decoded_limit: int = DECODED_LIMIT,
+    ) -> None:
+        self._images, self._masks, self._tiles, self._legend, self._root = images, masks, tiles, legend, root
+        self.labels = np.array([tile.image for tile in tiles], dtype=np.int64)
+        self.decoded = DecodedImages(self._decode, decoded_limit)
 
     def image(self, index: int) -> Image.Image:
-        """Return one tile as RGB; DataError names its file when that is broken."""
-        return self._whole(self.tiles[index].image)[0].crop(self._box(index))
+        """Return a tile as RGB; DataError names its file if that is broken."""
+        return self.decoded[self._tiles[index].image][0].crop(self._box(index))
 
     def mask(self, index: int) -> Image.Image:
-        """Return the classes of one tile, 8 bits a pixel; DataError names the file of a mask that is broken."""
+        """Return the class of each pixel of a tile, 8 bits each; DataError names its file if that is broken."""
         left, top, right, bottom = self._box(index)
-        return Image.fromarray(self._whole(self.tiles[index].image)[1][top:bottom, left:right])
+        return Image.fromarray(self.decoded[self._tiles[index].image][1][top:bottom, left:right])
 
     def update(self, digest: "hashlib._Hash") -> None:
         """Feed images and masks as `FileSplit` does, and how they are read."""
-        legend = self.legend
+        legend = self._legend
         values = [legend.names, legend.by_colour, legend.values.tolist(), legend.labels.tolist(), legend.window]
         digest.update(json.dumps(values).encode())
-        digest.update(json.dumps([(tile.image, tile.left, tile.top) for tile in self.tiles]).encode())
-        FileSplit(self.labels, [*self.images, *self.masks], self.root).update(digest)
+        digest.update(json.dumps([(tile.image, tile.left, tile.top) for tile in self._tiles]).encode())
+        FileSplit(self.labels, [*self._images, *self._masks], self._root).update(digest)
 
     def _box(self, index: int) -> tuple[int, int, int, int]:
-        tile, window = self.tiles[index], self.legend.window
+        tile, window = self._tiles[index], self._legend.window
         return tile.left, tile.top, tile.left + window, tile.top + window
 
-    def _whole(self, number: int) -> tuple[Image.Image, NDArray[np.uint8]]:
-        with self._lock:
-            if number in self._decoded:
-                self._decoded.move_to_end(number)
-                return self._decoded[number]
-        path = self.images[number]
+    def _decode(self, number: int) -> Decoded:
+        path = self._images[number]
         try:
             with Image.open(path) as image:
                 if image.mode.startswith(("I", "F")):
                     raise DataError(f"{path}: an image of more than 8 bits ({image.mode}); convert it to 8-bit RGB")
-                pair = image.convert("RGB"), self.legend.decode(self.masks[number])
+                return image.convert("RGB"), self._legend.decode(self._masks[number])
         except BROKEN as error:
             raise DataError(f"{path}: not a readable image ({' '.join(str(error).split())})") from None
-        size = 4 * pair[1].size
-        with self._lock:
-            if number not in self._decoded:
-                self._decoded[number] = pair
-                self._bytes += size
-            while self._bytes > MOST_DECODED and len(self._decoded) > 1:
-                _, (_, gone) = self._decoded.popitem(last=False)
-                self._bytes -= 4 * gone.size
-        return pair
 
 
 class TileSource:
-    """A folder as at the head of this module; a split may be missing until it is needed."""
+    """The data set that the head of this module describes. A split may be missing until it is needed.
+
+    Args:
+        path: the folder with `classes.json`.
+        decoded_limit: bytes of whole images that each split keeps decoded.
+    """
 
     task = "segmentation"
     augmentation = FROM_ABOVE
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, decoded_limit: int = DECODED_LIMIT) -> None:
         if not path.is_dir():
             raise DataError(f"{path}: no such folder; expected {path}/train/images and {path}/train/masks")
         self.path = path
         self.legend = Legend.read(path / DESCRIPTION)
         self.classes = self.legend.names
-        self.colours: Sequence[tuple[int, int, int]] = self.legend.colours
+        self.colours: Sequence[Colour] = self.legend.colours
+        self._decoded_limit = decoded_limit
 
-    def split(self, name: str) -> Split:
-        """List the tiles of a split, after a look at the size of every image and mask."""
+    def split(self, name: str) -> TileSplit:
+        """List the tiles of a split, after comparing the sizes of all images and masks."""
         images, masks = (_by_stem(self.path / name / kind) for kind in ("images", "masks"))
-        for stem, path in images.items():
-            if stem not in masks:
-                raise DataError(f"{path}: no mask {stem}.* in {self.path / name / 'masks'}")
-        for stem, path in masks.items():
-            if stem not in images:
-                raise DataError(f"{path}: no image {stem}.* in {self.path / name / 'images'}")
-        overlap = self.legend.overlap if name == "train" else 0.0
-        tiles, window = list[Tile](), self.legend.window
+        self._check_pairs(name, images, masks)
+        overlap, window = self.legend.overlap if name == "train" else 0.0, self.legend.window
+        tiles: list[Tile] = []
         for number, (stem, path) in enumerate(images.items()):
             width, height = _size(path)
             if (width, height) != _size(masks[stem]):
@@ -249,11 +291,22 @@ class TileSource:
                 raise DataError(f"{path}: {width}×{height} pixels, smaller than the window of {window}")
             corners = [(x, y) for y in starts(height, window, overlap) for x in starts(width, window, overlap)]
             tiles += [Tile(number, x, y) for x, y in corners]
-        return TileSplit(list(images.values()), list(masks.values()), tiles, self.legend, self.path)
+        pairs = list(images.values()), list(masks.values())
+        return TileSplit(*pairs, tiles, self.legend, self.path, self._decoded_limit)
+
+    def _check_pairs(self, name: str, images: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
+        for kind, ones, others in (("mask", images, masks), ("image", masks, images)):
+            for stem, path in ones.items():
+                if stem not in others:
+                    raise DataError(f"{path}: no {kind} {stem}.* in {self.path / name / f'{kind}s'}")
 
 
 def starts(length: int, window: int, overlap: float) -> list[int]:
-    """Return where windows begin that cover a length evenly, each in the next one by the share `overlap` or more."""
+    """Return where windows begin that cover a length evenly and overlap by at least the share `overlap`.
+
+    >>> starts(length=100, window=40, overlap=0.0)
+    [0, 30, 60]
+    """
     stride = max(1, int(window * (1 - overlap)))
     count = -(-(length - window) // stride) + 1
     return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]

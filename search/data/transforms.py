@@ -1,4 +1,4 @@
-"""Random changes of training images: moves of whole batches on tensors, and random crops of single images."""
+"""Random transforms of training images: affine transforms of batches, and random crops of single images."""
 
 import numpy as np
 import torch
@@ -7,47 +7,51 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from search.data.preprocessing import Preprocessing
-from search.data.sources import Augmentation
+from search.data.source import Augmentation
 
 
-def draw_moves(images: int, generator: torch.Generator) -> Tensor:
-    """Return five random numbers in 0..1 an image, (images, 5), for `move_images`."""
+def draw_transforms(images: int, generator: torch.Generator) -> Tensor:
+    """Return five random numbers in 0..1 for each image, (images, 5), as `sampling_grid` takes them."""
     return torch.stack([torch.rand(images, generator=generator) for _ in range(5)], dim=1)
 
 
-def move_images(images: Tensor, augmentation: Augmentation, moves: Tensor) -> Tensor:
-    """Turn, zoom, flip and shift each image of a batch by its own amount; black comes in at the edges.
+def transform_images(images: Tensor, augmentation: Augmentation, drawn: Tensor) -> Tensor:
+    """Rotate, zoom, mirror and shift each image of a batch; pixels from beyond the edges are black.
 
     Args:
         images: (B, C, H, W) float.
-        augmentation: the bounds to draw from, uniformly.
-        moves: (B, 5) in 0..1 from `draw_moves`: where between its bounds each amount of an image lies.
+        augmentation: the bounds of the transforms, which are uniform between them.
+        drawn: (B, 5) from `draw_transforms`.
     """
     height, width = images.shape[2:]
-    grid = moved_grid((height, width), augmentation, moves)
+    grid = sampling_grid((height, width), augmentation, drawn)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def moved_grid(size: tuple[int, int], augmentation: Augmentation, moves: Tensor) -> Tensor:
-    """Return where each pixel of moved images (B, _, H, W) comes from, (B, H, W, 2) as `F.grid_sample` wants it.
+def sampling_grid(size: tuple[int, int], augmentation: Augmentation, drawn: Tensor) -> Tensor:
+    """Return where each pixel of transformed images is sampled from, (B, H, W, 2), as `F.grid_sample` takes it.
 
     Args:
-        size: (H, W).
-        augmentation, moves: as for `move_images`.
+        size: (H, W) of the images.
+        augmentation, drawn: as for `transform_images`.
+
+    >>> grid = sampling_grid((4, 6), Augmentation(), draw_transforms(2, torch.Generator()))
+    >>> tuple(grid.shape)
+    (2, 4, 6, 2)
     """
     height, width = size
     a = augmentation
-    turn, grow, flip, right, down = moves.unbind(1)
+    rotation, scale, flip, right, down = drawn.unbind(1)
 
-    def between(bound: float, move: Tensor) -> Tensor:
-        return (move * 2 - 1) * bound
+    def uniform(bound: float, draw: Tensor) -> Tensor:
+        return (draw * 2 - 1) * bound
 
-    angle = torch.deg2rad(between(a.degrees, turn))
-    zoom = 1 / (1 + between(a.zoom, grow))
+    angle = torch.deg2rad(uniform(a.degrees, rotation))
+    zoom = 1 / (1 + uniform(a.zoom, scale))
     mirror = torch.where(flip < 0.5 * a.flip, -1.0, 1.0)
-    # grid_sample's coordinates run from -1 to 1 over a side, so a whole pixel is 2/side
-    shift_x = between(a.shift * width, right).round() * 2 / width
-    shift_y = between(a.shift * height, down).round() * 2 / height
+    # The coordinates of grid_sample run from -1 to 1 over a side, so a pixel is 2 / side.
+    shift_x = uniform(a.shift * width, right).round() * 2 / width
+    shift_y = uniform(a.shift * height, down).round() * 2 / height
     ratio = height / width
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     theta = torch.stack(
@@ -57,16 +61,23 @@ def moved_grid(size: tuple[int, int], augmentation: Augmentation, moves: Tensor)
         ],
         dim=1,
     )
-    return F.affine_grid(theta, [len(moves), 1, height, width], align_corners=False)
+    return F.affine_grid(theta, [len(drawn), 1, height, width], align_corners=False)
 
 
 def random_crop(
     image: Image.Image, preprocessing: Preprocessing, augmentation: Augmentation, random: np.random.Generator
 ) -> Tensor:
-    """Return a resized random part of an image, (3, H, W) uint8.
+    """Return a random crop of an image, resized to the model's input, (3, H, W) uint8.
 
-    The part has 25 to 100 % of the area and sides in a ratio of 3:4 to 4:3; where no such part fits in
-    ten draws, it is the largest one in the middle.
+    The crop has 25 to 100 % of the area and an aspect ratio between 3:4 and 4:3 relative to the input's. If ten draws
+    do not fit into the image, it is the largest centred crop of the input's aspect ratio. (torchvision's
+    RandomResizedCrop, with another range of areas.)
+
+    Args:
+        image: RGB.
+        preprocessing: gives the size and the interpolation.
+        augmentation: says whether images may be mirrored.
+        random: draws the crop.
     """
     height, width = preprocessing.img_size
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""What a training changes from step to step, and the checkpoint that it goes on from exactly."""
+"""The state of a training, and the checkpoint from which it is resumed exactly."""
 
 import io
 import json
@@ -16,25 +16,31 @@ from search.training.recipe import PRECISIONS, Recipe
 from spaces.errors import CheckpointError, UsageError
 from ssm_models import PrunableModel
 
-CHECKPOINT = "last.pt"
-WEIGHTS = "model.safetensors"  # what is left of a training that is done
-PLAN = "plan.json"  # of a folder in which several are fine-tuned
-# The state-space model's own dynamics, biases of any shape and the places of tokens must not be pulled towards zero.
+CHECKPOINT = "last.pt"  # after each epoch
+WEIGHTS = "model.safetensors"  # after the last epoch
+PLAN = "plan.json"  # in the folder of a successive halving
+# Weight decay must not pull the dynamics of the state-space model, biases or position embeddings towards zero.
 NO_DECAY = ("*A_log*", "*A_b_log*", "*pos_embed*", "*cls_token*", "*direction_Bs*", "*dt_projs_bias*", "*conv_bias*")
 
 Scores = tuple[float, float]
+"""(score in 0..1, mean cross-entropy)"""
 
 
 class TrainingState:
-    """A model in training with what goes with it, on one device.
+    """Everything that a training changes.
+
+    Args:
+        model: the model to train, on `device`.
+        recipe: gives the optimiser's settings.
+        device: where checkpoints are loaded to.
 
     Attributes:
-        model: whose weights are trained.
+        model: the model in training.
         optimiser: AdamW.
-        ema: the moving average, if the recipe has one.
-        scaler: of the loss; it does nothing but for fp16.
-        curve: an object an epoch that is done.
-        start: scores by name that were measured before the first epoch.
+        ema: the moving average of the weights, if the recipe has one.
+        scaler: the loss scaler; it does nothing except for fp16.
+        curve: one object per finished epoch.
+        start: scores by name, measured before the first epoch.
     """
 
     def __init__(self, model: PrunableModel, recipe: Recipe, device: torch.device) -> None:
@@ -49,14 +55,30 @@ class TrainingState:
 
     @property
     def kept(self) -> PrunableModel:
-        """The model that is looked at and kept: the moving average if there is one."""
+        """The model that is evaluated and kept: the moving average if there is one."""
         if self.ema is None:
             return self.model
         averaged: PrunableModel = self.ema.module
         return averaged
 
-    def keep(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Write the checkpoint of an epoch, whole or not at all."""
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the last step."""
+        rate: float = self.optimiser.param_groups[0]["lr"]
+        return rate
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def save(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Write a checkpoint; the file appears whole or not at all.
+
+        Args:
+            path: the file.
+            identity: settings that must be equal for the checkpoint to be restored; plain values.
+        """
         state = {
             "identity": json.dumps(identity),
             "curve": json.dumps(self.curve),
@@ -71,28 +93,24 @@ class TrainingState:
         write_whole(path, buffer.getvalue())
 
     def restore(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Go back to the checkpoint, if there is one.
+        """Load the checkpoint if the file exists.
 
         Raises:
             CheckpointError: it is broken.
-            UsageError: it is of a training of another identity.
+            UsageError: it is of another identity; the message lists the differences.
         """
         if not path.exists():
             return
         try:
             state = torch.load(path, map_location=self._device, weights_only=True)
-            known = json.loads(state["identity"])
+            saved = json.loads(state["identity"])
             curve, start = json.loads(state["curve"]), json.loads(state["start"])
             parts = [state[name] for name in ("model", "ema", "optimiser", "scaler")]
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{path}: not a checkpoint of a training; remove it to begin anew") from None
-        names = [*identity, *(name for name in known if name not in identity)]
-        other = [
-            f"{k} {known.get(k)!r} there, {identity.get(k)!r} now" for k in names if known.get(k) != identity.get(k)
-        ]
-        if other:
+            raise CheckpointError(f"{path}: not the checkpoint of a training; remove it to start again") from None
+        if differences := _differences(saved, identity):
             raise UsageError(
-                f"{path.parent} holds a training of other settings: {'; '.join(other)}; choose another folder"
+                f"{path.parent} holds a training of other settings: {'; '.join(differences)}; choose another folder"
             )
         weights, averaged, optimiser, scaler = parts
         self.model.load_state_dict(weights)
@@ -103,7 +121,16 @@ class TrainingState:
         self.curve, self.start = curve, {name: (scores[0], scores[1]) for name, scores in start.items()}
 
 
+def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [*now, *(name for name in saved if name not in now)]
+    return [
+        f"{name} {saved.get(name)!r} there, {now.get(name)!r} now"
+        for name in names
+        if saved.get(name) != now.get(name)
+    ]
+
+
 def parameter_groups(model: PrunableModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the optimiser's groups: without decay (norms, biases, `NO_DECAY`), then with it."""
+    """Return the optimiser's two groups: without weight decay (norms, biases, `NO_DECAY`) and with it."""
     groups: list[dict[str, Any]] = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=NO_DECAY)
     return groups

@@ -1,4 +1,4 @@
-"""What one of several processes does of a training: its part of each batch, and how the parts become one again."""
+"""Data parallelism: which part of each batch a process trains on, and how the parts add up to the whole batch."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,77 +13,88 @@ from spaces.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Share:
-    """One process of a training, or the only one.
+class DataParallelRank:
+    """The place of this process among those that train one model together.
 
     Attributes:
-        rank: which one it is, from 0; the first writes what is written.
-        world: how many there are.
+        rank: number of this process, from 0; rank 0 writes the files.
+        world_size: number of processes.
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     @classmethod
-    def of_process(cls) -> "Share":
-        """Return the share of this process in torch's process group; all of it where there is no group."""
+    def current(cls) -> "DataParallelRank":
+        """Return this process's rank in torch's process group, or `SINGLE_PROCESS` where there is no group."""
         if distributed.is_available() and distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size())
-        return cls()
+        return SINGLE_PROCESS
 
     @property
-    def first(self) -> bool:
-        """Whether it is the one that writes."""
+    def writes(self) -> bool:
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def span(self, count: int) -> tuple[int, int]:
-        """Return where its run of `count` things begins and ends; the runs of all are nearly equal and cover them."""
-        return self.rank * count // self.world, (self.rank + 1) * count // self.world
+        """Return (begin, end) of this rank's run of `count` items; the runs of all ranks are nearly equal.
 
-    def places(self, batch: int) -> Tensor:
-        """Return the ascending places of its images in a batch, (b,) int64.
+        >>> [DataParallelRank(rank, 3).span(10) for rank in range(3)]
+        [(0, 3), (3, 6), (6, 10)]
+        """
+        return self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size
 
-        With an image goes the one at the same place from the end: the two that timm's mixup and cutmix pair, by
-        turning a batch over. So a part pairs the same images as the whole.
+    def batch_indices(self, batch_size: int) -> Tensor:
+        """Return the indices into a batch of this rank's images, (b,) int64 ascending.
+
+        timm's mixup and cutmix pair image i with image -1 - i. A rank gets both images of a pair, so it mixes the
+        same pairs as a single process would.
+
+        >>> DataParallelRank(0, 2).batch_indices(8).tolist()
+        [0, 1, 6, 7]
 
         Raises:
-            UsageError: a process would have none.
+            UsageError: there are more ranks than pairs.
         """
-        pairs = (batch + 1) // 2
-        if pairs < self.world:
+        pairs = (batch_size + 1) // 2
+        if pairs < self.world_size:
             raise UsageError(
-                f"batch_size={batch}: {self.world} workers need {2 * self.world} images in a step, two for each"
+                f"batch_size={batch_size}: {self.world_size} workers need {2 * self.world_size} images in a step, "
+                "two for each"
             )
         front = torch.arange(*self.span(pairs))
-        mine: Tensor = torch.cat([front, batch - 1 - front]).unique()  # type: ignore[no-untyped-call]
-        return mine
+        indices: Tensor = torch.cat([front, batch_size - 1 - front]).unique()  # type: ignore[no-untyped-call]
+        return indices
 
-    def total(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Return the sums of the processes' values, the same in all of them; each must call it."""
-        if self.world == 1:
+    def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Return the elementwise sums over all ranks, in float64. Every rank must call it."""
+        if self.world_size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64, device=device)
         distributed.all_reduce(sums)
-        found: list[float] = sums.tolist()
-        return found
+        total: list[float] = sums.tolist()
+        return total
 
-    def join(self, network: nn.Module) -> nn.Module:
-        """Return the network such that a backward pass leaves the gradients' mean over all processes."""
-        if self.world == 1:
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Return the network, wrapped so that a backward pass averages the gradients over all ranks."""
+        if self.world_size == 1:
             return network
-        # Which parameters take no part depends on the schedule, such as those of a class of blocks that it empties.
+        # A schedule may leave parameters unused, for example those of blocks that no token reaches.
         return DistributedDataParallel(network, find_unused_parameters=True, broadcast_buffers=False)
 
-    def even_out(self, network: nn.Module) -> None:
-        """Give batch norms' running statistics, which each process has of its own images, their mean over all."""
-        for module in network.modules() if self.world > 1 else ():
-            for statistics in (module.running_mean, module.running_var) if isinstance(module, _BatchNorm) else ():
-                if statistics is not None:
-                    distributed.all_reduce(statistics)
-                    statistics.div_(self.world)
-
-    def apart(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Within it, backward passes add up gradients of this process alone."""
+    def no_sync(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which backward passes accumulate gradients without averaging them over the ranks."""
         if isinstance(network, DistributedDataParallel):
             return network.no_sync()
         return nullcontext()
+
+    def average_batch_norms(self, network: nn.Module) -> None:
+        """Replace the running statistics of batch norms, which differ between ranks, with their mean."""
+        for module in network.modules() if self.world_size > 1 else ():
+            for statistics in (module.running_mean, module.running_var) if isinstance(module, _BatchNorm) else ():
+                if statistics is not None:
+                    distributed.all_reduce(statistics)
+                    statistics.div_(self.world_size)
+
+
+SINGLE_PROCESS = DataParallelRank()

@@ -1,4 +1,4 @@
-"""What a pruned student learns from the dense teacher: its answers, and its features of the tokens that are kept."""
+"""Knowledge distillation: the pruned student learns the dense teacher's logits and features of the kept tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,15 +17,18 @@ from ssm_models.rows import take
 
 @dataclass(frozen=True)
 class Distillation:
-    """How much the student learns from the teacher; what the two shares leave of the loss is the labels'.
+    """The weights of the terms of the loss. The labels get what the two shares leave.
 
     Attributes:
-        share: of the loss that is the distance to the teacher's answers.
-        temperature: by which the logits of both are divided before they are compared.
-        features: share of the loss that is the distance to the teacher's features.
+        share: weight of the distance to the teacher's logits (Hinton et al., arXiv:1503.02531).
+        temperature: both models' logits are divided by it before they are compared.
+        features: weight of the distance to the teacher's features (as in DynamicViT, arXiv:2106.02034).
 
     Raises:
-        UsageError: a share outside [0, 1], shares that are more than 1 together, or a temperature not above 0.
+        UsageError: a share is outside [0, 1], they add up to more than 1, or the temperature is not above 0.
+
+    >>> Distillation(share=0.4, features=0.2).temperature
+    2.0
     """
 
     share: float = 0.5
@@ -56,55 +59,55 @@ class Distillation:
         """Return the loss of a batch.
 
         Args:
-            student, teacher: the logits of both, (B, C, …) each.
-            targets: of the task.
+            student, teacher: logits, (B, C, …) each.
+            targets: the task's targets.
             label_smoothing: share of a label that is spread over all classes.
-            distance: of the features, as `feature_distance` gives it.
-            task: of both.
+            distance: between the features, from `feature_distance`.
+            task: the task of both models.
         """
         t = self.temperature
         student, teacher = student.float(), teacher.float()
         divergence = task.divergence(student, teacher, t)
         labels = task.loss(student, targets, label_smoothing)
         rest = 1 - self.share - self.features
-        # t² keeps the gradient's size, whatever the temperature (Hinton et al., arXiv:1503.02531)
+        # t² keeps the scale of the gradient independent of the temperature (Hinton et al., arXiv:1503.02531)
         return self.share * t * t * divergence + rest * labels + self.features * distance
 
     def of(self, teacher: PrunableModel, label_smoothing: float) -> Callable[[PrunableModel, Tensor, Tensor], Tensor]:
-        """Return the loss of a student as `search.training.fit.fit` calls it.
+        """Return the loss of a student, as `TrainingJob` takes it.
 
-        The teacher runs once a batch, for answers and features alike, and without a graph.
+        The teacher runs once per batch, for logits and features together, without a graph.
 
         Args:
-            teacher: dense, in eval mode and on the student's device.
+            teacher: dense, in evaluation mode and on the student's device.
             label_smoothing: as for `loss`.
         """
         task = task_named(teacher.task)
 
-        def answers(model: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
+        def logits_loss(model: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
             with torch.no_grad():
-                wanted = teacher(images)
-            return self.loss(model(images), wanted, targets, label_smoothing, task=task)
+                dense = teacher(images)
+            return self.loss(model(images), dense, targets, label_smoothing, task=task)
 
-        def features_too(model: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
+        def logits_and_features_loss(model: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
             student = observe(model, images)
             with torch.no_grad():
                 dense = observe(teacher, images)
-                wanted = take(dense.tokens, student.positions)
-            distance = feature_distance(student.tokens, wanted)
+                target_tokens = take(dense.tokens, student.positions)
+            distance = feature_distance(student.tokens, target_tokens)
             return self.loss(student.logits, dense.logits, targets, label_smoothing, distance, task)
 
-        return features_too if self.features else answers
+        return logits_and_features_loss if self.features else logits_loss
 
 
 @dataclass(frozen=True)
 class Observed:
-    """A forward pass with what its last block left.
+    """The logits of a forward pass, and the output of its last block.
 
     Attributes:
         logits: (b, classes, …).
-        tokens: (b, K, D) features of the tokens that are kept behind the last block, protected ones among them.
-        positions: (b, K) where they stand in the sequence of the last stage.
+        tokens: (b, K, D) features of the tokens that the last block keeps, protected ones included.
+        positions: (b, K) int64, their positions in the sequence of the last stage.
     """
 
     logits: Tensor
@@ -113,10 +116,10 @@ class Observed:
 
 
 def observe(model: PrunableModel, images: Tensor) -> Observed:
-    """Return what a model answers to images (b, 3, H, W), and the tokens behind its last block.
+    """Run a model on images (b, 3, H, W) and return its logits and the tokens after its last block.
 
-    Where tokens come back at the end of a stage, those of the last stage are looked at before they do: what
-    comes back has not been computed by the last blocks.
+    In models where pruned tokens come back at the end of a stage, the tokens of the last stage are taken before they
+    do, because the last blocks did not update those that come back.
     """
     steps = {step.after: step for step in model.schedule.steps}
     x, view = model.begin(images)
@@ -130,10 +133,10 @@ def observe(model: PrunableModel, images: Tensor) -> Observed:
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared difference of features, both (b, K, D), each token brought to mean 0 and variance 1.
+    """Return the mean squared difference of features, (b, K, D) each, after normalising each token.
 
-    So it is 0 for equal features and 2 for unrelated ones, whatever a model's residual stream grows to, and a
-    share of the loss means the same for every model.
+    With each token at mean 0 and variance 1, the distance is 0 for equal and near 2 for unrelated features, whatever
+    the scale of a model's residual stream. A weight in the loss therefore means the same for every model.
     """
     student, teacher = student.float(), teacher.float()
     width = student.shape[-1:]

@@ -1,8 +1,8 @@
-"""What a training shows on stderr while it runs: a bar on a terminal, else a line an epoch."""
+"""The progress of a training on stderr: a progress bar on a terminal, and a line for each epoch."""
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -10,24 +10,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from results.metrics import TOP1
 
 
-class TrainingLog(Protocol):
-    """Told by `search.training.fit`, in its own thread, how far it is; it must not raise."""
-
-    def reference(self, name: str, top1: float, loss: float) -> None:
-        """Something was measured on val before the first epoch."""
-
-    def start(self, epochs: int, batches: int, done: int) -> None:
-        """Training begins: so many epochs of so many batches, of which `done` epochs are behind it."""
-
-    def batch(self, epoch: int, loss: float) -> None:
-        """One batch of an epoch (from 1) is done."""
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """An epoch is done: `row` is its line of the curve, without scores if val was not looked at."""
-
-
 class EpochLog:
-    """The log for people; a context manager, which leaves the terminal as it was."""
+    """A `TrainingObserver` for people. A context manager, which restores the terminal.
+
+    Args:
+        title: what the bar is labelled with.
+        console: where to print; stderr by default.
+        score: label of the score, such as top-1.
+    """
 
     def __init__(self, title: str, console: Console | None = None, score: str = TOP1.label) -> None:
         self._console = console or Console(stderr=True)
@@ -53,32 +43,32 @@ class EpochLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._console.is_terminal:
             self._bar.stop()
 
-    def reference(self, name: str, top1: float, loss: float) -> None:
-        """Print what there was before the first epoch."""
-        self._line(f"{name}  val {self._score} {top1:.4f}  val loss {loss:.4f}")
+    def on_reference(self, name: str, top1: float, loss: float) -> None:
+        """Print the scores of a reference model."""
+        self._print(f"{name}  val {self._score} {top1:.4f}  val loss {loss:.4f}")
 
-    def start(self, epochs: int, batches: int, done: int) -> None:
-        """Show how much there is to do."""
+    def on_start(self, epochs: int, batches: int, done: int) -> None:
+        """Set the length of the bar."""
         self._epochs = epochs
         total = epochs * batches
         self._task = self._bar.add_task(self._title, total=total, completed=done * batches, loss=0.0)
         if done:
-            self._line(f"{self._title}: {done} of {epochs} epochs are done already")
+            self._print(f"{self._title}: {done} of {epochs} epochs are done already")
 
-    def batch(self, epoch: int, loss: float) -> None:
-        """Move the bar."""
+    def on_batch(self, epoch: int, loss: float) -> None:
+        """Advance the bar."""
         if self._task is not None:
             self._bar.update(self._task, advance=1, loss=loss, description=f"{self._title} {epoch}/{self._epochs}")
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """Print the epoch's line."""
+    def on_epoch(self, row: Mapping[str, Any]) -> None:
+        """Print a line for the epoch."""
         val = "" if row["top1"] is None else f"val {self._score} {row['top1']:.4f}  val loss {row['loss']:.4f}  "
         epoch = f"epoch {row['epoch']}/{self._epochs}"
-        self._line(f"{epoch}  loss {row['train_loss']:.4f}  {val}{row['seconds']:.0f} s")
+        self._print(f"{epoch}  loss {row['train_loss']:.4f}  {val}{row['seconds']:.0f} s")
 
-    def _line(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)

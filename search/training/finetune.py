@@ -1,28 +1,46 @@
-"""Fine-tuning under a schedule: the pruned model learns the labels and what the dense model makes of the images."""
+"""Fine-tuning under a schedule: the pruned model learns from the labels and from the dense model's outputs."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any, Protocol
 
 from results.files import write_json
 from results.records import FineTune
 from search.data.dataset import ImageData
 from search.runtime.versions import versions
 from search.training.checkpoint import Scores
-from search.training.distillation import Distillation
-from search.training.epoch_log import TrainingLog
-from search.training.finetune_job import FineTuning
-from search.training.fit import WHOLE, FitResult
-from search.training.recipe import Pace, Recipe
+from search.training.finetune_job import FineTuneJob
+from search.training.recipe import Recipe
 from search.training.run_folder import held_folder
 from search.training.train import save_weights, training_record
+from search.training.trainer import FitResult, Trainer
+from search.training.training_run import TrainingRun
 from spaces import PruningSchedule
 from ssm_models import PrunableModel, weights_digest
 
-if TYPE_CHECKING:
-    from search.training.ray_workers import Crew
+FINETUNE_RECORD = "finetune.json"  # beside the weights
+
+
+class Workers(Protocol):
+    """Processes that can run the epochs of a fine-tuning together, such as `ray_workers.RayWorkers`."""
+
+    @property
+    def count(self) -> int:
+        """Number of workers."""
+
+    def assign(
+        self, job: FineTuneJob, model: PrunableModel, teacher: PrunableModel, data: ImageData, run: TrainingRun
+    ) -> Callable[[], None]:
+        """Return a function that trains the job and leaves the checkpoint of the last epoch in `run.out`.
+
+        Args:
+            job, data, run: as for `finetune_model`.
+            model, teacher: with their initial weights, which the workers must open alike.
+
+        Raises:
+            UsageError: the workers cannot open these models.
+        """
 
 
 @dataclass(frozen=True)
@@ -30,13 +48,13 @@ class FineTuneResult:
     """A fine-tuned model, evaluated under its schedule on the same val images before and after.
 
     Attributes:
-        schedule: what it was fine-tuned under.
-        before: (top-1 in 0..1, mean cross-entropy) of the untouched weights.
+        schedule: the schedule that it was fine-tuned under.
+        before: (score in 0..1, mean cross-entropy) of the initial weights under the schedule.
         dense: the same of the teacher, without a schedule.
-        fit: how the training went; its `top1` and `loss` are those after it.
+        fit: how the training went; its `top1` and `loss` are the scores after it.
         checkpoint: OUT/model.safetensors; None while epochs of the recipe are left.
-        weights_digest: of the weights that the model was left with.
-        config: recipe and distillation.
+        weights_digest: of the model's weights.
+        config: recipe, distillation and number of workers.
     """
 
     schedule: PruningSchedule
@@ -49,7 +67,7 @@ class FineTuneResult:
 
     @property
     def record(self) -> FineTune:
-        """What the store keeps of it."""
+        """The record for the store."""
         return FineTune(
             schedule_hash=self.schedule.hash,
             top1=self.fit.top1,
@@ -66,10 +84,18 @@ class FineTuneResult:
 
 
 def finetune_recipe(epochs: int, **changes: Any) -> Recipe:
-    """Return the recipe for fine-tuning, with `changes` made to it: a small rate, no smoothing, no average.
+    """Return the default recipe for fine-tuning: a low learning rate, no label smoothing, no moving average.
+
+    Args:
+        epochs: passes over the train split.
+        changes: values of `Recipe` that differ from it.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: a value is out of range.
+
+    >>> recipe = finetune_recipe(3, batch_size=32)
+    >>> recipe.lr, recipe.batch_size, recipe.ema
+    (0.0005, 32, 0.0)
     """
     return Recipe(
         **{"epochs": epochs, "lr": 5e-4, "label_smoothing": 0.0, "ema": 0.0, "weight_decay": 1e-4} | changes
@@ -80,67 +106,69 @@ def finetune_model(
     model: PrunableModel,
     teacher: PrunableModel,
     data: ImageData,
-    schedule: PruningSchedule,
-    recipe: Recipe,
+    job: FineTuneJob,
+    run: TrainingRun,
     *,
-    out: str | Path,
-    distillation: Distillation | None = None,
-    resume: bool = True,
-    device: str | torch.device | None = None,
-    log: TrainingLog | None = None,
+    workers: Workers | None = None,
     command: str | None = None,
-    images: int | None = None,
-    pace: Pace = WHOLE,
-    dense: Scores | None = None,
-    crew: "Crew | None" = None,
 ) -> FineTuneResult:
-    """Fine-tune a model under a schedule; at its end write OUT/model.safetensors and OUT/finetune.json.
+    """Fine-tune a model under a schedule. After the last epoch write OUT/model.safetensors and OUT/finetune.json.
 
     Args:
-        model: with the weights that the search saw; changed in place, and left under the schedule.
-        teacher: a second model of the same classes, as a rule with the same weights; run dense, not changed.
+        model: with the weights that the search used; changed in place, and left under the schedule.
+        teacher: a second model with the same classes, usually the same weights; runs dense, and is not changed.
         data: with the splits train and val.
-        schedule: fits the model; ScheduleError otherwise, before anything is written.
-        recipe: the settings.
-        out, resume, device, log, command, pace: as for `train_model`.
-        distillation: how much the teacher has to say.
-        images: how many of the val split accuracies are measured on, a study's number to compare with
-            it; None for all.
-        dense: what is known of the teacher on these images; it is measured if None.
-        crew: workers that train in this process's place; they open model and teacher by the crew's checkpoint.
+        job: schedule, recipe and distillation.
+        run: the folder OUT, and how to train.
+        workers: processes that run the epochs in place of this one.
+        command: what the user typed; by default this process's arguments.
 
     Raises:
-        UsageError: OUT holds a training of other settings, or another one is at work there.
+        ScheduleError: the schedule does not fit the model; nothing is written.
+        UsageError: OUT belongs to another training, or is in use.
         DataError: a split is missing or broken, or its classes are not the models'.
-        TrainingError: the loss is not finite, OUT cannot be written, or a worker was lost.
+        TrainingError: a loss is not finite, OUT cannot be written, or a worker was lost.
     """
-    teaching = distillation or Distillation()
-    job = FineTuning(schedule.text, recipe, teaching, str(out), images, pace, dense)
-    delegate = None
-    if crew is not None:
-        team = crew
-        work = crew.work(job, model, teacher, data)
-
-        def delegate() -> None:
-            team.run(work, Path(out), log)
-
-    with held_folder(Path(out)):
-        result = job.run(model, teacher, data, resume=resume, device=device, log=log, delegate=delegate)
-        config = {**asdict(recipe), "distillation": asdict(teaching), "workers": 1 if crew is None else crew.workers}
-        before, of_teacher = result.start["before"], result.start["dense"]
-        if pace.last(recipe) < recipe.epochs:
-            return FineTuneResult(schedule, before, of_teacher, result, None, weights_digest(model), config)
-        path, digest = save_weights(model, data, Path(out))
-        record = {
-            **training_record(model, data, recipe, result, digest, command),
-            "schedule": schedule.text,
-            "schedule_hash": schedule.hash,
-            "distillation": asdict(teaching),
-            "teacher_digest": weights_digest(teacher),
-            "dense_top1": of_teacher[0],
-            "dense_loss": of_teacher[1],
-            "before_top1": before[0],
-            "before_loss": before[1],
+    train_elsewhere = None if workers is None else workers.assign(job, model, teacher, data, run)
+    with held_folder(run.out):
+        fitted = _fit(job.trainer(model, teacher, data, run), train_elsewhere)
+        config = {
+            **asdict(job.recipe),
+            "distillation": asdict(job.distillation),
+            "workers": 1 if workers is None else workers.count,
         }
-        write_json(Path(out) / "finetune.json", record)
-        return FineTuneResult(schedule, before, of_teacher, result, path, digest, config)
+        path = None
+        digest = weights_digest(model)
+        if run.pace.last_epoch(job.recipe) == job.recipe.epochs:
+            path = save_weights(model, data, run.out)
+            record = training_record(model, data, job.recipe, fitted, command) | _finetune_record(
+                job, fitted, teacher
+            )
+            write_json(run.out / FINETUNE_RECORD, record)
+    start = fitted.start
+    return FineTuneResult(job.schedule, start["before"], start["dense"], fitted, path, digest, config)
+
+
+def _fit(trainer: Trainer, train_elsewhere: Callable[[], None] | None) -> FitResult:
+    """Train here, or have the epochs that are left run elsewhere and take the result from their checkpoint."""
+    if train_elsewhere is not None:
+        trainer.begin()
+        if trainer.epochs_left:
+            train_elsewhere()
+            trainer.resume()
+            return trainer.finish()
+    return trainer.fit()
+
+
+def _finetune_record(job: FineTuneJob, fitted: FitResult, teacher: PrunableModel) -> dict[str, Any]:
+    """Return what finetune.json holds beside `training_record`."""
+    return {
+        "schedule": job.schedule.text,
+        "schedule_hash": job.schedule.hash,
+        "distillation": asdict(job.distillation),
+        "teacher_digest": weights_digest(teacher),
+        "dense_top1": fitted.start["dense"][0],
+        "dense_loss": fitted.start["dense"][1],
+        "before_top1": fitted.start["before"][0],
+        "before_loss": fitted.start["before"][1],
+    }

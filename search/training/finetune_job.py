@@ -1,72 +1,59 @@
-"""A fine-tuning as plain values, the same for every process that takes part in it."""
+"""A fine-tuning as plain values, which every process that takes part in it receives."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import torch
+from dataclasses import asdict, dataclass, field
 
 from search.data.dataset import ImageData
 from search.training.checkpoint import Scores
-from search.training.data_parallel import Share
 from search.training.distillation import Distillation
-from search.training.epoch_log import TrainingLog
-from search.training.fit import ONE, FitResult, best_device, fit
-from search.training.recipe import Pace, Recipe
+from search.training.recipe import Recipe
+from search.training.trainer import Trainer, TrainingJob
+from search.training.training_run import TrainingRun
 from spaces import PruningSchedule
 from ssm_models import PrunableModel, weights_digest
 
 
 @dataclass(frozen=True)
-class FineTuning:
-    """A fine-tuning as plain values, the same for every process that takes part in it; as for `finetune_model`."""
+class FineTuneJob:
+    """What a model is fine-tuned for.
 
-    schedule: str
+    Attributes:
+        schedule: the schedule to fine-tune under.
+        recipe: the hyperparameters; see `finetune_recipe` for the defaults of a fine-tuning.
+        distillation: how much the student learns from the teacher.
+        images: number of val images to evaluate on, to compare with a study's scores; None for all.
+        dense: the teacher's scores on these images if they are known; otherwise they are measured.
+    """
+
+    schedule: PruningSchedule
     recipe: Recipe
-    distillation: Distillation
-    out: str
-    images: int | None
-    pace: Pace
-    dense: Scores | None
+    distillation: Distillation = field(default_factory=Distillation)
+    images: int | None = None
+    dense: Scores | None = None
 
-    def run(
-        self,
-        model: PrunableModel,
-        teacher: PrunableModel,
-        data: ImageData,
-        *,
-        resume: bool = True,
-        device: str | torch.device | None = None,
-        log: TrainingLog | None = None,
-        share: Share = ONE,
-        delegate: Callable[[], None] | None = None,
-    ) -> FitResult:
-        """Train this process's share; arguments as for `finetune_model` and `fit`."""
-        where = best_device(device)
-        for one in (model, teacher):
-            data.check_model(one)
-        model.set_schedule(PruningSchedule.parse(self.schedule))
+    def trainer(self, model: PrunableModel, teacher: PrunableModel, data: ImageData, run: TrainingRun) -> Trainer:
+        """Return a trainer of the model, which is set to the schedule; the teacher is made dense and frozen.
+
+        Raises:
+            DataError: a split is missing or broken, or its classes are not the models'.
+            ScheduleError: the schedule does not fit the model.
+            UsageError, TrainingError: as `Trainer`.
+        """
+        for network in (model, teacher):
+            data.check_model(network)
+        model.set_schedule(self.schedule)
         teacher.set_schedule(None)
         teacher.eval().requires_grad_(False)
         identity = {
-            "schedule": self.schedule,
+            "schedule": self.schedule.text,
             "teacher": weights_digest(teacher),
             "distillation": asdict(self.distillation),
         }
-        teacher.to(where)
-        return fit(
-            model,
-            self.distillation.of(teacher, self.recipe.label_smoothing),
-            data,
-            self.recipe,
-            out=Path(self.out),
+        job = TrainingJob(
+            loss=self.distillation.of(teacher.to(run.torch_device), self.recipe.label_smoothing),
+            data=data,
+            recipe=self.recipe,
             identity=identity,
-            resume=resume,
-            device=where,
-            log=log,
             val_images=self.images,
-            pace=self.pace,
             references={"dense": self.dense or teacher, "before": model},
-            share=share,
-            delegate=delegate,
         )
+        return Trainer(model, job, run)

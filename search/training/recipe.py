@@ -1,4 +1,4 @@
-"""The settings of a training: what decides the weights that come out."""
+"""The settings of a training that decide the resulting weights, and the learning rates and seeds they imply."""
 
 import hashlib
 import math
@@ -13,25 +13,31 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a training; the defaults train a small model from scratch.
+    """Hyperparameters of a training. The defaults train a small model from scratch.
 
     Attributes:
-        epochs: passes over the training images.
-        seed: of the order and the augmentation of images and of everything random in the model.
-        lr: learning rate at its highest, for AdamW.
-        batch_size: images in a step.
-        weight_decay: for all weights but norms, biases and those of `search.training.checkpoint.NO_DECAY`.
-        warmup: share of all steps over which the learning rate rises; after it, it falls as a cosine.
+        epochs: passes over the train split.
+        seed: of the image order, the augmentation and everything random in the model.
+        lr: peak learning rate of AdamW.
+        batch_size: images per optimiser step.
+        weight_decay: for all weights except norms, biases and those in `search.training.checkpoint.NO_DECAY`.
+        warmup: share of all steps over which the learning rate rises linearly; then it falls as a cosine.
         label_smoothing: share of a label that is spread over all classes.
-        clip: largest norm of a step's gradient; 0 for none.
-        ema: decay of the moving average of the weights, which is what is kept; 0 for none.
-        mixup: strength of mixing pairs of images, as timm's; 0 for none. So is `cutmix`.
-        cutmix: strength of pasting parts of images into others.
-        amp: the precision of matrix products in the forward pass, a name of `PRECISIONS`: fp32, or bf16 or fp16
-            by torch's autocast; the weights stay fp32, and fp16 scales its loss.
+        clip: maximum norm of a step's gradient; 0 disables clipping.
+        ema: decay of the moving average of the weights, which is then what is kept; 0 disables it.
+        mixup: alpha of timm's mixup; 0 disables it.
+        cutmix: alpha of timm's cutmix; 0 disables it.
+        amp: precision of the forward pass, a key of `PRECISIONS`: fp32, or bf16 or fp16 through torch's autocast.
+            Weights stay fp32; fp16 uses loss scaling.
 
     Raises:
-        UsageError: a value that makes no sense.
+        UsageError: a value is out of range.
+
+    >>> Recipe(epochs=10, lr=1e-3).batch_size
+    64
+    >>> Recipe(epochs=0)
+    Traceback (most recent call last):
+    spaces.errors.UsageError: epochs=0: expected a value from 1 to 1e+06
     """
 
     epochs: int
@@ -68,40 +74,20 @@ class Recipe:
             raise UnknownNameError("precision", self.amp, PRECISIONS)
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How a training is run: nothing of it changes the weights that come out, but for rounding and batch norms.
-
-    Attributes:
-        accumulate: parts that a step's images are run in, one after the other, where memory is short.
-        eval_every: epochs from one look at val to the next; the last epoch is always looked at.
-        until: stop after so many of the recipe's epochs, to go on another time; None for all.
-
-    Raises:
-        UsageError: a value below 1.
-    """
-
-    accumulate: int = 1
-    eval_every: int = 1
-    until: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("accumulate", "eval_every", "until"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name}={value}: expected at least 1")
-
-    def last(self, recipe: Recipe) -> int:
-        """Return the epoch, from 1, that it stops after."""
-        return recipe.epochs if self.until is None else min(self.until, recipe.epochs)
-
-    def looks(self, epoch: int, recipe: Recipe) -> bool:
-        """Whether val is looked at after epoch `epoch`, from 1."""
-        return epoch % self.eval_every == 0 or epoch == self.last(recipe)
-
-
 def learning_rate(step: int, total: int, recipe: Recipe) -> float:
-    """Return the rate of a step from 0: a rise over `warmup`, then a cosine to a hundredth of the highest."""
+    """Return the learning rate of a step: a linear warm-up, then a cosine down to a hundredth of the peak.
+
+    The cosine is that of SGDR without restarts (Loshchilov and Hutter, arXiv:1608.03983).
+
+    Args:
+        step: number of the optimiser step, from 0.
+        total: steps of the whole training.
+        recipe: gives `lr` and `warmup`.
+
+    >>> recipe = Recipe(epochs=1, lr=1.0, warmup=0.1)
+    >>> [round(learning_rate(step, 100, recipe), 3) for step in (0, 9, 10, 55, 99)]
+    [0.091, 0.909, 1.0, 0.505, 0.01]
+    """
     rising = recipe.warmup * total
     if step < rising:
         return recipe.lr * (step + 1) / (rising + 1)
@@ -110,5 +96,5 @@ def learning_rate(step: int, total: int, recipe: Recipe) -> float:
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch, unlike that of any other epoch or seed."""
+    """Return the seed of an epoch: the first 56 bits of a hash, so that seeds and epochs do not share streams."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{epoch}".encode()).digest()[:7])

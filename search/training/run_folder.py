@@ -1,4 +1,4 @@
-"""The folder that a training writes to: nobody's yet, its own to go on in, or another one's."""
+"""The output folder of a training: locked while one runs, and protected from being overwritten by another."""
 
 import fcntl
 import os
@@ -11,30 +11,30 @@ from spaces.errors import TrainingError, UsageError
 
 
 def check_folder(out: Path) -> None:
-    """Raise a UsageError where a training in this folder would write over what another one left."""
+    """Raise a UsageError if a training in this folder would overwrite the results of another one."""
     if (out / PLAN).exists():
         raise UsageError(f"{out} holds a fine-tuning of several schedules; choose another folder")
     if (out / WEIGHTS).exists() and not (out / CHECKPOINT).exists():
-        raise UsageError(f"{out} holds a {WEIGHTS} that no {CHECKPOINT} goes with; choose another folder")
+        raise UsageError(f"{out} holds a {WEIGHTS} without its {CHECKPOINT}; choose another folder")
 
 
 def make_folder(out: Path) -> None:
-    """Make a folder, if it is not there; raise a TrainingError where that cannot be."""
+    """Make a folder if it does not exist; raise a TrainingError if that fails."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"{out}: no folder can be made there ({error.strerror or error})") from None
+        raise TrainingError(f"{out}: the folder cannot be made ({error.strerror or error})") from None
 
 
 @contextmanager
 def held_folder(out: Path) -> Iterator[None]:
-    """Make a folder and keep other trainings out of it meanwhile; if nothing was written, it is gone afterwards.
+    """Make a folder and lock it against other trainings; remove it afterwards if nothing was written.
 
-    It is locked itself, which leaves no file behind; file systems that lock no folders keep nobody out.
+    The lock is on the folder itself and leaves no file behind. A file system may not support it; then there is none.
 
     Raises:
-        UsageError: another process is at work in it.
-        TrainingError: it cannot be made.
+        UsageError: another process holds the lock.
+        TrainingError: the folder cannot be made or opened.
     """
     made = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
     make_folder(out)
@@ -47,13 +47,13 @@ def held_folder(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(
-                f"{out}: another training is at work there; wait for it, or choose another folder"
+                f"{out}: another training is running there; wait for it, or choose another folder"
             ) from None
         except OSError:
-            pass  # it locks no folders
+            pass  # the file system cannot lock folders
         yield
     finally:
         os.close(handle)
         for folder in made:
-            with suppress(OSError):  # it holds something
+            with suppress(OSError):  # not empty
                 folder.rmdir()

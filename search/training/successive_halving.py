@@ -1,8 +1,8 @@
-"""Which schedules of a study to fine-tune: several begin, and the better ones go on, by successive halving.
+"""Fine-tuning several schedules of a study by successive halving (Jamieson and Talwalkar, arXiv:1502.07943).
 
-The order of schedules before fine-tuning is not their order after it, so some that lie a little behind the front
-are tried as well. All learn by the learning rates of a whole training and stop where a rung ends; who goes on,
-does so from its checkpoint exactly. (Jamieson and Talwalkar, arXiv:1502.07943.)
+The ranking of schedules before fine-tuning is not their ranking after it, so schedules a little behind the front take
+part as well. All follow the learning rates of a whole training and pause where a rung ends. Those that are promoted
+resume exactly from their checkpoints.
 """
 
 import json
@@ -13,32 +13,39 @@ from pathlib import Path
 from typing import Any
 
 from results import Evaluation
-from results.files import write_json
+from results.files import write_json, write_whole
 from results.intervals import wilson_interval
 from results.metrics import METRICS
 from results.pareto import pareto_front
 from search.training.checkpoint import CHECKPOINT, PLAN, WEIGHTS
-from search.training.finetune import FineTuneResult
+from search.training.finetune import FINETUNE_RECORD, FineTuneResult
 from search.training.run_folder import make_folder
 from spaces.errors import CheckpointError, UsageError
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A step of the halving: so many candidates are trained up to so many epochs."""
+    """A stage of the halving: `candidates` schedules are trained up to epoch `epochs`."""
 
     candidates: int
     epochs: int
 
 
 def make_rungs(candidates: int, epochs: int, eta: int) -> list[Rung]:
-    """Return the rungs by which `candidates` become few, each by `eta` times as many epochs as the one before.
+    """Return the rungs: each keeps one in `eta` of the candidates and trains them for `eta` times as many epochs.
 
-    The last rung has all epochs, and the first as few as the halving of so many candidates asks for, but at least
-    one: with 8 candidates, 8 epochs and eta 2 these are 8 for 1 epoch, 4 for 2, 2 for 4 and 1 for 8.
+    The last rung has all epochs. The first has as few as this number of candidates requires, but at least one.
+
+    Args:
+        candidates: number of schedules that begin.
+        epochs: of a whole training.
+        eta: the reduction factor.
 
     Raises:
         UsageError: fewer than one candidate or epoch, or an eta below 2.
+
+    >>> [(rung.candidates, rung.epochs) for rung in make_rungs(8, 8, eta=2)]
+    [(8, 1), (4, 2), (2, 4), (1, 8)]
     """
     for name, value, least in (("top", candidates, 1), ("epochs", epochs, 1), ("eta", eta, 2)):
         if value < least:
@@ -52,20 +59,20 @@ def make_rungs(candidates: int, epochs: int, eta: int) -> list[Rung]:
 
 
 def promising(evaluations: Iterable[Evaluation], count: int, max_flops: int | None = None) -> list[Evaluation]:
-    """Return the `count` most promising schedules within a bound of FLOPs, best first.
+    """Return the `count` most promising schedules within a FLOPs limit, best first.
 
-    Those are the ones of the highest standing top-1, of equal ones the cheaper: a user who names a bound wants the
-    best model within it. One is left out where a schedule that costs no more is better beyond doubt, which is to
-    say that its 95 % interval ends below the other's top-1; fine-tuning may well turn any other order. A score
-    that has no interval, such as mIoU, leaves none out.
+    They are ranked by top-1 (the confirmed one if there is one), then by cost: a user who sets a limit wants the best
+    model within it. A schedule is left out if one that costs no more is significantly better, that is, if its 95 %
+    interval ends below the other's top-1; fine-tuning may reverse any other order. A score without an interval, such
+    as mIoU, excludes nothing.
 
     Args:
-        evaluations: of a study; only those that are done count, and the dense model's does not.
-        count: how many; there may be fewer.
-        max_flops: the most that one may cost; None for no bound.
+        evaluations: of a study; only finished ones of pruned schedules count.
+        count: maximum number of schedules.
+        max_flops: the FLOPs limit; None for no limit.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such schedule.
     """
     within = [
         e
@@ -76,13 +83,13 @@ def promising(evaluations: Iterable[Evaluation], count: int, max_flops: int | No
         raise UsageError("no schedule within the bounds to fine-tune: search more, or raise --max-flops")
     front = [within[i] for i in pareto_front([(e.flops, _top1(e)) for e in within])]
 
-    def open_to_doubt(e: Evaluation) -> bool:
-        if not METRICS[e.metric].of_images:  # no interval says how sure the score is
+    def may_be_best(e: Evaluation) -> bool:
+        if not METRICS[e.metric].of_images:  # the score has no interval
             return True
         best = max((_top1(other) for other in front if other.flops <= e.flops), default=0.0)
         return wilson_interval(_top1(e), e.standing.images)[1] >= best
 
-    return sorted(filter(open_to_doubt, within), key=lambda e: (-_top1(e), e.flops, e.hash))[:count]
+    return sorted(filter(may_be_best, within), key=lambda e: (-_top1(e), e.flops, e.hash))[:count]
 
 
 def _top1(evaluation: Evaluation) -> float:
@@ -91,13 +98,13 @@ def _top1(evaluation: Evaluation) -> float:
 
 @dataclass
 class Contender:
-    """A schedule on its way through the rungs.
+    """A schedule that takes part in a halving.
 
     Attributes:
-        evaluation: what the search found of it.
-        before: top-1 of the weights that all begin with, on the images that all are measured on.
+        evaluation: its evaluation in the study.
+        before: top-1 before fine-tuning, on the images that all are evaluated on.
         rungs: top-1 after each rung that it reached.
-        result: of the last rung that it reached.
+        result: the result of the last rung that it reached.
     """
 
     evaluation: Evaluation
@@ -106,25 +113,25 @@ class Contender:
     result: FineTuneResult | None = None
 
     @property
-    def rank(self) -> tuple[int, float, int, str]:
-        """What contenders are sorted by, best first: rungs reached, then top-1 there, then the lower cost."""
+    def sort_key(self) -> tuple[int, float, int, str]:
+        """Sort key, best first: most rungs reached, then highest top-1 there, then lowest cost."""
         return -len(self.rungs), -self.rungs[-1], self.evaluation.flops, self.evaluation.hash
 
 
 Train = Callable[[Evaluation, int], FineTuneResult]
-"""(which schedule, up to which epoch of the whole training) → its result; what is done already is not repeated."""
+"""(schedule, epoch to train up to) → result. Epochs that are done already are not repeated."""
 
 
 @dataclass(frozen=True)
 class Halving:
-    """How a halving ended.
+    """The outcome of a successive halving.
 
     Attributes:
         contenders: all that began, best first.
-        rungs: as they were.
-        correlation: Kendall's τ-b between top-1 before and after the first rung, where all were trained alike; None
-            where it is not defined: a single contender, or all equal.
-        finished_correlation: the same between top-1 before and after all epochs, of those that came so far.
+        rungs: the rungs, first to last.
+        correlation: Kendall's τ-b between top-1 before fine-tuning and after the first rung, over all contenders;
+            None if it is undefined: with a single contender, or if all are equal.
+        finished_correlation: the same for top-1 after all epochs, over those that finished.
     """
 
     contenders: list[Contender]
@@ -133,7 +140,7 @@ class Halving:
     finished_correlation: float | None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a plain object a contender, best first; `top1` only of those that have all epochs behind them."""
+        """Return one plain object per contender, best first; `top1` is None unless it finished all epochs."""
         rows = []
         for contender in self.contenders:
             e, reached = contender.evaluation, len(contender.rungs)
@@ -149,7 +156,7 @@ class Halving:
         return rows
 
     def summary(self) -> dict[str, Any]:
-        """Return all of it as one plain object; paths of weights begin in the folder that holds those of all."""
+        """Return the outcome as one plain object, with each weights file's path relative to the run's folder."""
         rows = self.rows()
         for row in rows:
             if row["checkpoint"] is not None:
@@ -164,11 +171,13 @@ class Halving:
 
 @dataclass(frozen=True)
 class HalvingPlan:
-    """What was asked for, and who began: a run that goes on must not choose anew, for its study may have grown.
+    """The settings of a halving, and the schedules that began it.
+
+    A run that is resumed must not choose its schedules again, because the study may have grown meanwhile.
 
     Attributes:
-        study: its name.
-        top: how many schedules were to begin.
+        study: name of the study.
+        top: number of schedules to begin with.
         eta: as for `make_rungs`.
         max_flops: as for `promising`.
         epochs: of a whole training.
@@ -185,27 +194,17 @@ class HalvingPlan:
         """The plan as a plain object."""
         return asdict(self)
 
-    def fixed(self, out: Path, choose: Callable[[], list[str]]) -> list[str]:
-        """Return the hashes of the schedules that began in the folder `out`; where none did, choose and note them.
+    def schedules(self, out: Path, choose: Callable[[], list[str]]) -> list[str]:
+        """Return the hashes of the schedules that began in the folder `out`; if none did, choose and write them.
 
         Raises:
             UsageError: the folder holds a halving of other settings, or another training.
-            CheckpointError: its note is broken.
-            TrainingError: nothing can be written there.
+            CheckpointError: its plan is broken.
+            TrainingError: the folder cannot be made.
         """
         path = out / PLAN
         if path.exists():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                known, hashes = dict(content["settings"]), [str(name) for name in content["schedules"]]
-            except (OSError, ValueError, KeyError, TypeError):
-                raise CheckpointError(f"{path}: not the plan of a fine-tuning; remove it to begin anew") from None
-            other = [f"{k} {known.get(k)!r} there, {v!r} now" for k, v in self.settings.items() if known.get(k) != v]
-            if other:
-                raise UsageError(
-                    f"{out} holds a fine-tuning of other settings: {'; '.join(other)}; choose another folder"
-                )
-            return hashes
+            return self._read(path)
         for name in (CHECKPOINT, WEIGHTS):
             if (out / name).exists():
                 raise UsageError(f"{out} holds the {name} of another training; choose another folder")
@@ -214,27 +213,69 @@ class HalvingPlan:
         write_json(path, {"settings": self.settings, "schedules": hashes})
         return hashes
 
+    def candidates(self, out: Path, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+        """Return the evaluations that began in the folder `out`, best first; if none did, choose the most promising.
+
+        Args:
+            out: folder of the halving.
+            evaluations: of the study.
+
+        Raises:
+            UsageError: as `schedules` and `promising`, or the study lacks an evaluation that began.
+        """
+        known = {evaluation.hash: evaluation for evaluation in evaluations}
+        hashes = self.schedules(out, lambda: [e.hash for e in promising(evaluations, self.top, self.max_flops)])
+        if missing := [name for name in hashes if name not in known]:
+            raise UsageError(
+                f"{out} holds a fine-tuning of schedules that study {self.study!r} does not have, {missing[0]} among "
+                "them: name the study and database that it began with, or choose another folder"
+            )
+        return [known[name] for name in hashes]
+
+    def write_outcome(self, out: Path, halving: Halving) -> None:
+        """Write OUT/halving.json, and copy the weights and the record of the best schedule to OUT."""
+        best = halving.contenders[0].evaluation.hash
+        for name in (WEIGHTS, FINETUNE_RECORD):
+            write_whole(out / name, (out / best / name).read_bytes())
+        write_json(out / "halving.json", {**self.settings, **halving.summary()})
+
+    def _read(self, path: Path) -> list[str]:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            saved, hashes = dict(content["settings"]), [str(name) for name in content["schedules"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise CheckpointError(f"{path}: not the plan of a fine-tuning; remove it to start again") from None
+        differences = [
+            f"{k} {saved.get(k)!r} there, {v!r} now" for k, v in self.settings.items() if saved.get(k) != v
+        ]
+        if differences:
+            raise UsageError(
+                f"{path.parent} holds a fine-tuning of other settings: {'; '.join(differences)}; "
+                "choose another folder"
+            )
+        return hashes
+
 
 def halve(
     candidates: Sequence[Evaluation], rungs: Sequence[Rung], train: Train, finished: Callable[[FineTuneResult], None]
 ) -> Halving:
-    """Train the candidates rung by rung, one after the other, and let the best of each rung go on.
+    """Train the candidates rung by rung, one after the other, and promote the best of each rung.
 
     Args:
         candidates: best first, as many as the first rung takes.
         rungs: from `make_rungs`.
-        train: trains one.
-        finished: told of each that has all epochs behind it.
+        train: trains one schedule.
+        finished: called with the result of each that finishes all epochs.
     """
     contenders = [Contender(candidate) for candidate in candidates]
     for number, rung in enumerate(rungs):
-        for contender in sorted(contenders, key=lambda c: c.rank)[: rung.candidates] if number else contenders:
+        for contender in sorted(contenders, key=lambda c: c.sort_key)[: rung.candidates] if number else contenders:
             result = train(contender.evaluation, rung.epochs)
             contender.before, contender.result = result.before[0], result
             contender.rungs.append(result.fit.top1)
             if number + 1 == len(rungs):
                 finished(result)
-    contenders.sort(key=lambda c: c.rank)
+    contenders.sort(key=lambda c: c.sort_key)
     done = [c for c in contenders if len(c.rungs) == len(rungs)]
     return Halving(contenders, list(rungs), _correlation(contenders, 0), _correlation(done, -1))
 

@@ -1,4 +1,4 @@
-"""Training a dense model from scratch, and what every training writes beside its weights."""
+"""Training a dense model from scratch, and the files that every training writes."""
 
 import json
 import shlex
@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from results.files import write_json
@@ -16,10 +15,10 @@ from results.portable import portable
 from search.data.dataset import ImageData
 from search.runtime.versions import versions
 from search.training.checkpoint import WEIGHTS
-from search.training.epoch_log import TrainingLog
-from search.training.fit import WHOLE, FitResult, fit
-from search.training.recipe import Pace, Recipe
+from search.training.recipe import Recipe
 from search.training.run_folder import held_folder
+from search.training.trainer import FitResult, Trainer, TrainingJob
+from search.training.training_run import TrainingRun
 from ssm_models import PrunableModel, save_checkpoint, weights_digest
 
 _ADDRESSES = ("--db", "--ray-address")  # options that mean something on this machine alone, or hold a password
@@ -27,7 +26,7 @@ _ADDRESSES = ("--db", "--ray-address")  # options that mean something on this ma
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained model: what `fit` says, where the weights are, and their digest."""
+    """A trained model: how the training went, the file with its weights, and their digest."""
 
     fit: FitResult
     checkpoint: Path
@@ -38,53 +37,41 @@ def train_model(
     model: PrunableModel,
     data: ImageData,
     recipe: Recipe,
+    run: TrainingRun,
     *,
-    out: str | Path,
-    resume: bool = True,
-    device: str | torch.device | None = None,
-    log: TrainingLog | None = None,
     command: str | None = None,
-    pace: Pace = WHOLE,
 ) -> TrainResult:
-    """Train a dense model from scratch and write OUT/model.safetensors and OUT/train.json.
+    """Train a dense model and write OUT/model.safetensors and OUT/train.json.
 
-    The weights of the last epoch are kept (their moving average, if the recipe has one), not those of
-    the best one: choosing by val would make the accuracy on val look better than it is.
+    The weights of the last epoch are kept (their moving average, if the recipe has one), not those of the best epoch:
+    choosing by val would make the accuracy on val look better than it is.
 
     Args:
-        model: from `ssm_models.create_model`, freshly initialised after `torch.manual_seed`.
+        model: for example from `ssm_models.create_model`, initialised after `torch.manual_seed`; changed in place.
         data: with the splits train and val.
-        recipe: the settings.
-        out: a folder; made if missing.
-        resume: go on from OUT/last.pt where there is one; otherwise begin anew.
-        device: cuda where there is one if None.
-        log: told how far it is.
+        recipe: the hyperparameters.
+        run: the folder OUT, and how to train; `pace.until` must be None.
         command: what the user typed; by default this process's arguments.
-        pace: how it is run; its `until` is not for here.
 
     Raises:
-        UsageError: OUT holds a training of other settings, or another one is at work there.
+        UsageError: OUT belongs to another training, or is in use.
         DataError: a split is missing or broken, or its classes are not the model's.
-        TrainingError: the loss is not finite, or OUT cannot be written.
+        TrainingError: a loss is not finite, or OUT cannot be written.
     """
     data.check_model(model)
 
     def loss(network: PrunableModel, images: Tensor, targets: Tensor) -> Tensor:
         return data.task.loss(network(images).float(), targets, recipe.label_smoothing)
 
-    out = Path(out)
-    with held_folder(out):
-        fitted = fit(
-            model, loss, data, recipe, out=out, identity={}, resume=resume, device=device, log=log, pace=pace
-        )
-        path, digest = save_weights(model, data, out)
-        record = training_record(model, data, recipe, fitted, digest, command)
-        write_json(out / "train.json", record)
-    return TrainResult(fitted, path, digest)
+    with held_folder(run.out):
+        fitted = Trainer(model, TrainingJob(loss, data, recipe), run).fit()
+        path = save_weights(model, data, run.out)
+        write_json(run.out / "train.json", training_record(model, data, recipe, fitted, command))
+    return TrainResult(fitted, path, weights_digest(model))
 
 
-def save_weights(model: PrunableModel, data: ImageData, out: Path) -> tuple[Path, str]:
-    """Write OUT/model.safetensors with what it takes to build the model again; return its path and digest."""
+def save_weights(model: PrunableModel, data: ImageData, out: Path) -> Path:
+    """Write OUT/model.safetensors with the metadata to build the model again, and return its path."""
     path = out / WEIGHTS
     metadata = {
         "model": model.model_name,
@@ -94,13 +81,13 @@ def save_weights(model: PrunableModel, data: ImageData, out: Path) -> tuple[Path
         "data": portable(data.spec),
     }
     save_checkpoint(model, path, metadata)
-    return path, weights_digest(model)
+    return path
 
 
 def training_record(
-    model: PrunableModel, data: ImageData, recipe: Recipe, fitted: FitResult, digest: str, command: str | None
+    model: PrunableModel, data: ImageData, recipe: Recipe, fitted: FitResult, command: str | None
 ) -> dict[str, Any]:
-    """Return what is written beside trained weights: how they came about, and how good they are."""
+    """Return the JSON object that is written beside trained weights: how they were made, and how good they are."""
     return {
         "command": command or command_line(sys.argv[1:]),
         "model": model.model_name,
@@ -116,7 +103,7 @@ def training_record(
         "best_top1": fitted.best_top1,
         "best_epoch": fitted.best_epoch,
         "seconds": round(fitted.seconds, 1),
-        "weights_digest": digest,
+        "weights_digest": weights_digest(model),
         "versions": versions(),
         "curve": fitted.curve,
     }

@@ -1,4 +1,4 @@
-"""Small folders of images that the tests of data and training read."""
+"""Small folders of images for the tests of data and training."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def write_folder(
 
 
 def write_brightness(root: Path) -> Path:
-    """Two classes told apart by their brightness, 24 images each to train."""
+    """Two classes that differ in brightness, with 24 train images each."""
     random = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 8)):
         for name, level in (("dark", 60), ("light", 150)):

@@ -12,6 +12,7 @@ from search.cli import run
 from search.data.dataset import open_data
 from search.training.recipe import Recipe
 from search.training.train import train_model
+from search.training.training_run import TrainingRun
 from tests.search.landscapes import write_landscapes
 
 MODEL = ("--model", "vmamba_nano_segmenter")
@@ -25,7 +26,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     torch.manual_seed(0)
     model = ssm_models.create_model(MODEL[1], 2, 32)
     recipe = Recipe(epochs=2, batch_size=4, lr=3e-3, ema=0.0)
-    return spec, str(train_model(model, open_data(spec), recipe, out=folder / "dense", device="cpu").checkpoint)
+    return spec, str(
+        train_model(model, open_data(spec), recipe, TrainingRun(folder / "dense", device="cpu")).checkpoint
+    )
 
 
 def printed(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -183,13 +183,47 @@ def test_finetuning_shows_its_best(store: Store, make_spec: MakeSpec, make_evalu
         store.record(each, make_evaluation("4:0.8", flops=720_000, top1=0.95))
     tuned = store.evaluations(study)[0]
     store.record_finetune(study, make_finetune(tuned.hash, top1=0.97))
-    store.record_finetune(study, make_finetune(tuned.hash, top1=0.96))
+    store.record_finetune(study, make_finetune(tuned.hash, top1=0.96, weights_digest="d" * 64))
     assert [e.finetuned_top1 for e in store.evaluations(study)] == [0.97, None]
     assert [e.finetuned_top1 for e in store.evaluations(other)] == [None, None]
     assert [e.finetuned_top1 for e in store.front(study)] == [0.97, None]
     first, second = store.finetunes(study)
     assert first == make_finetune(tuned.hash, finished_at=first.finished_at)
     assert second.top1 == 0.96
+
+
+def test_a_finetuning_is_recorded_once(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+    study, other = store.create_study(make_spec()), store.create_study(make_spec(name="other"))
+    one, two = make_evaluation("3:0.8"), make_evaluation("4:0.8")
+    for evaluation in (one, two):
+        store.record(study, evaluation)
+    store.record(other, one)
+    assert store.record_finetune(study, make_finetune(one.hash))
+    assert not store.record_finetune(study, make_finetune(one.hash, top1=0.5))  # the same weights
+    assert store.record_finetune(study, make_finetune(one.hash, weights_digest="d" * 64))
+    assert store.record_finetune(study, make_finetune(two.hash))
+    assert store.record_finetune(other, make_finetune(one.hash))
+    assert [(f.schedule_hash, f.top1) for f in store.finetunes(study)] == [
+        (one.hash, 0.97),
+        (one.hash, 0.97),
+        (two.hash, 0.97),
+    ]
+
+
+def test_a_finetuning_reported_at_once_by_many_is_recorded_once(
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    study, evaluation = store.create_study(make_spec()), make_evaluation("3:0.8")
+    store.record(study, evaluation)
+    start = Barrier(4)
+
+    def report(_: int) -> bool:
+        start.wait()
+        return store.record_finetune(study, make_finetune(evaluation.hash))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(report, range(4))) == [False, False, False, True]
+    assert len(store.finetunes(study)) == 1
 
 
 def test_finetuning_of_an_unknown_schedule_is_refused(store: Store, make_spec: MakeSpec) -> None:

@@ -1,4 +1,4 @@
-"""Data sets by name: what comes out of them, in which order, and what is said when they are broken."""
+"""Data sets by name: their images, the order of these, and the errors of broken ones."""
 
 import os
 import struct
@@ -10,18 +10,38 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import normalize, to_tensor
 
-from search.data import dataset as data_module
-from search.data.dataset import ImageData, mixed_order, open_data
-from search.data.preprocessing import Preprocessing
-from search.data.sources import DIGITS, OBJECTS, Augmentation
-from search.data.transforms import draw_moves, move_images, random_crop
-from search.training.batches import TrainingBatches
-from search.training.data_parallel import Share
+from search.data.dataset import ImageData, open_data
+from search.data.source import DIGITS, Source, Split
+from search.data.sources import FolderSource
 from spaces import errors
 from tests.search.pictures import noise, write_folder
 
 CFG = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "interpolation": "bicubic", "crop_pct": 1.0}
-PLAIN = Augmentation(shift=0.0, flip=False)
+
+
+class CountingSource:
+    """A source whose splits count how often each image is read."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.classes, self.augmentation = source.classes, source.augmentation
+        self.task, self.colours = source.task, source.colours
+        self.reads: list[int] = []
+
+    def split(self, name: str) -> Split:
+        split = self._source.split(name)
+        self.reads = [0] * len(split.labels)
+        return CountingSplit(split, self.reads)
+
+
+class CountingSplit:
+    def __init__(self, split: Split, reads: list[int]) -> None:
+        self._split, self.labels, self._reads = split, split.labels, reads
+        self.mask, self.update = split.mask, split.update
+
+    def image(self, index: int) -> Image.Image:
+        self._reads[index] += 1
+        return self._split.image(index)
 
 
 @pytest.fixture
@@ -35,7 +55,7 @@ def digits() -> ImageData:
 
 
 class TestEmbedded:
-    def test_sizes_and_shares_of_the_classes(self, digits: ImageData) -> None:
+    def test_sizes_are_balanced(self, digits: ImageData) -> None:
         assert (digits.size("train"), digits.size("val"), digits.num_classes) == (4000, 1000, 10)
         assert torch.bincount(digits.batches(CFG, (28, 28)).labels).tolist() == [100] * 10
         assert torch.bincount(digits.batches(CFG, (28, 28), "train").labels).tolist() == [400] * 10
@@ -46,7 +66,7 @@ class TestEmbedded:
         assert not {row.tobytes() for row in train} & {row.tobytes() for row in val}
 
     def test_the_split_never_changes(self, digits: ImageData) -> None:
-        # the shipped weights were trained on this train split: another one would leak val into it
+        # the shipped weights were trained on this train split; another one would leak val into it
         assert digits.digest("val") == "465a40d087f85e930e1a53740f126ed3b95562bc788c94896e83e817e1c3f555"
 
     def test_digits_are_not_mirrored(self, digits: ImageData) -> None:
@@ -54,20 +74,12 @@ class TestEmbedded:
 
 
 class TestOrder:
-    def test_every_beginning_has_the_classes_in_their_shares(self) -> None:
-        labels = np.repeat([0, 1, 2], [600, 300, 100])
-        order = mixed_order(labels)
-        assert sorted(order.tolist()) == list(range(1000))
-        for count in (10, 50, 333, 900):
-            shares = np.bincount(labels[order[:count]], minlength=3) / count
-            assert np.abs(shares - [0.6, 0.3, 0.1]).max() <= 1.5 / count
-
-    def test_fewer_images_are_a_beginning_of_more(self, digits: ImageData) -> None:
+    def test_fewer_images_are_a_prefix_of_more(self, digits: ImageData) -> None:
         few, many = digits.batches(CFG, (28, 28), images=70), digits.batches(CFG, (28, 28), images=500)
         assert torch.equal(few.labels, many.labels[:70])
         assert torch.equal(few.pixels(70), many.pixels(70))
 
-    def test_it_is_the_same_each_time(self, digits: ImageData) -> None:
+    def test_it_is_reproducible(self, digits: ImageData) -> None:
         one, other = (
             digits.batches(CFG, (28, 28), images=100),
             open_data("embedded").batches(CFG, (28, 28), images=100),
@@ -95,12 +107,20 @@ class TestBatches:
         assert [len(labels) for _, labels in batches] == [5, 5, 2]
         assert (len(batches), batches.images) == (3, 12)
 
-    def test_a_split_too_large_for_memory_gives_the_same(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        data = open_data(f"folder:{folder}")
-        kept = [images for images, _ in data.batches(CFG, (8, 8), batch_size=5)]
-        monkeypatch.setattr(data_module, "MEMORY_LIMIT", 10)
-        streamed = [images for images, _ in data.batches(CFG, (8, 8), batch_size=5)]
+    def test_a_split_beyond_the_memory_limit_gives_the_same(self, folder: Path) -> None:
+        kept, streamed = (
+            [images for images, _ in open_data(f"folder:{folder}", limit).batches(CFG, (8, 8), batch_size=5)]
+            for limit in (2**30, 10)
+        )
         assert all(torch.equal(a, b) for a, b in zip(kept, streamed, strict=True))
+
+    @pytest.mark.parametrize(("limit", "reads"), [(2**30, 1), (10, 2)])
+    def test_a_split_is_kept_only_within_the_memory_limit(self, folder: Path, limit: int, reads: int) -> None:
+        source = CountingSource(FolderSource(folder))
+        batches = ImageData("counting", source, limit).batches(CFG, (8, 8))
+        for _ in range(2):
+            list(batches)
+        assert source.reads == [reads] * 12
 
     def test_resize_and_crop_follow_the_model(self, tmp_path: Path) -> None:
         root = write_folder(tmp_path, each=1)
@@ -124,7 +144,7 @@ class TestBatches:
         with pytest.raises(errors.DataError, match=r"deep\.tiff: has more than 8 bits a channel"):
             list(open_data(f"folder:{folder}").batches(CFG, (8, 8)))
 
-    def test_what_is_skipped_and_what_is_not_are_all_there_is(self, digits: ImageData) -> None:
+    def test_skipped_and_remaining_images_make_up_the_split(self, digits: ImageData) -> None:
         order = digits.batches(CFG, (28, 28)).pixels(1000)
         searched, rest = digits.batches(CFG, (28, 28), images=300), digits.batches(CFG, (28, 28), skip=300)
         assert torch.equal(torch.cat([searched.pixels(300), rest.pixels(700)]), order)
@@ -139,13 +159,13 @@ class TestBatches:
             digits.batches(CFG, (28, 28), skip=skip)
 
     @pytest.mark.parametrize(("images", "batch_size"), [(0, 10), (-3, 10), (None, 0)])
-    def test_nothing_to_give_is_refused(self, digits: ImageData, images: int | None, batch_size: int) -> None:
+    def test_bad_numbers_are_refused(self, digits: ImageData, images: int | None, batch_size: int) -> None:
         with pytest.raises(errors.UsageError, match="at least 1"):
             digits.batches(CFG, (28, 28), images=images, batch_size=batch_size)
 
 
 class TestDigest:
-    def test_it_follows_content_and_label(self, folder: Path) -> None:
+    def test_it_depends_on_content_and_label(self, folder: Path) -> None:
         before = open_data(f"folder:{folder}").digest()
         assert open_data(f"folder:{folder}").digest() == before
         (folder / "val" / "cat" / "0.png").rename(folder / "val" / "dog" / "9.png")
@@ -159,6 +179,11 @@ class TestDigest:
 
     def test_splits_differ(self, digits: ImageData) -> None:
         assert digits.digest("train") != digits.digest("val")
+
+
+class TestAugmentation:
+    def test_folders_of_digits_are_not_mirrored(self, tmp_path: Path) -> None:
+        assert open_data(f"folder:{write_folder(tmp_path, ('0', '1'))}").augmentation == DIGITS
 
 
 class TestTestSplit:
@@ -176,7 +201,7 @@ class TestTestSplit:
             data.size("val")
 
     @pytest.mark.parametrize("classes", [(), ("cat",), ("cat", "wolf")])
-    def test_one_that_does_not_fit_harms_only_who_asks_for_it(self, folder: Path, classes: tuple[str, ...]) -> None:
+    def test_a_foreign_test_folder_only_matters_when_used(self, folder: Path, classes: tuple[str, ...]) -> None:
         """A folder `test` of unlabelled images is common."""
         write_folder(folder / "more", ("cat", "wolf"))
         (folder / "test").mkdir()
@@ -195,7 +220,7 @@ class TestTestSplit:
             digits.size("test")
         assert "\n" not in str(caught.value)
 
-    def test_that_of_torchvision_is_val_already(self, tmp_path: Path) -> None:
+    def test_torchvisions_test_set_is_val(self, tmp_path: Path) -> None:
         TestTorchvision.write_mnist(tmp_path)
         with pytest.raises(
             errors.DataError, match=r"torchvision:MNIST: its test set is val; .* the split rest"
@@ -203,7 +228,7 @@ class TestTestSplit:
             open_data(f"torchvision:MNIST:{tmp_path}").digest("test")
         assert "\n" not in str(caught.value)
 
-    def test_that_of_the_hub_is_no_second_val(self, folder: Path) -> None:
+    def test_the_hubs_test_split_is_not_used_twice(self, folder: Path) -> None:
         pytest.importorskip("datasets")
         (folder / "val").rename(folder / "test")
         data = open_data(f"hf:{folder}")
@@ -214,7 +239,7 @@ class TestTestSplit:
         data = open_data(f"hf:{folder}")
         assert (data.size("val"), data.size("test")) == (12, 12)
 
-    def test_there_is_no_other(self, digits: ImageData) -> None:
+    def test_unknown_splits_are_refused(self, digits: ImageData) -> None:
         with pytest.raises(errors.UnknownNameError, match="unknown split 'tset'"):
             digits.size("tset")
 
@@ -241,12 +266,12 @@ class TestTorchvision:
         assert sorted(labels.tolist()) == list(range(10))
         assert data.augmentation == DIGITS
 
-    def test_a_missing_one_says_how_to_get_it(self, tmp_path: Path) -> None:
+    def test_a_missing_data_set_says_how_to_get_it(self, tmp_path: Path) -> None:
         with pytest.raises(errors.DataError, match=r"not under .*CIFAR10\(.*download=True\)") as caught:
             open_data(f"torchvision:CIFAR10:{tmp_path}")
         assert "\n" not in str(caught.value)
 
-    def test_an_unknown_one_offers_the_nearest(self) -> None:
+    def test_an_unknown_name_suggests_the_nearest(self) -> None:
         with pytest.raises(errors.UnknownNameError, match="did you mean 'CIFAR10'"):
             open_data("torchvision:CIFAR")
 
@@ -260,11 +285,25 @@ class TestHub:
         assert torch.equal(data.batches(CFG, (12, 12)).pixels(12), ours.pixels(12))
         assert data.digest() == open_data(f"hf:{folder}").digest()
 
-    def test_one_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_data_set_is_an_error(self, tmp_path: Path) -> None:
         # without the package, the same error says how to install it
         with pytest.raises(errors.DataError, match="hf:") as caught:
             open_data(f"hf:{tmp_path / 'missing'}")
         assert "\n" not in str(caught.value)
+
+
+class TestNames:
+    def test_a_data_set_is_opened_again_by_its_spec(self, folder: Path) -> None:
+        for spec in ("embedded", f"folder:{folder}"):
+            data = open_data(f" {spec} ")
+            assert data.spec == spec
+            assert open_data(data.spec).digest() == data.digest()
+
+    def test_a_classification_data_set_has_no_masks_or_colours(self, folder: Path) -> None:
+        data = open_data(f"folder:{folder}")
+        assert (data.task.name, list(data.colours)) == ("classification", [])
+        with pytest.raises(errors.DataError, match="image 0 has no mask"):
+            data.training_split().mask(0)
 
 
 class TestErrors:
@@ -300,7 +339,7 @@ class TestErrors:
         data = open_data(f"folder:{folder}")
         assert data.size("val") == 12
         with pytest.raises(errors.DataError, match="no train/"):
-            TrainingBatches(data, Preprocessing(CFG, (12, 12)), 4)
+            data.training_split()
 
     def test_classes_that_differ(self, folder: Path) -> None:
         (folder / "train" / "dog").rename(folder / "train" / "wolf")
@@ -321,7 +360,7 @@ class TestErrors:
             list(open_data(f"folder:{folder}").batches(CFG, (12, 12)))
 
     def test_names_in_another_encoding(self, folder: Path) -> None:
-        """A file's name is only hashed; a class's is shown and stored."""
+        """File names are only hashed, but class names are shown and stored."""
         first = min((folder / "val").iterdir())
         Image.new("RGB", (4, 4)).save(first / os.fsdecode(b"caf\xe9.png"))
         assert len(open_data(f"folder:{folder}").digest()) == 64
@@ -330,99 +369,19 @@ class TestErrors:
         with pytest.raises(errors.DataError, match=r"class 'caf\\udce9' is no text in UTF-8; rename it"):
             open_data(f"folder:{folder}")
 
-    def test_a_link_to_nowhere_is_named(self, folder: Path) -> None:
+    def test_a_dangling_link_is_named(self, folder: Path) -> None:
         dead = next((folder / "val").iterdir()) / "dead.png"
         dead.symlink_to("nowhere.png")
         with pytest.raises(errors.DataError, match=r"dead\.png: cannot be read: No such file"):
             open_data(f"folder:{folder}").digest()
 
-    def test_classes_in_another_order(self, digits: ImageData) -> None:
+    def test_classes_in_another_order_are_refused(self, digits: ImageData) -> None:
         digits.check_order([str(digit) for digit in range(10)], "w")
         digits.check_order(["zero", "one"], "w")  # other names say nothing
         with pytest.raises(errors.DataError, match=r"class '0' is number 1, but w learned it as number 2"):
             digits.check_order(["1", "0", *"23456789"], "w")
 
-    def test_a_model_of_other_classes(self, digits: ImageData) -> None:
+    def test_a_model_of_other_classes_is_refused(self, digits: ImageData) -> None:
         digits.check_classes(10)
         with pytest.raises(errors.DataError, match="has 10 classes but vim_tiny answers with 1000"):
             digits.check_classes(1000, "vim_tiny")
-
-
-def moves(images: int, seed: int = 0) -> torch.Tensor:
-    return draw_moves(images, torch.Generator().manual_seed(seed))
-
-
-class TestTraining:
-    @pytest.mark.parametrize("limit", [2**30, 10], ids=["kept", "streamed"])
-    @pytest.mark.parametrize(("batch", "world"), [(8, 2), (7, 3), (5, 1), (12, 6)])
-    def test_parts_of_a_batch_are_what_one_process_would_get(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int, batch: int, world: int
-    ) -> None:
-        monkeypatch.setattr(data_module, "MEMORY_LIMIT", limit)
-        data = open_data(f"folder:{folder}")
-        whole = list(TrainingBatches(data, Preprocessing(CFG, (12, 12)), batch).epoch(3))
-        shares = [Share(rank, world) for rank in range(world)]
-        parts = [list(TrainingBatches(data, Preprocessing(CFG, (12, 12)), batch, s).epoch(3)) for s in shares]
-        for number, (images, labels) in enumerate(whole):
-            for share, part in zip(shares, parts, strict=True):
-                mine = share.places(batch)
-                assert torch.allclose(part[number][0], images[mine], atol=1e-6)
-                assert torch.equal(part[number][1], labels[mine])
-
-    def test_more_processes_than_a_batch_has_pairs(self, folder: Path) -> None:
-        with pytest.raises(errors.UsageError, match="3 workers need 6 images"):
-            TrainingBatches(open_data(f"folder:{folder}"), Preprocessing(CFG, (12, 12)), 4, Share(0, 3))
-
-    @pytest.mark.parametrize("limit", [2**30, 10], ids=["kept", "streamed"])
-    def test_an_epoch_depends_on_its_seed_alone(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int
-    ) -> None:
-        monkeypatch.setattr(data_module, "MEMORY_LIMIT", limit)
-        data = open_data(f"folder:{folder}")
-        one, other = (TrainingBatches(data, Preprocessing(CFG, (12, 12)), 5) for _ in range(2))
-        list(other.epoch(7))
-        torch.rand(3)
-        first, again, next_epoch = list(one.epoch(1)), list(other.epoch(1)), list(one.epoch(2))
-        assert [len(labels) for _, labels in first] == [5, 5]
-        assert all(torch.equal(a, b) and torch.equal(m, n) for (a, m), (b, n) in zip(first, again, strict=True))
-        assert not torch.equal(first[0][0], next_epoch[0][0])
-
-    def test_a_batch_is_never_larger_than_the_split(self, folder: Path) -> None:
-        batches = TrainingBatches(open_data(f"folder:{folder}"), Preprocessing(CFG, (12, 12)), 100)
-        assert (len(batches), batches.batch_size) == (1, 12)
-
-    def test_folders_of_digits_are_not_mirrored(self, tmp_path: Path) -> None:
-        assert open_data(f"folder:{write_folder(tmp_path, ('0', '1'))}").augmentation == DIGITS
-
-    def test_no_augmentation_changes_nothing(self) -> None:
-        images = torch.rand(4, 3, 10, 14)
-        assert torch.allclose(move_images(images, PLAIN, draw_moves(4, torch.Generator())), images, atol=1e-5)
-
-    def test_shifts_are_whole_pixels(self) -> None:
-        image = torch.rand(1, 3, 10, 20).expand(40, -1, -1, -1)
-        moved = move_images(image, Augmentation(shift=0.1, flip=False), moves(40))
-        padded = torch.nn.functional.pad(image[0], (2, 2, 1, 1))
-        windows = [padded[:, y : y + 10, x : x + 20] for y in range(3) for x in range(5)]
-        hits = [[i for i, window in enumerate(windows) if torch.allclose(window, m, atol=1e-5)] for m in moved]
-        assert all(len(hit) == 1 for hit in hits)
-        assert len({hit[0] for hit in hits}) > 10
-
-    def test_flip_mirrors_half_of_them(self) -> None:
-        image = torch.rand(1, 3, 8, 8).expand(60, -1, -1, -1)
-        moved = move_images(image, Augmentation(shift=0.0, flip=True), moves(60))
-        mirrored = [torch.allclose(m, image[0].flip(2), atol=1e-5) for m in moved]
-        same = [torch.allclose(m, image[0], atol=1e-5) for m in moved]
-        assert all(a != b for a, b in zip(mirrored, same, strict=True))
-        assert 15 < sum(mirrored) < 45
-
-    def test_rotation_keeps_the_shape_of_wide_images(self) -> None:
-        # a disc stays a disc: with a wrong aspect in the rotation it would become an ellipse
-        y, x = torch.meshgrid(torch.arange(40) - 19.5, torch.arange(80) - 39.5, indexing="ij")
-        disc = ((x**2 + y**2) < 15**2).float().expand(8, 3, 40, 80)
-        moved = move_images(disc, Augmentation(shift=0.0, degrees=45.0, flip=False), moves(8, 3))
-        assert (moved - disc).abs().mean() < 0.01
-
-    @pytest.mark.parametrize("size", [(50, 40), (400, 3), (3, 400), (1, 1)])
-    def test_random_crops_of_any_shape_of_image(self, size: tuple[int, int]) -> None:
-        crop = random_crop(noise(0, *size), Preprocessing(CFG, (16, 24)), OBJECTS, np.random.default_rng(0))
-        assert (crop.shape, crop.dtype) == ((3, 16, 24), torch.uint8)

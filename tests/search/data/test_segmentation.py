@@ -20,9 +20,11 @@ from search.driver.search_setup import stored_objectives
 from search.evaluation.evaluator import Entry, Evaluator
 from search.training.distillation import Distillation
 from search.training.finetune import finetune_model, finetune_recipe
-from search.training.fit import accuracy
+from search.training.finetune_job import FineTuneJob
 from search.training.recipe import Recipe
+from search.training.scoring import task_scores
 from search.training.train import train_model
+from search.training.training_run import TrainingRun
 from spaces import PruningSchedule
 from spaces.errors import DataError, UsageError
 from ssm_models import PrunableModel
@@ -45,7 +47,7 @@ def answered(draw: st.DrawFn) -> tuple[int, torch.Tensor, torch.Tensor]:
 
 
 @given(answered())
-def test_the_scores_by_their_definitions(drawn: tuple[int, torch.Tensor, torch.Tensor]) -> None:
+def test_scores_match_their_definitions(drawn: tuple[int, torch.Tensor, torch.Tensor]) -> None:
     classes, truth, answers = drawn
     tally = Confusion(classes)
     for part in range(3):  # in batches of one
@@ -67,7 +69,7 @@ def test_the_scores_by_their_definitions(drawn: tuple[int, torch.Tensor, torch.T
 
 
 @given(answered())
-def test_losses_are_means_over_images_and_blind_to_pixels_without_a_class(
+def test_losses_average_over_images_and_ignore_unlabelled_pixels(
     drawn: tuple[int, torch.Tensor, torch.Tensor],
 ) -> None:
     classes, truth, answers = drawn
@@ -79,7 +81,7 @@ def test_losses_are_means_over_images_and_blind_to_pixels_without_a_class(
     assert SEGMENTATION.loss(blind, truth, 0.1).item() == pytest.approx(whole.item(), rel=1e-5)
 
 
-def test_dice_by_hand() -> None:
+def test_dice_of_a_known_case() -> None:
     truth = torch.tensor([[[0, 0, 1, NO_CLASS]]])
     logits = torch.zeros(1, 3, 1, 4)  # a third for each class
     expected = 1 - (((2 * 2 / 3 + 1) / (1 + 2 + 1)) + ((2 * 1 / 3 + 1) / (1 + 1 + 1))) / 2  # class 2 is not there
@@ -89,7 +91,7 @@ def test_dice_by_hand() -> None:
     assert dice_loss(scores(torch.tensor([[[0, 0, 1, 2]]]), 3) * 5, truth).item() == pytest.approx(0, abs=1e-4)
 
 
-def test_the_divergence_is_a_mean_over_places() -> None:
+def test_the_divergence_averages_over_pixels() -> None:
     a, b = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     flat = [x.movedim(1, -1).reshape(-1, 3) for x in (a, b)]
     assert SEGMENTATION.divergence(a, b, 2.0).item() == pytest.approx(
@@ -109,13 +111,13 @@ def segmenter(name: str = "vmamba_nano_segmenter") -> PrunableModel:
 
 @pytest.mark.parametrize("name", ["vmamba_nano_segmenter", "cvmh_unet_nano"])
 def test_evaluation(root: Path, name: str) -> None:
-    """As the model alone would do, whatever is shared between candidates; and without races."""
+    """Equal to running the model alone, whatever candidates share; and without races."""
     data, model = open_data(f"segmentation:{root}"), segmenter(name)
     model.eval()
     batches = data.batches(model.pretrained_cfg, model.img_size, batch_size=3)
     evaluator = Evaluator(model, batches, prefix_cache=2**28, error=0.05)
     schedules = [PruningSchedule.parse(text) for text in ("4:0.5", "4:0.5,6:0.4", "6:0.5;context=freeze", "")]
-    for _ in range(2):  # then from what was kept
+    for _ in range(2):  # the second time from the cache
         found = evaluator.evaluate_brood([Entry(s, flops=i) for i, s in enumerate(schedules)])
         for schedule, metrics in zip(schedules, found, strict=True):
             assert not isinstance(metrics, Exception)
@@ -140,31 +142,30 @@ def test_evaluation(root: Path, name: str) -> None:
 def test_training_and_finetuning(root: Path, tmp_path: Path) -> None:
     data, model = open_data(f"segmentation:{root}"), segmenter()
     recipe = Recipe(epochs=6, batch_size=4, lr=3e-3, ema=0.0, label_smoothing=0.0)
-    trained = train_model(model, data, recipe, out=tmp_path / "dense", device="cpu")
+    trained = train_model(model, data, recipe, TrainingRun(tmp_path / "dense", device="cpu"))
     assert trained.fit.top1 > 0.6  # two kinds of ground, told apart by their brightness
     val = data.batches(model.pretrained_cfg, model.img_size)
-    assert accuracy(model, val, torch.device("cpu"))[0] == pytest.approx(trained.fit.top1)
+    assert task_scores(model, val, torch.device("cpu"))[0] == pytest.approx(trained.fit.top1)
     student, teacher = (ssm_models.build("vmamba_nano_segmenter", trained.checkpoint) for _ in range(2))
     assert student.img_size == (32, 32) and student.num_classes == 2
-    tuned = finetune_model(
-        student, teacher, data, PruningSchedule.parse("4:0.4,6:0.5"), finetune_recipe(1, batch_size=4),
-        out=tmp_path / "pruned", distillation=Distillation(features=0.1), device="cpu",
-    )  # fmt: skip
+    schedule = PruningSchedule.parse("4:0.4,6:0.5")
+    job = FineTuneJob(schedule, finetune_recipe(1, batch_size=4), Distillation(features=0.1))
+    tuned = finetune_model(student, teacher, data, job, TrainingRun(tmp_path / "pruned", device="cpu"))
     assert tuned.dense[0] == pytest.approx(trained.fit.top1)
     assert tuned.before[0] != tuned.fit.top1 and tuned.fit.loss > 0
 
 
-def test_models_and_data_of_another_task(root: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_task_is_refused(root: Path, tmp_path: Path) -> None:
     data = open_data(f"segmentation:{root}")
     with pytest.raises(DataError, match="is for segmentation, but vim_nano does classification"):
         data.check_model(ssm_models.create_model("vim_nano", 2))
     with pytest.raises(DataError, match="2 classes but vmamba_nano_segmenter answers with 6"):
         data.check_model(ssm_models.create_model("vmamba_nano_segmenter"))
     with pytest.raises(UsageError, match="mixup and cutmix"):
-        train_model(segmenter(), data, Recipe(epochs=1, mixup=0.2), out=tmp_path / "no", device="cpu")
+        train_model(segmenter(), data, Recipe(epochs=1, mixup=0.2), TrainingRun(tmp_path / "no", device="cpu"))
 
 
-def test_objectives_by_the_names_of_a_task() -> None:
+def test_objectives_are_named_by_the_task() -> None:
     assert stored_objectives(("miou", "flops"), SEGMENTATION) == ("top1", "flops")
     assert stored_objectives(("top1", "latency"), SEGMENTATION) == ("top1", "latency")
     with pytest.raises(UsageError, match="the score of classification is top1"):
@@ -173,7 +174,7 @@ def test_objectives_by_the_names_of_a_task() -> None:
         stored_objectives(("miou", "top1"), SEGMENTATION)
 
 
-def test_a_mean_iou_has_no_interval_of_a_share() -> None:
+def test_miou_has_no_interval() -> None:
     evaluation = Evaluation(PruningSchedule.parse("3:0.5"), 10, 0.5, top1=0.7, loss=1.0, agreement=0.9, images=50)
     assert share_interval(evaluation, "top1") is not None
     assert share_interval(Evaluation(**{**vars(evaluation), "metric": "miou"}), "top1") is None

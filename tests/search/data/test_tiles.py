@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from search.data import tiles as tile_source
 from search.data.dataset import open_data
 from search.data.preprocessing import Preprocessing
 from search.data.tiles import NO_CLASS, TileSource, starts
@@ -36,7 +35,7 @@ def test_windows_cover_a_length_and_overlap(length: int, window: int, overlap: f
     assert found[0] == 0 and found[-1] == length - window
     assert all(0 < b - a <= max(1, window * (1 - overlap)) + 1 for a, b in pairwise(found))
     if overlap == 0:
-        assert len(found) == -(-length // window)  # no more than it takes
+        assert len(found) == -(-length // window)  # no more than necessary
 
 
 def test_tiles_and_their_masks(root: Path) -> None:
@@ -66,24 +65,23 @@ def test_batches_of_images_and_masks(root: Path) -> None:
     bright = torch.cat([images for images, _ in parts]).mean(1) > 0
     known = masks != NO_CLASS
     assert (bright == (masks == 1))[known].double().mean() > 0.9  # the masks lie on their images
-    assert sorted(batches.labels[:2].tolist()) == [0, 1]  # the beginning has tiles of both images
+    assert sorted(batches.labels[:2].tolist()) == [0, 1]  # the first tiles are of both images
     assert batches.pixels(2).shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize("limit", [2**30, 0])
-def test_training_moves_masks_with_their_images(root: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search.data.decoding.MEMORY_LIMIT", limit)
-    data = open_data(f"segmentation:{root}")
+def test_training_moves_masks_with_their_images(root: Path, limit: int) -> None:
+    data = open_data(f"segmentation:{root}", limit)
     batches = TrainingBatches(data, Preprocessing(CFG, (32, 32)), 4)
     images, masks = (torch.cat(parts) for parts in zip(*batches.epoch(1), strict=True))
     again, _ = next(iter(batches.epoch(1)))
     assert torch.equal(images[:4], again)
     known = masks != NO_CLASS
-    assert 0.5 < known.double().mean() < 0.99  # what comes in at the edges has no class
+    assert 0.5 < known.double().mean() < 0.99  # pixels from beyond the edges have no class
     assert ((images.mean(1) > 0) == (masks == 1))[known].double().mean() > 0.9
 
 
-def test_the_digest_knows_masks_and_their_meaning(root: Path) -> None:
+def test_the_digest_covers_masks_and_their_meaning(root: Path) -> None:
     def digest() -> str:
         return open_data(f"segmentation:{root}").digest("val")
 
@@ -102,11 +100,10 @@ def test_the_digest_knows_masks_and_their_meaning(root: Path) -> None:
     assert len(hashlib.sha256(before.encode()).hexdigest()) == len(before)
 
 
-def test_decoded_images_are_let_go(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile_source, "MOST_DECODED", 1)
-    split = TileSource(root).split("train")
+def test_decoded_images_are_dropped_beyond_the_limit(root: Path) -> None:
+    split = TileSource(root, decoded_limit=1).split("train")
     whole = [np.asarray(split.image(index)) for index in range(12)]
-    assert len(split._decoded) == 1
+    assert len(split.decoded) == 1
     assert all(np.array_equal(np.asarray(split.image(index)), whole[index]) for index in (11, 0, 5))
 
 
@@ -115,7 +112,7 @@ IDS = [{"name": "water", "id": 7}, {"name": "land", "id": 300}]
 
 @pytest.mark.parametrize("mode", ["palette", "palette of ids", "16 bits"])
 def test_masks_of_other_kinds(root: Path, mode: str) -> None:
-    """A palette is read by its colours, or by its indices where classes have ids; ids may have 16 bits."""
+    """A palette is read by its colours, or by its indices if classes have ids; ids may have 16 bits."""
     path = root / "val" / "masks" / "part_0.png"
     _, land = landscape(100)
     if mode == "palette":
@@ -200,9 +197,7 @@ def ids_wanted(root: Path) -> None:
         (ids_wanted, r"masks/part_[01]\.png: a mask of colours \(RGB\); give the classes colours"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line_that_names_the_file(
-    root: Path, spoil: Callable[[Path], None], line: str
-) -> None:
+def test_errors_are_one_line_that_names_the_file(root: Path, spoil: Callable[[Path], None], line: str) -> None:
     spoil(root)
     with pytest.raises(DataError, match=line) as caught:
         list(open_data(f"segmentation:{root}").batches(CFG, (32, 32)))
@@ -223,13 +218,13 @@ def test_what_is_wrong_is_said_in_a_line_that_names_the_file(
         (json.dumps(description(classes=[{"name": "a", "id": "b"}], ignore=[])), "id 'b'"),
     ],
 )
-def test_descriptions_that_are_wrong(root: Path, content: str, line: str) -> None:
+def test_a_wrong_description_is_refused(root: Path, content: str, line: str) -> None:
     (root / "classes.json").write_text(content)
     with pytest.raises(DataError, match=line):
         open_data(f"segmentation:{root}")
 
 
-def test_folders_that_are_missing(tmp_path: Path, root: Path) -> None:
+def test_missing_folders_are_errors(tmp_path: Path, root: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         open_data(f"segmentation:{tmp_path / 'nowhere'}")
     with pytest.raises(DataError, match=r"test/images: no such folder"):

@@ -1,6 +1,7 @@
-"""Fine-tuning: under the schedule, with the dense model as teacher, written as the store wants it."""
+"""Fine-tuning under a schedule, with the dense model as teacher, and its record for the store."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from torch.nn import functional as F
 import ssm_models
 from search.data.dataset import ImageData, open_data
 from search.training.finetune import finetune_model, finetune_recipe
+from search.training.finetune_job import FineTuneJob
+from search.training.training_run import Pace, TrainingRun
 from spaces import PruningSchedule, errors
+from ssm_models import PrunableModel
 from tests.search.pictures import write_brightness
 
 SCHEDULE = PruningSchedule.parse("3:0.5,6:0.5;importance=l2")
@@ -27,18 +31,22 @@ def nano() -> ssm_models.PrunableModel:
 
 
 class TestFinetuneModel:
-    def test_the_student_learns_pruned_and_the_teacher_stays(self, data: ImageData, tmp_path: Path) -> None:
+    def test_the_student_learns_under_the_schedule_and_the_teacher_is_unchanged(
+        self, data: ImageData, tmp_path: Path
+    ) -> None:
         model, teacher = nano(), nano()
         before = ssm_models.weights_digest(teacher)
         recipe = finetune_recipe(3, lr=1e-3, batch_size=12)
-        result = finetune_model(model, teacher, data, SCHEDULE, recipe, out=tmp_path, command="c")
+        result = finetune_model(
+            model, teacher, data, FineTuneJob(SCHEDULE, recipe), TrainingRun(tmp_path), command="c"
+        )
         assert (model.schedule, teacher.schedule) == (SCHEDULE, PruningSchedule())
         assert ssm_models.weights_digest(teacher) == before != result.weights_digest
         losses = [line["train_loss"] for line in result.fit.curve]
         assert losses[-1] < losses[0]
         assert result.before != result.dense
 
-        # what was written answers, under the schedule, as was said
+        # the written weights reproduce the scores under the schedule
         again = ssm_models.build("vim_nano", result.checkpoint)
         again.set_schedule(SCHEDULE)
         images, labels = next(iter(data.batches(again.pretrained_cfg, again.img_size)))
@@ -56,10 +64,10 @@ class TestFinetuneModel:
         assert (record.top1, record.weights_digest) == (result.fit.top1, result.weights_digest)
         assert record.config["distillation"] == {"share": 0.5, "temperature": 2.0, "features": 0.0}
 
-    def test_accuracies_are_measured_on_the_images_of_a_study(self, data: ImageData, tmp_path: Path) -> None:
+    def test_scores_are_over_the_given_number_of_images(self, data: ImageData, tmp_path: Path) -> None:
         model = nano()
         recipe = finetune_recipe(1, batch_size=12)
-        result = finetune_model(model, nano(), data, SCHEDULE, recipe, out=tmp_path, images=5)
+        result = finetune_model(model, nano(), data, FineTuneJob(SCHEDULE, recipe, images=5), TrainingRun(tmp_path))
         images, labels = next(iter(data.batches(model.pretrained_cfg, model.img_size, images=5)))
         with torch.inference_mode():
             right = int((model.eval()(images).argmax(1) == labels).sum())
@@ -67,13 +75,52 @@ class TestFinetuneModel:
 
     def test_another_schedule_in_the_same_folder_is_refused(self, data: ImageData, tmp_path: Path) -> None:
         recipe = finetune_recipe(1, batch_size=12)
-        finetune_model(nano(), nano(), data, SCHEDULE, recipe, out=tmp_path)
+        finetune_model(nano(), nano(), data, FineTuneJob(SCHEDULE, recipe), TrainingRun(tmp_path))
         with pytest.raises(errors.UsageError, match=r"schedule '3:0.5,6:0.5;importance=l2' there, '5:0.5' now"):
-            finetune_model(nano(), nano(), data, PruningSchedule.parse("5:0.5"), recipe, out=tmp_path)
+            finetune_model(
+                nano(), nano(), data, FineTuneJob(PruningSchedule.parse("5:0.5"), recipe), TrainingRun(tmp_path)
+            )
 
     def test_a_schedule_that_does_not_fit_writes_nothing(self, data: ImageData, tmp_path: Path) -> None:
+        job = FineTuneJob(PruningSchedule.parse("99:0.5"), finetune_recipe(1))
         with pytest.raises(errors.ScheduleError):
-            finetune_model(
-                nano(), nano(), data, PruningSchedule.parse("99:0.5"), finetune_recipe(1), out=tmp_path / "out"
-            )
+            finetune_model(nano(), nano(), data, job, TrainingRun(tmp_path / "out"))
         assert not (tmp_path / "out").exists()
+
+
+class Elsewhere:
+    """Workers that train in this process, with models of their own."""
+
+    count = 3
+
+    def __init__(self, epochs: int | None = None) -> None:
+        self.pace, self.calls = Pace(until=epochs), 0
+
+    def assign(
+        self, job: FineTuneJob, model: PrunableModel, teacher: PrunableModel, data: ImageData, run: TrainingRun
+    ) -> Callable[[], None]:
+        def train() -> None:
+            self.calls += 1
+            job.trainer(nano(), nano(), data, TrainingRun(run.out, pace=self.pace)).fit()
+
+        return train
+
+
+class TestWorkers:
+    RECIPE = finetune_recipe(2, batch_size=12)
+
+    def test_they_train_in_place_of_this_process(self, data: ImageData, tmp_path: Path) -> None:
+        job, workers = FineTuneJob(SCHEDULE, self.RECIPE), Elsewhere()
+        here = finetune_model(nano(), nano(), data, job, TrainingRun(tmp_path / "here"))
+        for _ in range(2):  # the second time nothing is left to train
+            model, run = nano(), TrainingRun(tmp_path / "there")
+            there = finetune_model(model, nano(), data, job, run, workers=workers)
+            assert there.weights_digest == ssm_models.weights_digest(model) == here.weights_digest
+            assert (there.fit.top1, there.before, there.dense) == (here.fit.top1, here.before, here.dense)
+            assert (here.config["workers"], there.config["workers"]) == (1, 3)
+        assert workers.calls == 1
+
+    def test_too_few_epochs_are_an_error(self, data: ImageData, tmp_path: Path) -> None:
+        job = FineTuneJob(SCHEDULE, self.RECIPE)
+        with pytest.raises(errors.TrainingError, match="the workers left 1 epochs of 2"):
+            finetune_model(nano(), nano(), data, job, TrainingRun(tmp_path), workers=Elsewhere(1))

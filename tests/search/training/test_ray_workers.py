@@ -1,10 +1,10 @@
-"""Two workers on Ray Train: what one process would get, and errors in one line."""
+"""Workers on Ray Train: they train like one process, and their errors are one line."""
 
 import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,13 @@ import torch
 
 from search.data.dataset import ImageData, open_data
 from search.models import open_model
-from search.training import ray_workers as crews
 from search.training.distillation import Distillation
 from search.training.finetune import FineTuneResult, finetune_model, finetune_recipe
-from search.training.finetune_job import FineTuning
-from search.training.ray_workers import Crew
-from search.training.recipe import Pace
+from search.training.finetune_job import FineTuneJob
+from search.training.observer import SilentObserver, TrainingObserver
+from search.training.ray_launcher import Message, Messages
+from search.training.ray_workers import RayWorkers
+from search.training.training_run import Pace, TrainingRun
 from spaces import PruningSchedule, errors
 from ssm_models import PrunableModel
 from tests.search.pictures import write_folder
@@ -35,59 +36,62 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Crew]:
-    with Crew(2) as crew:
-        yield crew
+def two() -> Iterator[RayWorkers]:
+    with RayWorkers(2) as workers:
+        yield workers
 
 
-class Said:
-    """A log that keeps what it is told."""
+class Recorder:
+    """An observer that keeps what it is told, and the addresses that the workers meanwhile listen on."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[Any, ...]] = []
+        self.told: list[tuple[Any, ...]] = []
         self.listening: set[str] = set()
 
-    def reference(self, name: str, top1: float, loss: float) -> None:
-        self.said.append(("reference", name))
+    def on_reference(self, name: str, top1: float, loss: float) -> None:
+        self.told.append(("reference", name))
 
-    def start(self, epochs: int, batches: int, done: int) -> None:
-        self.said.append(("start", epochs, batches, done))
+    def on_start(self, epochs: int, batches: int, done: int) -> None:
+        self.told.append(("start", epochs, batches, done))
 
-    def batch(self, epoch: int, loss: float) -> None:
-        self.said.append(("batch", epoch))
+    def on_batch(self, epoch: int, loss: float) -> None:
+        self.told.append(("batch", epoch))
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 self.listening |= {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
 
-    def epoch(self, row: Any) -> None:
-        self.said.append(("epoch", row["epoch"]))
+    def on_epoch(self, row: Any) -> None:
+        self.told.append(("epoch", row["epoch"]))
 
 
-def run(data: ImageData, out: Path, crew: Crew | None = None, **more: Any) -> tuple[PrunableModel, FineTuneResult]:
+JOB = FineTuneJob(PruningSchedule.parse("3:0.5"), RECIPE, Distillation(0.4, 2.0, 0.3))
+
+
+def finetune(
+    data: ImageData, run: TrainingRun, workers: RayWorkers | None = None
+) -> tuple[PrunableModel, FineTuneResult]:
     model, teacher = (open_model("vim_nano", None, data) for _ in range(2))
-    schedule, teaching = PruningSchedule.parse("3:0.5"), Distillation(0.4, 2.0, 0.3)
-    return model, finetune_model(
-        model, teacher, data, schedule, RECIPE, out=out, distillation=teaching, crew=crew, command="c", **more
-    )
+    return model, finetune_model(model, teacher, data, JOB, run, workers=workers, command="c")
 
 
 @pytest.mark.slow
-def test_two_begin_and_one_ends_with_what_one_would_get(two: Crew, data: ImageData, tmp_path: Path) -> None:
-    whole, expected = run(data, tmp_path / "one")
-    log = Said()
-    _, half = run(data, tmp_path / "two", two, pace=Pace(until=1, accumulate=2), log=log)
-    assert log.said == [
+def test_two_workers_train_like_one_process(two: RayWorkers, data: ImageData, tmp_path: Path) -> None:
+    """Two workers run the first epoch, and one process the second."""
+    whole, expected = finetune(data, TrainingRun(tmp_path / "one"))
+    recorder = Recorder()
+    _, half = finetune(data, TrainingRun(tmp_path / "two", pace=Pace(until=1, accumulate=2), observer=recorder), two)
+    assert recorder.told == [
         ("reference", "dense"),
         ("reference", "before"),
         ("start", 2, 3, 0),
         *[("batch", 1)] * 3,
         ("epoch", 1),
     ]
-    assert log.listening
-    assert log.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert recorder.listening
+    assert recorder.listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     assert half.checkpoint is None
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["last.pt"]
-    resumed, found = run(data, tmp_path / "two")
+    resumed, found = finetune(data, TrainingRun(tmp_path / "two"))
     assert (found.before[0], found.dense[0]) == (expected.before[0], expected.dense[0])
     assert found.before[1] == pytest.approx(expected.before[1], rel=1e-5)
     for a, b in zip(expected.fit.curve, found.fit.curve, strict=True):
@@ -97,87 +101,108 @@ def test_two_begin_and_one_ends_with_what_one_would_get(two: Crew, data: ImageDa
         assert torch.allclose(a, b, atol=1e-4)
 
 
-class Here:
-    """Stands in for Ray Train: one worker, in this process."""
+class LocalMessages:
+    """A queue within this process."""
 
-    def __init__(self, work: Any, train_loop_config: dict[str, Any], **rest: Any) -> None:
-        self.fit = lambda: work(train_loop_config)
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    def send(self, message: Message, *, wait: bool = False) -> None:
+        self._queue.put(message)
+
+    def receive(self, timeout: float) -> Message | None:
+        with suppress(queue.Empty):
+            return self._queue.get(timeout=timeout)
+        return None
+
+    def empty(self) -> bool:
+        return self._queue.empty()
+
+    def close(self) -> None:
+        pass
 
 
-class Messages(queue.SimpleQueue[Any]):
-    def __init__(self, actor_options: Any) -> None:
-        super().__init__()
+class LocalLauncher:
+    """Runs a single worker in this process, without Ray."""
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        try:
-            return super().get(timeout=timeout)
-        except queue.Empty:
-            raise crews.Empty from None
+    threads = 1
 
-    def shutdown(self) -> None:
+    def start(self) -> None:
+        pass
+
+    def messages(self) -> Messages:
+        return LocalMessages()
+
+    def run(self, function: Callable[[Any], None], argument: Any, storage: Path) -> None:
+        function(argument)
+
+    def close(self) -> None:
         pass
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Crew:
-    """A crew without Ray."""
-    monkeypatch.setattr(crews, "TorchTrainer", Here)
-    monkeypatch.setattr(crews, "Queue", Messages)
-    monkeypatch.setattr(crews.ray, "cluster_resources", lambda: {"CPU": 64.0})
-    monkeypatch.setattr(Crew, "_start", lambda self: None)
-    return Crew(1)
+def local() -> RayWorkers:
+    return RayWorkers(1, launcher=LocalLauncher())
+
+
+def silently(function: Callable[[], object]) -> Callable[[TrainingObserver], None]:
+    """A worker's task that reports nothing."""
+
+    def task(observer: TrainingObserver) -> None:
+        function()
+
+    return task
 
 
 class TestErrors:
-    def test_of_a_worker_that_differs(self, here: Crew, data: ImageData, tmp_path: Path) -> None:
+    def test_of_a_worker_whose_weights_differ(self, local: RayWorkers, data: ImageData, tmp_path: Path) -> None:
         model = open_model("vim_nano", None, data)
-        job = FineTuning("3:0.5", RECIPE, Distillation(), str(tmp_path), None, Pace(), None)
-        work = replace(here.work(job, model, model, data), checkpoint="random")
+        task = replace(local.task(JOB, model, model, data, TrainingRun(tmp_path)), checkpoint="random")
         with pytest.raises(
             errors.TrainingError, match=r"node .*: weights is .* there and .* at the driver"
         ) as caught:
-            here.run(work, tmp_path, None)
+            local.run(task, tmp_path, SilentObserver())
         assert "\n" not in str(caught.value)
         assert list(tmp_path.iterdir()) == []
 
-    def test_of_a_folder_that_is_not_shared(self, here: Crew, data: ImageData, tmp_path: Path) -> None:
+    def test_of_a_folder_that_is_not_shared(self, local: RayWorkers, data: ImageData, tmp_path: Path) -> None:
         model = open_model("vim_nano", None, data)
-        job = FineTuning("3:0.5", RECIPE, Distillation(), str(tmp_path / "elsewhere"), None, Pace(), None)
+        task = local.task(JOB, model, model, data, TrainingRun(tmp_path / "elsewhere"))
         with pytest.raises(errors.TrainingError, match="is not the driver's folder there; name one that all nodes"):
-            here.run(here.work(job, model, model, data), tmp_path, None)
+            local.run(task, tmp_path, SilentObserver())
 
-    def test_of_ray_itself(self, here: Crew, tmp_path: Path) -> None:
-        def work(log: Any) -> None:
+    def test_of_ray_itself(self, local: RayWorkers, tmp_path: Path) -> None:
+        def fail() -> None:
             raise RuntimeError("a node is gone\nand this is where")
 
         with pytest.raises(errors.TrainingError, match=r"^Ray Train: a node is gone$"):
-            here.run(work, tmp_path, None)
+            local.run(silently(fail), tmp_path, SilentObserver())
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-    def test_a_signal_ends_it(self, here: Crew, tmp_path: Path, number: int, code: type[BaseException]) -> None:
+    def test_a_signal_ends_it(
+        self, local: RayWorkers, tmp_path: Path, number: int, code: type[BaseException]
+    ) -> None:
         done = threading.Event()
 
-        def work(log: Any) -> None:
+        def interrupt() -> None:
             os.kill(os.getpid(), number)
             done.wait()
 
         with pytest.raises(code):
-            here.run(work, tmp_path, None)
+            local.run(silently(interrupt), tmp_path, SilentObserver())
         done.set()
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_crew_that_makes_no_sense(data: ImageData) -> None:
+def test_bad_settings_are_refused() -> None:
     with pytest.raises(errors.UsageError, match="workers=0"):
-        Crew(0)
+        RayWorkers(0)
     with pytest.raises(errors.UsageError, match="expected HOST:PORT"):
-        Crew(2, "nowhere")
+        RayWorkers(2, "nowhere")
 
 
 def test_a_teacher_of_other_weights_is_refused(data: ImageData, tmp_path: Path) -> None:
     model, teacher = open_model("vim_nano", None, data), open_model("vim_nano", "random", data)
     with pytest.raises(errors.UsageError, match="the teacher has other weights"):
-        finetune_model(
-            model, teacher, data, PruningSchedule.parse("3:0.5"), RECIPE, out=tmp_path / "out", crew=Crew(2)
-        )
+        finetune_model(model, teacher, data, JOB, TrainingRun(tmp_path / "out"), workers=RayWorkers(2))
     assert not (tmp_path / "out").exists()

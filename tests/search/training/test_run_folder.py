@@ -1,4 +1,4 @@
-"""One training at a time has a folder; nothing is left of one that wrote nothing."""
+"""A folder is locked while a training runs, and removed if it wrote nothing."""
 
 import subprocess
 import sys
@@ -19,13 +19,13 @@ with held_folder(Path(sys.argv[1])):
 """
 
 
-def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(out)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with (
-            pytest.raises(UsageError, match=r"out: another training is at work there; wait for it"),
+            pytest.raises(UsageError, match=r"out: another training is running there; wait for it"),
             held_folder(out),
         ):
             pytest.fail("both are in")
@@ -35,7 +35,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
         pass
 
 
-def test_folders_that_stay_empty_go_and_others_stay(tmp_path: Path) -> None:
+def test_new_folders_are_removed_if_empty(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with held_folder(tmp_path / "mine" / "new" / "out"):
         assert (tmp_path / "mine" / "new" / "out").is_dir()
@@ -45,8 +45,8 @@ def test_folders_that_stay_empty_go_and_others_stay(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "mine" / "out").iterdir()] == ["last.pt"]
 
 
-def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(TrainingError, match="no folder can be made there"), held_folder(out):
+        with pytest.raises(TrainingError, match="the folder cannot be made"), held_folder(out):
             pytest.fail("there is none")

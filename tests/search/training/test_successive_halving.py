@@ -1,4 +1,4 @@
-"""Successive halving: who begins, who goes on, and what is known afterwards."""
+"""Successive halving: which schedules begin, which are promoted, and what is written."""
 
 import json
 import random
@@ -19,9 +19,10 @@ from results.store.store import Store
 from search.cli import run
 from search.config import SearchConfig
 from search.driver.search_setup import open_setup
-from search.training.finetune import FineTuneResult
-from search.training.fit import FitResult
+from search.training.finetune import FineTuneResult, finetune_model
+from search.training.finetune_job import FineTuneJob
 from search.training.successive_halving import HalvingPlan, halve, make_rungs, promising
+from search.training.trainer import FitResult
 from spaces import PruningSchedule, errors
 from tests.search.conftest import fill
 from tests.search.pictures import write_folder
@@ -34,7 +35,7 @@ def evaluation(keep: float, flops: int, top1: float, images: int = 1000, **more:
 
 class TestRungs:
     @given(candidates=st.integers(1, 100), epochs=st.integers(1, 300), eta=st.integers(2, 5))
-    def test_few_are_trained_for_long_and_many_for_short(self, candidates: int, epochs: int, eta: int) -> None:
+    def test_fewer_candidates_train_for_longer(self, candidates: int, epochs: int, eta: int) -> None:
         rungs = make_rungs(candidates, epochs, eta)
         assert (rungs[0].candidates, rungs[-1].epochs) == (candidates, epochs)
         for one, later in pairwise(rungs):
@@ -46,20 +47,20 @@ class TestRungs:
         )
         assert spent <= candidates * epochs
 
-    def test_by_hand(self) -> None:
+    def test_known_rungs(self) -> None:
         assert [(r.candidates, r.epochs) for r in make_rungs(8, 8, 2)] == [(8, 1), (4, 2), (2, 4), (1, 8)]
         assert [(r.candidates, r.epochs) for r in make_rungs(9, 30, 3)] == [(9, 3), (3, 10), (1, 30)]
         assert [(r.candidates, r.epochs) for r in make_rungs(1, 30, 3)] == [(1, 30)]
 
     @pytest.mark.parametrize(("values", "words"), [((0, 1, 2), "top=0"), ((1, 0, 2), "epochs=0"), ((1, 1, 1), "eta")])
-    def test_values_that_make_no_sense(self, values: tuple[int, int, int], words: str) -> None:
+    def test_bad_values_are_refused(self, values: tuple[int, int, int], words: str) -> None:
         with pytest.raises(errors.UsageError, match=words):
             make_rungs(*values)
 
 
 class TestPromising:
     @given(seed=st.integers(0, 10**6), count=st.integers(1, 12))
-    def test_what_is_beaten_beyond_doubt_is_left_out_and_no_more(self, seed: int, count: int) -> None:
+    def test_only_significantly_worse_schedules_are_left_out(self, seed: int, count: int) -> None:
         chance = random.Random(seed)
         many = [evaluation((i + 1) / 20, chance.randrange(100, 999), chance.random(), 400) for i in range(12)]
         bound = chance.randrange(300, 999)
@@ -76,17 +77,17 @@ class TestPromising:
         assert len(found) == min(count, len(eligible))
         assert all(e in eligible for e in found)
 
-    def test_a_confirmed_score_stands_and_equal_ones_go_by_cost(self) -> None:
+    def test_confirmed_scores_count_and_ties_go_to_the_cheaper(self) -> None:
         lucky, honest, cheap = evaluation(0.3, 500, 0.99), evaluation(0.4, 500, 0.9), evaluation(0.5, 400, 0.9)
         score = Confirmation(lucky.hash, 0.85, 0.5, 0.9, 5000, 1.0, 1.0, 0.5)
         lucky = evaluation(0.3, 500, 0.99, confirmed=score)
         assert promising([lucky, honest, cheap], 3) == [cheap, honest]
 
-    def test_a_score_without_an_interval_leaves_none_out(self) -> None:
+    def test_a_score_without_an_interval_excludes_nothing(self) -> None:
         many = [evaluation((i + 1) / 10, 500, 0.9 - i / 10, 400, metric="miou") for i in range(4)]
         assert promising(many, 4) == many
 
-    def test_nothing_within_the_bounds(self) -> None:
+    def test_no_schedule_within_the_limit_is_an_error(self) -> None:
         dense = Evaluation(PruningSchedule(), 100, 1.0, top1=0.9, loss=0.5, images=10)
         stopped = evaluation(0.5, 100, 0.9, state="stopped", estimate=0.9)
         with pytest.raises(errors.UsageError, match="raise --max-flops"):
@@ -112,7 +113,7 @@ def play(tops: dict[str, list[float]], entered: list[Evaluation], eta: int, epoc
 
 
 class TestHalve:
-    def test_the_better_half_goes_on(self) -> None:
+    def test_the_better_half_is_promoted(self) -> None:
         four = [evaluation((i + 1) / 10, 500 + i, 0.9 - i / 100) for i in range(4)]
         a, b, c, d = (e.hash for e in four)
         tops = {a: [0.5, 0.6, 0, 0, 0], b: [0.4, 0.8, 0.82, 0, 0], c: [0.3, 0.7, 0.81], d: [0.2, 0.9, 0.7, 0, 0.95]}
@@ -127,18 +128,18 @@ class TestHalve:
         assert [(row["before_top1"], row["epoch_1"], row["epoch_2"]) for row in rows] == [
             (0.4, 0.8, 0.82), (0.2, 0.9, 0.7), (0.3, 0.7, None), (0.5, 0.6, None),
         ]  # fmt: skip
-        # of the six pairs before and after one epoch: ab, ac, ad, bd, cd turn and bc does not
+        # of the six pairs before and after one epoch, ab, ac, ad, bd and cd are discordant, bc is concordant
         assert halving.correlation == pytest.approx((1 - 5) / 6)
         assert halving.finished_correlation is None
 
-    def test_equal_ones_go_by_cost(self) -> None:
+    def test_ties_go_to_the_cheaper(self) -> None:
         two = [evaluation(0.2, 500, 0.9), evaluation(0.3, 400, 0.8)]
         halving, trained, _ = play({e.hash: [0.5, 0.7, 0.7] for e in two}, two, 2, 2)
         assert trained[-1] == (two[1].hash, 2)
         assert halving.correlation is None  # all equal
 
     @given(seed=st.integers(0, 10**6), many=st.integers(1, 12), eta=st.integers(2, 4))
-    def test_those_that_finish_led_in_every_rung(self, seed: int, many: int, eta: int) -> None:
+    def test_finishers_led_in_every_rung(self, seed: int, many: int, eta: int) -> None:
         chance = random.Random(seed)
         entered = [evaluation((i + 1) / 20, 500 + i, 0.9) for i in range(many)]
         tops = {e.hash: [chance.random() for _ in range(10)] for e in entered}
@@ -154,25 +155,25 @@ class TestHalve:
 
 
 class TestPlan:
-    def test_who_began_is_chosen_once(self, tmp_path: Path) -> None:
+    def test_schedules_are_chosen_once(self, tmp_path: Path) -> None:
         plan = HalvingPlan("s", 2, 2, None, 4)
-        assert plan.fixed(tmp_path / "out", lambda: ["a", "b"]) == ["a", "b"]
-        assert plan.fixed(tmp_path / "out", lambda: ["c"]) == ["a", "b"]
+        assert plan.schedules(tmp_path / "out", lambda: ["a", "b"]) == ["a", "b"]
+        assert plan.schedules(tmp_path / "out", lambda: ["c"]) == ["a", "b"]
         with pytest.raises(errors.UsageError, match="top 2 there, 3 now; choose another folder"):
-            HalvingPlan("s", 3, 2, None, 4).fixed(tmp_path / "out", lambda: ["c"])
+            HalvingPlan("s", 3, 2, None, 4).schedules(tmp_path / "out", lambda: ["c"])
 
     @pytest.mark.parametrize("name", ["last.pt", "model.safetensors"])
-    def test_nothing_of_another_training_is_written_over(self, tmp_path: Path, name: str) -> None:
+    def test_files_of_another_training_are_kept(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).touch()
         with pytest.raises(errors.UsageError, match=f"holds the {name} of another training"):
-            HalvingPlan("s", 2, 2, None, 4).fixed(tmp_path, lambda: ["a"])
+            HalvingPlan("s", 2, 2, None, 4).schedules(tmp_path, lambda: ["a"])
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"settings": 3, "schedules": []}'])
-    def test_a_broken_one_is_refused(self, tmp_path: Path, content: str) -> None:
+    def test_a_broken_plan_is_refused(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "plan.json").write_text(content)
-        with pytest.raises(errors.CheckpointError, match="remove it to begin anew"):
-            HalvingPlan("s", 2, 2, None, 4).fixed(tmp_path, lambda: ["a"])
+        with pytest.raises(errors.CheckpointError, match="remove it to start again"):
+            HalvingPlan("s", 2, 2, None, 4).schedules(tmp_path, lambda: ["a"])
 
 
 Printed = Callable[..., Any]
@@ -191,8 +192,12 @@ def printed(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 class TestCommand:
-    def test_several_of_a_study(
-        self, printed: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    def test_a_study_is_halved_and_resumed(
+        self,
+        printed: Callable[..., str],
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         data, url = f"folder:{write_folder(tmp_path / 'images', tuple('0123456789'), each=2)}", tmp_path / "s.db"
         fill(url, open_setup(SearchConfig(model="vim_nano", study="s", data=data, flops_budget="0.9", trials=8)))
@@ -200,22 +205,18 @@ class TestCommand:
         learn = ("--epochs", "2", "--out", str(out), "--batch-size", "10", "--top", "3", "--features", "0.2")
         learn += ("--max-flops", "0.85")
 
-        # the second schedule is stopped as if the process had been killed there
-        from search.commands import finetuning
+        calls: list[str] = []
 
-        real, calls = finetuning._Job.finetune, []
-
-        def cut(self: Any, schedule: Any, *rest: Any, **more: Any) -> Any:
-            calls.append(schedule.hash)
+        def interrupted(model: Any, teacher: Any, data: Any, job: FineTuneJob, *rest: Any, **more: Any) -> Any:
+            """Stop at the second schedule, as Ctrl-C would."""
+            calls.append(job.schedule.hash)
             if len(calls) == 2:
                 raise KeyboardInterrupt
-            return real(self, schedule, *rest, **more)
+            return finetune_model(model, teacher, data, job, *rest, **more)
 
-        finetuning._Job.finetune = cut  # type: ignore[method-assign]
-        try:
+        with monkeypatch.context() as patch:
+            patch.setattr("search.training.finetune.finetune_model", interrupted)
             assert run(["finetune", *db, *learn]) == 130
-        finally:
-            finetuning._Job.finetune = real  # type: ignore[method-assign]
         first = json.loads((out / "plan.json").read_text())["schedules"][0]
         stamp = (out / first / "last.pt").stat().st_mtime_ns
         table = printed("finetune", *db, *learn)
@@ -233,7 +234,7 @@ class TestCommand:
         assert len(tuned) == len(done) == 2
         assert (stamps[first] == stamp) == (first not in done)
 
-        # again: nothing is trained and nothing recorded twice
+        # again: nothing is trained or recorded twice
         rows = json.loads(run_json(capfd, "finetune", *db, *learn))
         assert {name: (out / name / "last.pt").stat().st_mtime_ns for name in names} == stamps
         with Store.open(f"sqlite:///{url}") as store:
@@ -262,7 +263,7 @@ class TestCommand:
             (("--top", "2", "--study", "digits", "--distill", "0.9", "--features", "0.2"), "more than the whole"),
         ],
     )
-    def test_what_makes_no_sense_is_refused_at_once(
+    def test_bad_options_are_refused_before_anything_is_written(
         self,
         study_url: str,
         tmp_path: Path,

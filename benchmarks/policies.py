@@ -25,10 +25,11 @@ from search.evaluator import Evaluator
 from search.subject import open_model
 from spaces import PruningSchedule
 from spaces.schedule import ALIGNMENT
-from ssm_models import CostTable, PrunableModel, importance, plain_mamba, vim
+from ssm_models import CostTable, PrunableModel, importance
+from ssm_models.families import plain_mamba, vim
 from ssm_models import scan as scan_operator
 from ssm_models.pruning import TokenView
-from ssm_models.rows import take
+from ssm_models.gather import take
 
 MIXER = plain_mamba.PlainMambaMixer
 

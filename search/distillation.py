@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from search.tasks import CLASSIFICATION, Task, task_named
 from spaces.errors import UsageError
 from ssm_models import PrunableModel
-from ssm_models.rows import take
+from ssm_models.gather import take
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from spaces.errors import ScheduleError
 from spaces.schedule import ALIGNMENT
 from ssm_models.importance import Signals, image_seeds
 from ssm_models.pruning import TokenView, prune
-from ssm_models.ways import Direction
+from ssm_models.scan_paths import Direction
 
 
 class PrunableModel(nn.Module, ABC):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssm_models.layers import precise
+from ssm_models.precision import precise
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from torch import Tensor
 from spaces import PruningStep
 from spaces.schedule import PruningMethod, kept_tokens
 from ssm_models.importance import SCORES, Signals
-from ssm_models.layers import precise
-from ssm_models.rows import add, put, take
+from ssm_models.precision import precise
+from ssm_models.gather import add, put, take
 from ssm_models.scan import alignment
-from ssm_models.ways import Direction, Way
+from ssm_models.scan_paths import Direction, Way
 
 T = TypeVar("T")
 

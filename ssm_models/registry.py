@@ -1,4 +1,4 @@
-"""Which models there are, as data; each is known to timm by the same name."""
+"""The registered models: their names, sizes, preprocessing and shipped weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import register_model
 
-from spaces import PruningSchedule
 from spaces.errors import UnknownNameError, UsageError
 from ssm_models.base import PrunableModel
 
@@ -61,33 +59,8 @@ _MODELS: dict[str, ModelInfo] = {}
 
 
 def register(info: ModelInfo) -> None:
-    """Make a model known here and to timm."""
-
-    def entry(
-        pretrained: bool = False,
-        pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: dict[str, Any] | None = None,
-        schedule: str = "",
-        **options: Any,
-    ) -> PrunableModel:
-        for ignored in ("cache_dir", "pretrained_model_args"):
-            options.pop(ignored, None)
-        model = create_model(info.name, **options)
-        model.set_schedule(PruningSchedule.parse(schedule))
-        named = {**(pretrained_cfg if isinstance(pretrained_cfg, dict) else {}), **(pretrained_cfg_overlay or {})}
-        given = {key: named[key] for key in ("mean", "std", "interpolation", "crop_pct") if key in named}
-        model.pretrained_cfg |= {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
-        if pretrained:
-            from ssm_models.checkpoints import load_checkpoint
-
-            load_checkpoint(model, weights_file(info, named.get("file")))
-        return model
-
-    entry.__name__ = entry.__qualname__ = info.name
-    entry.__module__ = info.family.__module__
-    entry.__doc__ = info.description
+    """Make a model known by its name. `timm_models.register_models` makes it known to timm."""
     _MODELS[info.name] = info
-    register_model(entry)
 
 
 def list_models() -> list[str]:
@@ -115,28 +88,6 @@ def shipped_weights(info: ModelInfo) -> Path:
     if info.weights is None:
         raise UsageError(f"model {info.name!r} ships no weights: give --checkpoint FILE, or --checkpoint random")
     return info.weights
-
-
-def weights_file(info: ModelInfo, named: str | None = None) -> Path:
-    """Return the file of a model's weights: that which timm's `file` names, or the shipped one.
-
-    Args:
-        info: the model.
-        named: a file; or the folder of a bundle, which is checked.
-
-    Raises:
-        UsageError: none is named, and none are shipped.
-        ExportError: the folder is no bundle, or a damaged one.
-    """
-    if named is None:
-        return shipped_weights(info)
-    if not Path(named).is_dir():
-        return Path(named)
-    from ssm_models.bundle import WEIGHTS as OF_BUNDLE
-    from ssm_models.bundle import check_bundle
-
-    check_bundle(Path(named))
-    return Path(named) / OF_BUNDLE
 
 
 def create_model(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssm_models.layers import precise
+from ssm_models.precision import precise
 
 
 def skipped(positions: Tensor, length: int, reverse: bool) -> Tensor:

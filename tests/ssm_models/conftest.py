@@ -15,7 +15,7 @@ import ssm_models
 from spaces import PruningMethod
 from ssm_models import PrunableModel
 from ssm_models.pruning import TokenView
-from ssm_models.ways import CROSS
+from ssm_models.scan_paths import CROSS
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 

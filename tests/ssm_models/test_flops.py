@@ -8,7 +8,7 @@ import ssm_models
 from spaces import PruningSchedule
 from spaces.errors import FlopsError, UnknownNameError
 from ssm_models import flops
-from ssm_models.ways import BACKWARD, FORWARD
+from ssm_models.scan_paths import BACKWARD, FORWARD
 
 NANO = ssm_models.create_model("vim_nano").eval()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from spaces import PruningMethod, PruningStep
 from ssm_models.importance import Signals
 from ssm_models.pruning import SETS_LEFT, TokenView, merge, prune
-from ssm_models.ways import FORWARD
+from ssm_models.scan_paths import FORWARD
 from tests.ssm_models.conftest import KEPT, NESTED, places, view_of
 
 

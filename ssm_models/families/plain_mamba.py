@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
-from ssm_models.layers import MambaConfig, a_log, drop_rates, dt_projection, precise, resize_positions
+from ssm_models.families.layers import MambaConfig, a_log, drop_rates, dt_projection, resize_positions
+from ssm_models.precision import precise
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
-from ssm_models.rows import take
+from ssm_models.gather import take
 from ssm_models.scan import channel_last_scan
-from ssm_models.ways import FORWARD
+from ssm_models.scan_paths import FORWARD
 
 START, RIGHT, LEFT, UP, DOWN = range(5)  # the move into a step, as the rows of `direction_Bs` stand for
 

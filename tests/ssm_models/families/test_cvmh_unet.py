@@ -9,9 +9,9 @@ import torch.nn.functional as F
 import ssm_models
 from spaces import PruningSchedule
 from spaces.errors import UsageError
-from ssm_models.cvmh_unet import CVMHConfig, CVMHUNet, CVSSBlock
+from ssm_models.families.cvmh_unet import CVMHConfig, CVMHUNet, CVSSBlock
 from ssm_models.pruning import TokenView
-from ssm_models.staged import as_grid, as_tokens
+from ssm_models.families.staged import as_grid, as_tokens
 from tests.ssm_models.conftest import pictures, shaken, view_of
 
 CONFIG = CVMHConfig(16, (2, 3), decoder=(2, 1), states=4)

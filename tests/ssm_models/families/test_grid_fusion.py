@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.fft import dctn
 
-from ssm_models.grid_fusion import MFMS, PatchExpanding, dct_basis, frequencies_on, kernel_of
+from ssm_models.families.grid_fusion import MFMS, PatchExpanding, dct_basis, frequencies_on, kernel_of
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32 - 1))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ssm_models
-from ssm_models.vssd import Attention, VSSDConfig, VSSDMixer, order_free
+from ssm_models.families.vssd import Attention, VSSDConfig, VSSDMixer, order_free
 from tests.ssm_models.conftest import NESTED, fates_of_a_batch, places, view_of
 
 SIZES = {  # parameters, keys and GFLOPs of the authors' models

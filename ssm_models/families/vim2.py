@@ -40,13 +40,14 @@ from torch import Tensor, nn
 
 from spaces.schedule import IMPORTANCE
 from ssm_models.importance import Signals
-from ssm_models.layers import a_log, drop_rates, dt_projection, init_linear, precise
+from ssm_models.families.layers import a_log, drop_rates, dt_projection, init_linear
+from ssm_models.precision import precise
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
 from ssm_models.scan import channel_last_scan
-from ssm_models.staged import StagedModel, staged_layout
-from ssm_models.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
-from ssm_models.ways import CROSS
+from ssm_models.families.staged import StagedModel, staged_layout
+from ssm_models.families.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
+from ssm_models.scan_paths import CROSS
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ssm_models.rows import add, put, take
+from ssm_models.gather import add, put, take
 
 SHAPES = ((8, 197, 384), (8, 196, 896), (64, 64, 128), (16, 576, 64))  # images, tokens, channels
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssm_models.rows import add, put, take
+from ssm_models.gather import add, put, take
 
 
 def across(index: Tensor, x: Tensor) -> Tensor:

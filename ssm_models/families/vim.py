@@ -19,12 +19,13 @@ from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
 from ssm_models.importance import Signals
-from ssm_models.layers import MambaConfig, a_log, dt_projection, precise, resize_positions
+from ssm_models.families.layers import MambaConfig, a_log, dt_projection, resize_positions
+from ssm_models.precision import precise
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
-from ssm_models.rows import take
+from ssm_models.gather import take
 from ssm_models.scan import channel_last_scan
-from ssm_models.ways import BACKWARD, FORWARD, Direction
+from ssm_models.scan_paths import BACKWARD, FORWARD, Direction
 
 
 @dataclass(frozen=True)

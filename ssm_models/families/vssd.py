@@ -29,13 +29,14 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from ssm_models.depthwise import at_kept, at_seen
+from ssm_models.families.depthwise import at_kept, at_seen
 from ssm_models.importance import Signals
-from ssm_models.layers import MLP, drop_rates, init_linear, precise
+from ssm_models.families.layers import MLP, drop_rates, init_linear
+from ssm_models.precision import precise
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
-from ssm_models.rows import take
-from ssm_models.staged import StagedModel, staged_layout
+from ssm_models.gather import take
+from ssm_models.families.staged import StagedModel, staged_layout
 
 
 @dataclass(frozen=True)

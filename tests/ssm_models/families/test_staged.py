@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssm_models.staged import as_grid, as_tokens, halved, staged_layout
+from ssm_models.families.staged import as_grid, as_tokens, halved, staged_layout
 
 sides = st.integers(1, 300)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import ssm_models
 from spaces import PruningSchedule
 from spaces.schedule import ALIGNMENT
-from ssm_models.plain_mamba import PlainMambaConfig, PlainMambaMixer, zigzag
+from ssm_models.families.plain_mamba import PlainMambaConfig, PlainMambaMixer, zigzag
 from tests.ssm_models.conftest import KEPT, NESTED, fates_of_a_batch, gap_sums, pictures, places, shaken, view_of
 
 SIZES = {  # parameters and keys of the authors' models

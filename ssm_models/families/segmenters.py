@@ -7,11 +7,11 @@ whole, whatever a schedule prunes in between.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssm_models.layers import init_linear
+from ssm_models.families.layers import init_linear
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
-from ssm_models.staged import as_grid
-from ssm_models.vmamba import VMamba, VMambaConfig
+from ssm_models.families.staged import as_grid
+from ssm_models.families.vmamba import VMamba, VMambaConfig
 
 
 class VMambaSegmenter(VMamba):

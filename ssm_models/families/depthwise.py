@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssm_models.pruning import TokenView
-from ssm_models.rows import take
+from ssm_models.gather import take
 
 
 def at_seen(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, everywhere: bool = False) -> Tensor:

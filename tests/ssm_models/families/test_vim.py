@@ -18,7 +18,7 @@ from spaces import PruningSchedule
 from spaces.schedule import ALIGNMENT
 from ssm_models import PrunableModel
 from ssm_models.pruning import TokenView
-from ssm_models.vim import VimConfig, VimMixer
+from ssm_models.families.vim import VimConfig, VimMixer
 from tests.ssm_models.conftest import KEPT, NESTED, fates_of_a_batch, gap_sums, places, shaken, view_of
 
 PARAMETERS = {"vim_tiny": 7_148_008, "vim_small": 25_796_584, "vim_base": 97_598_440, "vim_tiny_stride8": 7_250_344}

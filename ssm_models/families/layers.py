@@ -94,8 +94,3 @@ def resize_positions(embedding: Tensor, grid: tuple[int, int] | None, goal: tupl
         return embedding
     places = embedding.reshape(1, *grid, -1).permute(0, 3, 1, 2)
     return F.interpolate(places, goal, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
-
-
-def precise(x: Tensor) -> Tensor:
-    """Return x in float32 at least, for weights that half precision would hurt."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

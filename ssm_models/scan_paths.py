@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssm_models.rows import take
+from ssm_models.gather import take
 
 RASTER = "rows"
 

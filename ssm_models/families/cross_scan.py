@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssm_models.layers import precise
+from ssm_models.precision import precise
 from ssm_models.pruning import TokenView
 from ssm_models.scan import channel_last_scan
-from ssm_models.ways import Direction
+from ssm_models.scan_paths import Direction
 
 
 def directional_scan(

@@ -26,14 +26,14 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from ssm_models.base import PrunableModel
-from ssm_models.cross_scan import directional_scan
-from ssm_models.depthwise import at_kept, at_seen
+from ssm_models.families.cross_scan import directional_scan
+from ssm_models.families.depthwise import at_kept, at_seen
 from ssm_models.importance import Signals
-from ssm_models.layers import MLP, a_log, drop_rates, dt_projection, init_linear
+from ssm_models.families.layers import MLP, a_log, drop_rates, dt_projection, init_linear
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
-from ssm_models.staged import as_grid, staged_layout
-from ssm_models.ways import CROSS
+from ssm_models.families.staged import as_grid, staged_layout
+from ssm_models.scan_paths import CROSS
 
 
 @dataclass(frozen=True)

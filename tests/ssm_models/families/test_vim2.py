@@ -9,7 +9,7 @@ from torch import Tensor
 
 import ssm_models
 from spaces import PruningSchedule
-from ssm_models.vim2 import ChannelMixer, ViM2, ViM2Config
+from ssm_models.families.vim2 import ChannelMixer, ViM2, ViM2Config
 from tests.ssm_models.conftest import pictures, shaken
 
 CONFIG = ViM2Config(8, (4, 2), patch=2, states=4, group=4)

@@ -17,7 +17,7 @@ import ssm_models
 from spaces import PruningSchedule
 from spaces.ratios import canonical
 from spaces.schedule import ALIGNMENT
-from ssm_models.vmamba import SS2D, VMamba, VMambaConfig
+from ssm_models.families.vmamba import SS2D, VMamba, VMambaConfig
 from tests.ssm_models.conftest import (
     KEPT,
     NESTED,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ssm_models
 from spaces.schedule import ALIGNMENT
-from ssm_models.group_mamba import GroupMambaConfig, GroupMambaLayer
+from ssm_models.families.group_mamba import GroupMambaConfig, GroupMambaLayer
 from tests.ssm_models.conftest import NESTED, fates_of_a_batch, held_on_the_ways, places, view_of
 
 SIZES = {  # parameters, keys and GFLOPs of the authors' models

@@ -39,16 +39,16 @@ from torch import Tensor, nn
 from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
-from ssm_models.depthwise import at_kept
-from ssm_models.grid_fusion import MFMS, PatchExpanding
+from ssm_models.families.depthwise import at_kept
+from ssm_models.families.grid_fusion import MFMS, PatchExpanding
 from ssm_models.importance import Signals
-from ssm_models.layers import drop_rates, init_linear
+from ssm_models.families.layers import drop_rates, init_linear
 from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
-from ssm_models.rows import take
-from ssm_models.staged import as_grid, as_tokens, halved
-from ssm_models.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
-from ssm_models.ways import Direction
+from ssm_models.gather import take
+from ssm_models.families.staged import as_grid, as_tokens, halved
+from ssm_models.families.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
+from ssm_models.scan_paths import Direction
 
 # CS2D: every line once, one way. Rows from the top; columns from the right; antidiagonals from the bottom right, each
 # from its top right; diagonals from the top right, each from its top left.

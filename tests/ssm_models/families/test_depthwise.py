@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssm_models.depthwise import at_kept, at_seen
+from ssm_models.families.depthwise import at_kept, at_seen
 from tests.ssm_models.conftest import NESTED, fates_of_a_batch, places, view_of
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssm_models.ways import PATHS, RASTER, Way, path_order
+from ssm_models.scan_paths import PATHS, RASTER, Way, path_order
 
 ORDERS = {  # of the grid 0 1 2 / 3 4 5, read off the figures
     "rows": [0, 1, 2, 3, 4, 5],

@@ -11,8 +11,10 @@ from spaces import PruningSchedule, PruningStep, TokenLayout
 from spaces.errors import ScheduleError
 from spaces.schedule import ALIGNMENT
 from ssm_models.importance import Signals, image_seeds
-from ssm_models.pruning import TokenView, prune
+from ssm_models.pruning import prune
 from ssm_models.scan_paths import Direction
+from ssm_models.token_sets import TokenSets
+from ssm_models.token_view import TokenView
 
 
 class PrunableModel(nn.Module, ABC):
@@ -193,7 +195,7 @@ class PrunableModel(nn.Module, ABC):
     def _whole_view(self, stage: int, seeds: Tensor, aside: tuple[Tensor, ...] = ()) -> TokenView:
         here = self.layout.stages[stage]
         return TokenView(
-            here.tokens + self.layout.protected,
+            TokenSets(here.tokens + self.layout.protected),
             seeds,
             self._schedule.method,
             grid=(here.height, here.width),
@@ -212,8 +214,9 @@ class PrunableModel(nn.Module, ABC):
         if step is not None and not self.layout.prunes(index + 1):
             step = None
         x, signals = self.blocks[index](x, view, step is not None)
-        if view.left is not None and (left := self.pass_by(index, view.left)) is not view.left:
-            view = view.leaving(left)
+        last = view.last_features
+        if last is not None and (passed := self.pass_by(index, last)) is not last:
+            view = view.with_last_features(passed)
         if step is None:
             return x, view
         assert isinstance(signals, Signals)

@@ -30,7 +30,8 @@ from spaces.errors import FlopsError, UnknownNameError
 from ssm_models.base import PrunableModel
 from ssm_models.importance import image_seeds
 from ssm_models.polynomials import DEGREE, Polynomial, fitted
-from ssm_models.pruning import SETS_LEFT, TokenView
+from ssm_models.token_sets import SETS_LEFT, TokenSets
+from ssm_models.token_view import TokenView
 
 CONVENTIONS = ("full", "published")
 
@@ -153,7 +154,7 @@ def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = N
 
         def run(images: Tensor) -> Any:  # the tracer drops what no output needs, so the choices are outputs too
             x, view, kept = model.run_blocks(images)
-            return model.classify(x, view), x, *kept, *view.held
+            return model.classify(x, view), x, *kept, *view.gap_sums
 
         return sum(_count(_Unit(model, run), (_image(model),)).values())
 
@@ -217,12 +218,13 @@ class _Load:
             places = [[place for place, position in enumerate(around) if position in inside]]
             chain.append(torch.tensor(places, device=like.device) if told else None)
             around = sorted(inside)
-        held: tuple[Tensor, ...] = ()
+        gap_sums: tuple[Tensor, ...] = ()
         if method.alignment == "hold" and (self.smaller[1] or self.smaller[2]):
-            held = tuple(like.new_zeros(1, self.sizes[1], c) for c in model.scan_channels(block))
-        travelling, scanned, emit = chain
-        left = like.new_zeros(1, self.length, like.shape[2]) if dense.returning and travelling is not None else None
-        return replace(dense, method=method, travelling=travelling, scanned=scanned, emit=emit, held=held, left=left)
+            gap_sums = tuple(like.new_zeros(1, self.sizes[1], c) for c in model.scan_channels(block))
+        sets, last_features = TokenSets(self.length, *chain), None
+        if dense.returning and sets.travelling_idx is not None:
+            last_features = like.new_zeros(1, self.length, like.shape[2])
+        return replace(dense, sets=sets, method=method, gap_sums=gap_sums, last_features=last_features)
 
 
 @dataclass(frozen=True)
@@ -356,7 +358,7 @@ class CostTable:
 
             def run(x: Tensor) -> Any:  # all that is used later is returned: the tracer drops what is not
                 x, after = model.prune_block(part.block, x, view, step)
-                return x if step is None else (x, after.all_positions(), *after.held)
+                return x if step is None else (x, after.all_positions(), *after.gap_sums)
 
             return sum(_count(_Unit(model.blocks[part.block], run), (x,)).values())
 

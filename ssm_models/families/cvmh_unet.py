@@ -41,14 +41,14 @@ from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
 from ssm_models.families.depthwise import at_kept
 from ssm_models.families.grid_fusion import MFMS, PatchExpanding
-from ssm_models.importance import Signals
 from ssm_models.families.layers import drop_rates, init_linear
-from ssm_models.pruning import TokenView
-from ssm_models.registry import ModelInfo, register
-from ssm_models.gather import take
 from ssm_models.families.staged import as_grid, as_tokens, halved
 from ssm_models.families.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
+from ssm_models.gather import take_if
+from ssm_models.importance import Signals
+from ssm_models.registry import ModelInfo, register
 from ssm_models.scan_paths import Direction
+from ssm_models.token_view import TokenView
 
 # CS2D: every line once, one way. Rows from the top; columns from the right; antidiagonals from the bottom right, each
 # from its top right; diagonals from the top right, each from its top left.
@@ -109,7 +109,7 @@ class LocalBranch(nn.Module):
         maps = torch.stack([local.mean(2), local.amax(2)], 2)
         seen = view.update(x.new_zeros(*x.shape[:2], 2), maps)
         weights = as_tokens(torch.sigmoid(self.attention(view.to_grid(seen, *view.grid))))
-        result: Tensor = local * (weights if view.positions is None else take(weights, view.positions))
+        result: Tensor = local * take_if(weights, view.sets.kept_positions)
         return result
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssm_models.pruning import TokenView
-from ssm_models.gather import take
+from ssm_models.gather import take_if
+from ssm_models.token_view import TokenView
 
 
 def at_seen(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, everywhere: bool = False) -> Tensor:
@@ -27,12 +27,12 @@ def at_seen(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, eve
     Returns:
         What the state sees of it, (b, S, D).
     """
-    return _at(x, weight, bias, view, "seen", view.seen, everywhere)
+    return _at(x, weight, bias, view, "seen", view.sets.scanned_positions, everywhere)
 
 
 def at_kept(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, everywhere: bool = False) -> Tensor:
     """Return the kept tokens (b, K, D) of the same."""
-    return _at(x, weight, bias, view, "kept", view.positions, everywhere)
+    return _at(x, weight, bias, view, "kept", view.sets.kept_positions, everywhere)
 
 
 def _at(
@@ -50,7 +50,7 @@ def _at(
     if positions is None or everywhere or torch.is_grad_enabled() or torch.compiler.is_exporting():
         grid = F.conv2d(view.to_grid(x, *view.grid), weight, bias, padding=side // 2, groups=len(weight))
         whole = grid.flatten(2).transpose(1, 2)
-        return whole if positions is None else take(whole, positions)
+        return take_if(whole, positions)
     rows = view.remember(f"around the {name}, {side}", lambda: neighbours(view, positions, side))
     taps = weight.flatten(1).t().to(x.dtype)
     table = F.pad(x, (0, 0, 0, 1)).flatten(0, 1)
@@ -75,9 +75,9 @@ def neighbours(view: TokenView, positions: Tensor, side: int) -> tuple[Tensor, .
         """Return where positions stand in raster order on the grid with its border."""
         return (places // width + reach) * wide + places % width + reach
 
-    where = view.travelling
+    where = view.sets.travelling_idx
     if where is None:
-        where = torch.arange(view.length, device=positions.device).expand(batch, -1)
+        where = torch.arange(view.sets.length, device=positions.device).expand(batch, -1)
     count = where.shape[1]
     filled = torch.arange(count, device=positions.device).expand(batch, -1)
     table = positions.new_full((batch, (height + 2 * reach) * wide), count).scatter(1, padded(where), filled)

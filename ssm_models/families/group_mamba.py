@@ -26,14 +26,15 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from ssm_models.base import PrunableModel
-from ssm_models.families.cross_scan import directional_scan
 from ssm_models.families.depthwise import at_kept, at_seen
-from ssm_models.importance import Signals
+from ssm_models.families.directional_scan import ScanWeights, directional_scan
 from ssm_models.families.layers import MLP, a_log, drop_rates, dt_projection, init_linear
-from ssm_models.pruning import TokenView
-from ssm_models.registry import ModelInfo, register
 from ssm_models.families.staged import as_grid, staged_layout
+from ssm_models.importance import Signals
+from ssm_models.registry import ModelInfo, register
 from ssm_models.scan_paths import CROSS
+from ssm_models.token_sets import TokenSets
+from ssm_models.token_view import TokenView
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class DirectedScan(nn.Module):
 
     def __init__(self, dim: int, states: int, sequence: int) -> None:
         super().__init__()
-        self.rank, self.sequence, self.direction = math.ceil(dim / 16), sequence, CROSS[sequence]
-        dt = dt_projection(self.rank, dim)
-        x_proj = nn.Linear(dim, self.rank + 2 * states, bias=False)
+        self.sequence, self.direction, rank = sequence, CROSS[sequence], math.ceil(dim / 16)
+        dt = dt_projection(rank, dim)
+        x_proj = nn.Linear(dim, rank + 2 * states, bias=False)
         self.x_proj_weight = nn.Parameter(x_proj.weight.detach()[None])
         self.dt_projs_weight = nn.Parameter(dt.weight.detach()[None])
         self.dt_projs_bias = nn.Parameter(dt.bias.detach()[None])
@@ -85,10 +86,11 @@ class DirectedScan(nn.Module):
         Returns:
             The output (b, K, d) before its projection, and what gives Δ (b, K, d).
         """
-        y, delta = directional_scan(
-            view.way(self.direction).arrange(u), view, self.sequence, self.direction, self.rank,
-            self.x_proj_weight[0], self.dt_projs_weight[0], self.dt_projs_bias[0], self.A_logs, self.Ds,
-        )  # fmt: skip
+        weights = ScanWeights(
+            self.x_proj_weight[0], self.dt_projs_weight[0], self.dt_projs_bias[0], self.A_logs, self.Ds
+        )
+        arranged = view.scan_path(self.direction).arrange(u)
+        y, delta = directional_scan(arranged, view, self.sequence, self.direction, weights)
         return self.out_norm(y) * F.silu(z), delta
 
 
@@ -109,7 +111,7 @@ class GroupMambaLayer(nn.Module):
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
         """Mix tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
         x = self.norm(x)
-        weights = torch.sigmoid(self.fc2(F.relu(self.fc1(view.visible(x).mean(1)))))
+        weights = torch.sigmoid(self.fc2(F.relu(self.fc1(view.scanned(x).mean(1)))))
         groups, kept = (self.mamba_g1, self.mamba_g2, self.mamba_g3, self.mamba_g4), view.kept(x)
         w_x, w_z = zip(*(group.in_proj.weight.chunk(2) for group in groups), strict=True)
         convs = [group.conv2d for group in groups]  # depthwise, so that those of all groups are one
@@ -260,7 +262,7 @@ class GroupMamba(PrunableModel):
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Read the mean of all tokens."""
-        cls, one = x.mean(1, keepdim=True), TokenView(1, view.seeds, view.method, grid=(1, 1))
+        cls, one = x.mean(1, keepdim=True), TokenView(TokenSets(1), view.seeds, view.method, grid=(1, 1))
         for block in self.post_network:
             cls = block(cls, one)
         cls = self.get_submodule(f"norm{len(self.config.depths)}")(cls[:, 0])

@@ -29,14 +29,13 @@ from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
-from ssm_models.importance import Signals
 from ssm_models.families.layers import MambaConfig, a_log, drop_rates, dt_projection, resize_positions
+from ssm_models.importance import Signals
 from ssm_models.precision import precise
-from ssm_models.pruning import TokenView
 from ssm_models.registry import ModelInfo, register
-from ssm_models.gather import take
 from ssm_models.scan import channel_last_scan
 from ssm_models.scan_paths import FORWARD
+from ssm_models.token_view import TokenView
 
 START, RIGHT, LEFT, UP, DOWN = range(5)  # the move into a step, as the rows of `direction_Bs` stand for
 
@@ -60,30 +59,31 @@ class PlainMambaConfig(MambaConfig):
 
 @lru_cache
 def zigzag(height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the four ways over a grid: rows from the top left, their reverse, columns, their reverse.
+    """Return the four zigzag paths over a grid: rows from the top left, their reverse, columns, their reverse.
 
     Returns:
-        tokens (4, L), the raster index visited at each step, and moves (4, L), by which it is entered.
+        tokens: (4, L) the raster index visited at each step.
+        moves: (4, L) the move into each step.
     """
     raster = np.arange(height * width).reshape(height, width)
     opposite = np.array([START, LEFT, RIGHT, DOWN, UP])
     tokens, moves = [], []
     for grid, along, back, turn in ((raster, RIGHT, LEFT, DOWN), (raster.T, DOWN, UP, RIGHT)):
-        way, move = grid.copy(), np.full(grid.shape, along)
-        way[1::2], move[1::2] = way[1::2, ::-1].copy(), back
+        path, move = grid.copy(), np.full(grid.shape, along)
+        path[1::2], move[1::2] = path[1::2, ::-1].copy(), back
         move[:, 0] = turn
         move[0, 0] = START
-        tokens += [way.ravel(), way.ravel()[::-1]]
+        tokens += [path.ravel(), path.ravel()[::-1]]
         moves += [move.ravel(), np.append(START, opposite[move.ravel()[:0:-1]])]
     return np.stack(tokens), np.stack(moves)
 
 
-def ways(view: TokenView, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return the orders of what is scanned and the moves into their steps, both (b or 1, 4, S)."""
+def zigzag_of_scanned(view: TokenView, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return the orders of the scanned tokens and the moves into their steps, both (b or 1, 4, S)."""
     tokens, moves = (torch.from_numpy(x).to(view.seeds.device) for x in zigzag(height, width))
-    if view.seen is None:
+    if view.sets.scanned_positions is None:
         return tokens[None], moves[None]
-    steps = tokens.argsort(1)[:, view.seen].transpose(0, 1)  # at which each kept token is visited, (b, 4, K)
+    steps = tokens.argsort(1)[:, view.sets.scanned_positions].transpose(0, 1)  # (b, 4, S)
     steps, orders = steps.sort(2)
     return orders, moves.expand(steps.shape[0], -1, -1).gather(2, steps)
 
@@ -113,20 +113,28 @@ class PlainMambaMixer(nn.Module):
         dt, B, C = torch.split(self.x_proj(u), [self.rank, self.states, self.states], -1)
         bias = self.dt_proj.bias
         delta = F.linear(dt, self.dt_proj.weight)
-        orders, moves = view.remember("ways", lambda: ways(view, *self.grid))
+        orders, moves = view.remember("zigzag", lambda: zigzag_of_scanned(view, *self.grid))
         y = channel_last_scan(
-            u, delta, -torch.exp(precise(self.A_log)), B, C, precise(self.D),
-            z, 2 * precise(bias), True,
-            gap=view.gap(delta, 2 * bias, 2 * bias, 0, FORWARD), emit=view.emit,
-            orders=orders, B_orders=precise(self.direction_Bs)[moves],
-        )  # fmt: skip
+            u,
+            delta,
+            -torch.exp(precise(self.A_log)),
+            B,
+            C,
+            D=precise(self.D),
+            z=z,
+            delta_bias=2 * precise(bias),
+            delta_softplus=True,
+            gap=view.gap(delta, 2 * bias, 2 * bias, 0, FORWARD),
+            emit=view.sets.kept_idx,
+            orders=orders,
+            B_orders=precise(self.direction_Bs)[moves],
+        )
         change: Tensor = self.out_proj(y)
         if not signal:
             return change, None
 
         def deltas() -> tuple[Tensor, ...]:
-            raw = delta if view.emit is None else take(delta, view.emit)
-            return (F.softplus(raw + 2 * bias),)
+            return (F.softplus(view.kept_of_scanned(delta) + 2 * bias),)
 
         return change, Signals(y, deltas, view.all_positions(), view.seeds)
 
@@ -246,7 +254,7 @@ class PlainMamba(PrunableModel):
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Read the mean of the tokens that the state sees: the kept ones, and the frozen as they last were."""
-        logits: Tensor = self.head(self.backbone.ln1(view.visible(x)).mean(1))
+        logits: Tensor = self.head(self.backbone.ln1(view.scanned(x)).mean(1))
         return logits
 
     @classmethod

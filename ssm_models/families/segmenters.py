@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssm_models.families.layers import init_linear
-from ssm_models.pruning import TokenView
-from ssm_models.registry import ModelInfo, register
 from ssm_models.families.staged import as_grid
 from ssm_models.families.vmamba import VMamba, VMambaConfig
+from ssm_models.registry import ModelInfo, register
+from ssm_models.token_view import TokenView
 
 
 class VMambaSegmenter(VMamba):

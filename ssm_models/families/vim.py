@@ -5,7 +5,7 @@ Parameter names are the authors' (hustvl/Vim), so that their checkpoints load as
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
-from ssm_models.importance import Signals
+from ssm_models.families.directional_scan import ScanWeights, directional_scan
 from ssm_models.families.layers import MambaConfig, a_log, dt_projection, resize_positions
-from ssm_models.precision import precise
-from ssm_models.pruning import TokenView
-from ssm_models.registry import ModelInfo, register
 from ssm_models.gather import take
-from ssm_models.scan import channel_last_scan
+from ssm_models.importance import Signals
+from ssm_models.registry import ModelInfo, register
 from ssm_models.scan_paths import BACKWARD, FORWARD, Direction
+from ssm_models.token_view import TokenView
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ class VimMixer(nn.Module):
     def __init__(self, config: VimConfig) -> None:
         super().__init__()
         dim, inner, states, rank = config.dim, config.inner, config.states, config.rank
-        self.states, self.rank = states, rank
         self.directions: tuple[Direction, ...] = (FORWARD, BACKWARD)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
         self.out_proj = nn.Linear(inner, dim, bias=False)
@@ -63,42 +61,35 @@ class VimMixer(nn.Module):
         w_x, w_z = self.in_proj.weight.chunk(2)
         u = F.linear(x, w_x)
         z = F.linear(view.kept(x), w_z)
-        outputs = [self._scan(u, z, view, direction) for direction in self.directions]
-        y = sum((y for y, _ in outputs[1:]), outputs[0][0])
+        scans = [self._scan(u, z, view, direction) for direction in self.directions]
+        outputs = tuple(y for y, _ in scans)
+        y = sum(outputs[1:], outputs[0])
         change = F.linear(y, self.out_proj.weight / 2)  # of the directions' mean, without a pass over y
         if not signal:
             return change, None
-
-        def deltas() -> tuple[Tensor, ...]:
-            biases = [self._parameter("dt_proj", direction.reverse).bias for direction in self.directions]
-            raw = [delta if view.emit is None else take(delta, view.emit) for _, delta in outputs]
-            return tuple(F.softplus(delta + bias) for delta, bias in zip(raw, biases, strict=True))
-
-        return change, Signals(y, deltas, view.all_positions(), view.seeds, tuple(y for y, _ in outputs))
+        return change, Signals(
+            y, lambda: tuple(delta() for _, delta in scans), view.all_positions(), view.seeds, outputs
+        )
 
     def _parameter(self, name: str, reverse: bool) -> Any:
         return getattr(self, f"{name}_b" if reverse else name)
 
-    def _scan(self, u: Tensor, z: Tensor, view: TokenView, direction: Direction) -> tuple[Tensor, Tensor]:
-        """Return one direction's gated output (b, K, D) and the Δ of what it scanned, before bias and softplus."""
+    def _scan(
+        self, u: Tensor, z: Tensor, view: TokenView, direction: Direction
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Return one direction's gated output (b, K, D), and a function that returns its Δ; see `directional_scan`."""
         reverse = direction.reverse
         u = causal_conv(view.in_sequence(u), self._parameter("conv1d", reverse), reverse)
         u = F.silu(view.from_sequence(u))
-        w = self._parameter("x_proj", reverse).weight
-        if view.emit is None:
-            dt, B, C = torch.split(F.linear(u, w), [self.rank, self.states, self.states], -1)
-        else:  # a pruned token gives no output, so it needs no C
-            dt, B = torch.split(F.linear(u, w[: -self.states]), [self.rank, self.states], -1)
-            C = F.linear(take(u, view.emit), w[-self.states :])
         dt_proj = self._parameter("dt_proj", reverse)
-        delta = F.linear(dt, dt_proj.weight)
-        log_a: Tensor = self.A_b_log if reverse else self.A_log  # type: ignore[assignment]
-        y = channel_last_scan(
-            u, delta, -torch.exp(precise(log_a)), B, C,
-            precise(self._parameter("D", reverse)), z, precise(dt_proj.bias), True,
-            gap=view.gap(delta, dt_proj.bias, dt_proj.bias, int(reverse), direction), emit=view.emit, reverse=reverse,
-        )  # fmt: skip
-        return y, delta
+        weights = ScanWeights(
+            x_proj=self._parameter("x_proj", reverse).weight,
+            dt_proj=dt_proj.weight,
+            dt_bias=dt_proj.bias,
+            A_log=self.get_parameter("A_b_log" if reverse else "A_log"),
+            D=self._parameter("D", reverse),
+        )
+        return directional_scan(u, view, int(reverse), direction, weights, gate=z)
 
 
 def causal_conv(x: Tensor, conv: nn.Conv1d, reverse: bool) -> Tensor:
@@ -205,10 +196,10 @@ class Vim(PrunableModel):
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Read the cls token."""
-        if view.travelling is None:
+        if view.sets.travelling_idx is None:
             cls = x[:, self.cls_index]
         else:
-            at = (view.travelling == self.cls_index).long().argmax(1)
+            at = (view.sets.travelling_idx == self.cls_index).long().argmax(1)
             cls = take(x, at[:, None])[:, 0]
         logits: Tensor = self.head(self.norm_f(cls))
         return logits

@@ -39,15 +39,15 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from spaces.schedule import IMPORTANCE
-from ssm_models.importance import Signals
 from ssm_models.families.layers import a_log, drop_rates, dt_projection, init_linear
-from ssm_models.precision import precise
-from ssm_models.pruning import TokenView
-from ssm_models.registry import ModelInfo, register
-from ssm_models.scan import channel_last_scan
 from ssm_models.families.staged import StagedModel, staged_layout
 from ssm_models.families.vmamba import SS2D, PatchMerging, VMambaConfig, patch_embedding
+from ssm_models.importance import Signals
+from ssm_models.precision import precise
+from ssm_models.registry import ModelInfo, register
+from ssm_models.scan import channel_last_scan
 from ssm_models.scan_paths import CROSS
+from ssm_models.token_view import TokenView
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,16 @@ class ChannelMixer(nn.Module):
         dt, B, C = torch.split(F.linear(u, self.x_proj_weight[k]), [self.rank, self.states, self.states], -1)
         delta = F.linear(dt, self.dt_projs_weight[k])
         return channel_last_scan(
-            u, delta, -torch.exp(precise(A_log)), B, C, precise(D), None, precise(self.dt_projs_bias[k]), True,
+            u,
+            delta,
+            -torch.exp(precise(A_log)),
+            B,
+            C,
+            D=precise(D),
+            delta_bias=precise(self.dt_projs_bias[k]),
+            delta_softplus=True,
             reverse=bool(k),
-        )  # fmt: skip
+        )
 
 
 def newest_weights(outputs: int) -> nn.Parameter:

@@ -12,6 +12,7 @@ all. The output of the state-space model by which tokens are scored is the sum o
 import math
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +21,14 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from spaces.schedule import IMPORTANCE
-from ssm_models.families.cross_scan import directional_scan
 from ssm_models.families.depthwise import at_seen
-from ssm_models.importance import Signals
+from ssm_models.families.directional_scan import ScanWeights, directional_scan
 from ssm_models.families.layers import a_log, drop_rates, dt_projection, init_linear
-from ssm_models.pruning import TokenView
-from ssm_models.registry import ModelInfo, register
 from ssm_models.families.staged import StagedModel, staged_layout
+from ssm_models.importance import Signals
+from ssm_models.registry import ModelInfo, register
 from ssm_models.scan_paths import CROSS, Direction
+from ssm_models.token_view import TokenView
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,11 @@ class SS2D(nn.Module):
         u = F.linear(x, self.in_proj.weight[: self.inner])
         u = F.silu(at_seen(u, self.conv2d.weight, self.conv2d.bias, view, self.everywhere))
         paths = {direction.path: direction for direction in self.directions}
-        along = {path: view.way(direction).arrange(u) for path, direction in paths.items()}
-        A_logs, Ds = self.A_logs.chunk(len(self.directions)), self.Ds.chunk(len(self.directions))
+        arranged = {path: view.scan_path(direction).arrange(u) for path, direction in paths.items()}
         scans = [
-            directional_scan(
-                along[direction.path], view, k, direction, self.rank,
-                self.x_proj_weight[k], self.dt_projs_weight[k], self.dt_projs_bias[k], A_logs[k], Ds[k],
-            )
-            for k, direction in enumerate(self.directions)
-        ]  # fmt: skip
+            directional_scan(arranged[direction.path], view, k, direction, weights)
+            for k, (direction, weights) in enumerate(zip(self.directions, self._weights(), strict=True))
+        ]
         y = sum((y for y, _ in scans[1:]), scans[0][0])
         mixed = self.out_norm(y)
         if self.gated:
@@ -119,6 +116,14 @@ class SS2D(nn.Module):
         return change, Signals(
             y, lambda: tuple(delta() for _, delta in scans), view.all_positions(), view.seeds, outputs
         )
+
+    def _weights(self) -> Iterator[ScanWeights]:
+        """Give the weights of each direction."""
+        count = len(self.directions)
+        stacked = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias)
+        A_logs, Ds = self.A_logs.chunk(count), self.Ds.chunk(count)
+        for k in range(count):
+            yield ScanWeights(*(weight[k] for weight in stacked), A_logs[k], Ds[k])
 
 
 class VMambaBlock(nn.Module):

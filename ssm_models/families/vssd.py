@@ -30,13 +30,12 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from ssm_models.families.depthwise import at_kept, at_seen
-from ssm_models.importance import Signals
 from ssm_models.families.layers import MLP, drop_rates, init_linear
-from ssm_models.precision import precise
-from ssm_models.pruning import TokenView
-from ssm_models.registry import ModelInfo, register
-from ssm_models.gather import take
 from ssm_models.families.staged import StagedModel, staged_layout
+from ssm_models.importance import Signals
+from ssm_models.precision import precise
+from ssm_models.registry import ModelInfo, register
+from ssm_models.token_view import TokenView
 
 
 @dataclass(frozen=True)
@@ -109,16 +108,16 @@ class VSSDMixer(nn.Module):
         assert conv_bias is not None
         seen = F.silu(at_seen(F.linear(x, w_xbc), self.conv2d.weight, conv_bias, view))
         u, B, C = torch.split(seen, [self.inner, self.states, self.states], -1)
-        delta = F.softplus(precise(F.linear(view.visible(x), w_dt)) + precise(self.dt_bias))
+        delta = F.softplus(precise(F.linear(view.scanned(x), w_dt)) + precise(self.dt_bias))
         m = (delta * torch.exp(precise(self.A_log))).to(u.dtype)
-        reads, own = (C, u) if view.emit is None else (take(C, view.emit), take(u, view.emit))
+        reads, own = view.kept_of_scanned(C), view.kept_of_scanned(u)
         y = self.norm(order_free(u, m, B, reads) + by_head(own, self.D)) * z
         change: Tensor = self.out_proj(y)
         if not signal:
             return change, None
 
         def deltas() -> tuple[Tensor, ...]:
-            return (delta if view.emit is None else take(delta, view.emit),)
+            return (view.kept_of_scanned(delta),)
 
         return change, Signals(y, deltas, view.all_positions(), view.seeds)
 
@@ -135,7 +134,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
         """See `VSSDMixer.forward`."""
         w_q, w_kv = torch.split(self.to_qkv.weight, [x.shape[2], 2 * x.shape[2]])
-        k, v = (self._by_head(part) for part in F.linear(view.visible(x), w_kv).chunk(2, -1))
+        k, v = (self._by_head(part) for part in F.linear(view.scanned(x), w_kv).chunk(2, -1))
         q = self._by_head(F.linear(view.kept(x), w_q))
         attention = (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(-1)
         y = (attention @ v).transpose(1, 2).flatten(2)
@@ -145,7 +144,7 @@ class Attention(nn.Module):
 
         def received() -> tuple[Tensor, ...]:
             share = attention.mean(2).transpose(1, 2)
-            return (share if view.emit is None else take(share, view.emit),)
+            return (view.kept_of_scanned(share),)
 
         return change, Signals(y, received, view.all_positions(), view.seeds)
 

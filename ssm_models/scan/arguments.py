@@ -108,9 +108,9 @@ class ScanArguments:
         u, delta, A, B, C = (tuple(x.shape) for x in (self.u, self.delta, self.A, self.B, self.C))
         if delta != u:
             raise ValueError(f"selective_scan: delta has shape {delta}, u has {u}")
-        if A != (channels, states):
+        if (channels, states) != A:
             raise ValueError(f"selective_scan: A has shape {A}, expected ({channels}, N)")
-        if B != (batch, length, groups, states) or C[0] != batch or C[2:] != B[2:]:
+        if (batch, length, groups, states) != B or C[0] != batch or C[2:] != B[2:]:
             raise ValueError(f"selective_scan: B {B} and C {C} do not fit u {u}")
         if channels % groups or len(self.reverse) != groups:
             raise ValueError(
@@ -129,9 +129,7 @@ class ScanArguments:
         if added is not None and (
             added.shape[0] not in (1, batch) or added.shape[1:] != (*orders.shape[1:], self.C.shape[3])
         ):
-            raise ValueError(
-                f"selective_scan: B_orders {tuple(added.shape)} do not fit orders {tuple(orders.shape)}"
-            )
+            raise ValueError(f"selective_scan: B_orders {tuple(added.shape)} do not fit orders {tuple(orders.shape)}")
 
 
 @dataclass(frozen=True, eq=False)

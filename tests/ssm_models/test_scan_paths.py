@@ -1,11 +1,11 @@
-"""Paths over a grid, and ways along them past pruned tokens."""
+"""Paths over a grid, and their order past pruned tokens."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssm_models.scan_paths import PATHS, RASTER, Way, path_order
+from ssm_models.scan_paths import PATHS, RASTER, ScanPath, path_order
 
 ORDERS = {  # of the grid 0 1 2 / 3 4 5, read off the figures
     "rows": [0, 1, 2, 3, 4, 5],
@@ -30,23 +30,24 @@ def test_a_path_visits_each_token_once(path: str, height: int, width: int) -> No
 
 
 @given(st.sampled_from(sorted(PATHS)), sides, sides, st.data())
-def test_a_way_leads_past_what_is_not_seen(path: str, height: int, width: int, data: st.DataObject) -> None:
+def test_a_scan_path_visits_the_scanned_tokens_alone(path: str, height: int, width: int, data: st.DataObject) -> None:
     length = height * width
-    seen = sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1)))
-    emits = sorted(data.draw(st.sets(st.integers(0, len(seen) - 1), min_size=1)))
-    all_seen = data.draw(st.booleans()) and len(seen) == length
-    way = Way.of(
-        path, (height, width), None if all_seen else torch.tensor([seen]), torch.tensor([emits]), torch.device("cpu")
-    )
+    scanned = sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1)))
+    kept_idx = sorted(data.draw(st.sets(st.integers(0, len(scanned) - 1), min_size=1)))
+    all_scanned = data.draw(st.booleans()) and len(scanned) == length
+    positions = None if all_scanned else torch.tensor([scanned])
+    scan_path = ScanPath.of(path, (height, width), positions, torch.tensor([kept_idx]), torch.device("cpu"))
     order = path_order(path, (height, width)).tolist()
-    along = [position for position in order if position in seen]
-    features = torch.tensor(seen)[None, :, None]
-    assert way.arrange(features)[0, :, 0].tolist() == along
-    if way.seen is not None:
-        assert way.seen[0].tolist() == [place for place, position in enumerate(order) if position in seen]
-    elif not all_seen:
+    along = [position for position in order if position in scanned]
+    features = torch.tensor(scanned)[None, :, None]
+    assert scan_path.arrange(features)[0, :, 0].tolist() == along
+    if scan_path.positions is not None:
+        assert scan_path.positions[0].tolist() == [at for at, position in enumerate(order) if position in scanned]
+    elif not all_scanned:
         assert path == RASTER
-    kept = [seen[place] for place in emits]
-    assert way.emit is not None
-    assert [along[place] for place in way.emit[0].tolist()] == [position for position in along if position in kept]
-    assert way.restore(way.emitting(way.arrange(features)))[0, :, 0].tolist() == kept
+    kept = [scanned[index] for index in kept_idx]
+    assert scan_path.kept_ranks is not None
+    ranks = scan_path.kept_ranks[0].tolist()
+    assert [along[rank] for rank in ranks] == [position for position in along if position in kept]
+    assert scan_path.ranks(torch.tensor([kept_idx]))[0].tolist() == ranks
+    assert scan_path.restore(scan_path.kept(scan_path.arrange(features)))[0, :, 0].tolist() == kept

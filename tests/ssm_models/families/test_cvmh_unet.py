@@ -10,8 +10,9 @@ import ssm_models
 from spaces import PruningSchedule
 from spaces.errors import UsageError
 from ssm_models.families.cvmh_unet import CVMHConfig, CVMHUNet, CVSSBlock
-from ssm_models.pruning import TokenView
 from ssm_models.families.staged import as_grid, as_tokens
+from ssm_models.token_sets import TokenSets
+from ssm_models.token_view import TokenView
 from tests.ssm_models.conftest import pictures, shaken, view_of
 
 CONFIG = CVMHConfig(16, (2, 3), decoder=(2, 1), states=4)
@@ -45,7 +46,7 @@ def test_a_block_by_its_formula() -> None:
     for parameter in block.parameters():
         parameter += 0.1 * torch.randn(parameter.shape)
     x, grid = torch.randn(2, 12, 16), (3, 4)
-    view = TokenView(12, torch.zeros(2).long(), PruningSchedule().method, grid=grid)
+    view = TokenView(TokenSets(12), torch.zeros(2).long(), PruningSchedule().method, grid=grid)
 
     def over(conv: Any, tokens: torch.Tensor) -> torch.Tensor:
         return as_tokens(conv(as_grid(tokens, grid)))
@@ -100,7 +101,7 @@ def test_skips_and_decoder_get_whole_grids() -> None:
     assert [(s.height, s.width) for s in model.layout.stages] == [(5, 9), (3, 5), (3, 5), (5, 9)]
     x, view, kept = model.run_blocks(images)
     assert [k.shape[1] for k in kept] == [9, 5, 3, 6]
-    assert x.shape == (2, 45, 16) and view.travelling is None
+    assert x.shape == (2, 45, 16) and view.sets.travelling_idx is None
     assert [skip.shape for skip in view.aside] == [(2, 45, 16)]
     assert torch.equal(view.aside[0], model.embed(images))
     assert model(images).shape == (2, 3, 20, 36)

@@ -16,7 +16,7 @@ from torch import Tensor
 import ssm_models
 from spaces.schedule import ALIGNMENT
 from ssm_models.families.group_mamba import GroupMambaConfig, GroupMambaLayer
-from tests.ssm_models.conftest import NESTED, fates_of_a_batch, held_on_the_ways, places, view_of
+from tests.ssm_models.conftest import NESTED, fates_of_a_batch, gap_sums_along_the_paths, places, view_of
 
 SIZES = {  # parameters, keys and GFLOPs of the authors' models
     "group_mamba_tiny": (23_361_917, 1266, 4.67),
@@ -106,9 +106,9 @@ def test_a_pruned_layer_is_the_recurrence_over_the_whole_grid(data: st.DataObjec
             parameter += 0.3 * torch.randn(parameter.shape)
     full, past = torch.randn(2, height * width, 16).double(), torch.rand(2, 4, height * width, 4).double()
     view = replace(view_of(fates, alignment=policy), grid=(height, width))
-    if view.seen is not None:
-        sums = [held_on_the_ways(past[b], fates[b], height, width) for b in range(2)]
-        view = replace(view, held=tuple(torch.stack(pair) for pair in zip(*sums, strict=True)))
+    if view.sets.scanned_positions is not None:
+        sums = [gap_sums_along_the_paths(past[b], fates[b], height, width) for b in range(2)]
+        view = replace(view, gap_sums=tuple(torch.stack(pair) for pair in zip(*sums, strict=True)))
     x = torch.stack([full[b, places(image, *NESTED[0])] for b, image in enumerate(fates)])
     with torch.inference_mode():
         found, signals = layer(x, view, True)

@@ -130,9 +130,9 @@ def test_a_pruned_mixer_is_the_recurrence_over_the_whole_grid(data: st.DataObjec
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     full, past = torch.randn(2, height * width, 8), torch.rand(2, height * width, 16)
     view = view_of(fates, alignment=policy)
-    if view.seen is not None:
+    if view.sets.scanned_positions is not None:
         held = torch.stack([gap_sums(past[b], places(fates[b], *NESTED[1]), False) for b in range(2)])
-        view = replace(view, held=(held,))
+        view = replace(view, gap_sums=(held,))
     x = torch.stack([full[b, places(image, *NESTED[0])] for b, image in enumerate(fates)])
     with torch.inference_mode():
         found, signals = mixer(x, view, True)

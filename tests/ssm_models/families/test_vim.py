@@ -17,8 +17,9 @@ import ssm_models
 from spaces import PruningSchedule
 from spaces.schedule import ALIGNMENT
 from ssm_models import PrunableModel
-from ssm_models.pruning import TokenView
 from ssm_models.families.vim import VimConfig, VimMixer
+from ssm_models.token_sets import TokenSets
+from ssm_models.token_view import TokenView
 from tests.ssm_models.conftest import KEPT, NESTED, fates_of_a_batch, gap_sums, places, shaken, view_of
 
 PARAMETERS = {"vim_tiny": 7_148_008, "vim_small": 25_796_584, "vim_base": 97_598_440, "vim_tiny_stride8": 7_250_344}
@@ -54,7 +55,7 @@ def test_a_block_written_out(model: PrunableModel, images: Tensor) -> None:
     """The mixer equals the two-direction formula, position by position."""
     mixer = model.blocks[3].mixer
     x = torch.randn(2, 9, 64)
-    view = TokenView(9, torch.zeros(2).long(), PruningSchedule().method)
+    view = TokenView(TokenSets(9), torch.zeros(2).long(), PruningSchedule().method)
     with torch.no_grad():
         found, signals = mixer(x, view, True)
         u, z = mixer.in_proj(x).chunk(2, -1)
@@ -138,9 +139,9 @@ def test_a_pruned_mixer_is_the_full_recurrence_without_input(data: st.DataObject
     full, past = torch.randn(2, length, 64), torch.rand(2, 2, length, 128)
     view = view_of(fates, alignment=policy)
     seen = [places(image, *NESTED[1]) for image in fates]
-    if view.seen is not None:
+    if view.sets.scanned_positions is not None:
         held = (torch.stack([gap_sums(past[b, k], seen[b], k == 1) for b in range(2)]) for k in range(2))
-        view = replace(view, held=tuple(held))
+        view = replace(view, gap_sums=tuple(held))
     x = torch.stack([full[b, places(image, *NESTED[0])] for b, image in enumerate(fates)])
     with torch.inference_mode():
         found, signals = mixer(x, view, True)

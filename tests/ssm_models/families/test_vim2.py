@@ -10,6 +10,7 @@ from torch import Tensor
 import ssm_models
 from spaces import PruningSchedule
 from ssm_models.families.vim2 import ChannelMixer, ViM2, ViM2Config
+from ssm_models.token_sets import TokenSets
 from tests.ssm_models.conftest import pictures, shaken
 
 CONFIG = ViM2Config(8, (4, 2), patch=2, states=4, group=4)
@@ -54,7 +55,7 @@ def test_without_channel_mixers_it_is_vmamba() -> None:
             x, _ = vmamba.layers[stage].blocks[index](x, view, False)
             if index + 1 == (2, 2, 6, 2)[stage] and stage < 3:
                 x = vmamba.downsample(stage, x)
-                view = replace(view, length=x.shape[1], grid=(view.grid[0] // 2, view.grid[1] // 2))
+                view = replace(view, sets=TokenSets(x.shape[1]), grid=(view.grid[0] // 2, view.grid[1] // 2))
         assert torch.allclose(model(images), vmamba.classify(x, view), atol=1e-5)
 
 

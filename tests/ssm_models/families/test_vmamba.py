@@ -22,7 +22,7 @@ from tests.ssm_models.conftest import (
     KEPT,
     NESTED,
     fates_of_a_batch,
-    held_on_the_ways,
+    gap_sums_along_the_paths,
     pictures,
     places,
     shaken,
@@ -129,9 +129,9 @@ def test_a_pruned_mixer_is_the_recurrence_over_the_whole_grid(data: st.DataObjec
     torch.manual_seed(data.draw(st.integers(0, 1000)))
     full, past = torch.randn(2, height * width, 8), torch.rand(2, 4, height * width, 16)
     view = replace(view_of(fates, alignment=policy), grid=(height, width))
-    if view.seen is not None:
-        sums = [held_on_the_ways(past[b], fates[b], height, width) for b in range(2)]
-        view = replace(view, held=tuple(torch.stack(pair) for pair in zip(*sums, strict=True)))
+    if view.sets.scanned_positions is not None:
+        sums = [gap_sums_along_the_paths(past[b], fates[b], height, width) for b in range(2)]
+        view = replace(view, gap_sums=tuple(torch.stack(pair) for pair in zip(*sums, strict=True)))
     x = torch.stack([full[b, places(image, *NESTED[0])] for b, image in enumerate(fates)])
     with torch.inference_mode():
         found, signals = mixer(x, view, True)

@@ -7,9 +7,7 @@ from ssm_models.scan import reference, traced
 from ssm_models.scan.arguments import ScanArguments
 
 
-def inputs(
-    reverse: list[int], paths: int = 0, kept: int | None = None, optional: bool = True
-) -> ScanArguments:
+def inputs(reverse: list[int], paths: int = 0, kept: int | None = None, optional: bool = True) -> ScanArguments:
     """Return arguments of a scan over 7 tokens of 6 channels; `optional` ones are there or None."""
     random = torch.Generator().manual_seed(0)
     b, length, channels, states, groups = 2, 7, 6, 3, len(reverse)

@@ -1,9 +1,9 @@
-"""What it costs to take tokens out and to put them back, as rows and channel by channel (gather and scatter).
+"""Time of taking tokens out and putting them back: whole rows of a table against torch's gather and scatter.
 
-Both in turn in this process; the median of the rounds' ratios counts. Of each image the first half of a random order
-is taken, in raster order.
+Both run in turn in this process; the result is the median of the rounds' ratios. Half of the tokens of each image are
+chosen at random and kept in raster order.
 
-    python benchmarks/rows.py [--rounds 25]
+    python benchmarks/gather.py [--rounds 25]
 """
 
 import argparse
@@ -21,17 +21,17 @@ SHAPES = ((8, 197, 384), (8, 196, 896), (64, 64, 128), (16, 576, 64))  # images,
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
-    """The rival of `take`."""
+    """What `take` is compared with."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 
 def scatter(x: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
-    """The rival of `put`."""
+    """What `put` is compared with."""
     return x.scatter(1, index[..., None].expand(-1, -1, x.shape[2]), tokens)
 
 
 def scatter_add(x: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
-    """The rival of `add`."""
+    """What `add` is compared with."""
     return x.scatter_add(1, index[..., None].expand(-1, -1, x.shape[2]), tokens)
 
 

@@ -11,18 +11,18 @@ from spaces.errors import UnknownNameError, UsageError
 from ssm_models.base import PrunableModel
 
 WEIGHTS = Path(__file__).parent / "weights"
-LONGEST_SIDE = 4096  # pixels of an image: its tokens would fill any memory before
+LONGEST_SIDE = 4096  # pixels; the tokens of larger images would exhaust memory first
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model's name, its sizes, and the images it expects.
+    """A model's name, its sizes, and the preprocessing it expects.
 
     Attributes:
         family: the class; called with (config, name, num_classes, img_size) and the options of `create_model`.
         config: the family's own sizes, a dataclass with `drop_path` among them.
         img_size: pixels of a side, unless asked otherwise.
-        mean, std, interpolation, crop_pct: preprocessing, as timm means them.
+        mean, std, interpolation, crop_pct: preprocessing, with timm's meanings.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ModelInfo:
         return path if path.exists() else None
 
     def pretrained_cfg(self, img_size: tuple[int, int], num_classes: int) -> dict[str, Any]:
-        """Return the preprocessing in timm's words."""
+        """Return the preprocessing in timm's terms, for images of (height, width) pixels."""
         return {
             "architecture": self.name,
             "input_size": (3, *img_size),
@@ -69,10 +69,14 @@ def list_models() -> list[str]:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Return what is known of a model.
+    """Return the registration of a model.
 
     Raises:
-        UnknownNameError: there is none of that name.
+        UnknownNameError: there is no model of that name; the message suggests similar ones.
+
+    >>> info = model_info("vim_nano")
+    >>> info.img_size, info.num_classes, info.weights is not None
+    (28, 10, True)
     """
     if name not in _MODELS:
         raise UnknownNameError("model", name, _MODELS)
@@ -97,7 +101,7 @@ def create_model(
     drop_path_rate: float | None = None,
     **options: Any,
 ) -> PrunableModel:
-    """Build a model with random weights.
+    """Build a model with random weights, in training mode.
 
     Args:
         name: one of `list_models()`.
@@ -108,7 +112,11 @@ def create_model(
 
     Raises:
         UnknownNameError: there is no model of that name.
-        UsageError: images too small for the model, or of more than `LONGEST_SIDE` pixels a side.
+        UsageError: the images are too small for the model, or larger than `LONGEST_SIDE` pixels a side.
+
+    >>> model = create_model("vim_nano", num_classes=7, img_size=(32, 64))
+    >>> model.layout.stages[0].tokens  # patches of 4 pixels
+    128
     """
     info = model_info(name)
     size = img_size or info.img_size

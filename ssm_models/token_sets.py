@@ -18,9 +18,9 @@ Steps may differ in their contexts. Here tokens 1 and 5 of ten are dropped, 0 an
 
     scanned_positions = 2 3 4 6 8 9      kept_positions = 2 4 8      kept_in_travelling = 1 3 6
 
-The names say what an index counts in: `X_idx` in the next larger set, `X_positions` in the whole sequence, `X_in_Y` in
-Y. All of them are (b, n), ascending. None stands for the whole set, so that nothing is gathered from a set that equals
-the one around it.
+The names say what an index counts in: `X_idx` in the next larger set, `X_positions` in the whole sequence, `X_in_Y`
+in Y. All of them are (b, n), ascending. None stands for the whole set, so that nothing is gathered from a set that
+equals the one around it.
 """
 
 from dataclasses import dataclass, replace

@@ -153,10 +153,12 @@ class TokenView:
         return take_if(grid.flatten(2).transpose(1, 2), self.sets.scanned_positions)
 
     def overwrite(self, x: Tensor, grid: Tensor) -> Tensor:
-        """Return the travelling tokens x (b, T, D) with the values of a grid (b, D, height, width) for the kept ones."""
-        new = take_if(grid.flatten(2).transpose(1, 2), self.sets.kept_positions)
-        rows = self.sets.kept_in_travelling
-        return new if rows is None else put(x, rows, new)
+        """Return the travelling tokens x (b, T, D) with the values of a grid (b, D, H, W) for the kept ones."""
+        values, index = (
+            take_if(grid.flatten(2).transpose(1, 2), self.sets.kept_positions),
+            self.sets.kept_in_travelling,
+        )
+        return values if index is None else put(x, index, values)
 
     def gap(
         self, delta: Tensor, delta_bias: Tensor, idle: Tensor, sequence: int, direction: Direction

@@ -1,8 +1,8 @@
-"""CVMH-UNet (Cao et al., arXiv:2410.05624): a UNet of blocks that scan four ways and look around.
+"""CVMH-UNet (Cao et al., arXiv:2410.05624): a UNet of blocks with four scans and a local branch.
 
-There is no code of the authors'. What the paper gives is followed: widths, depths, the four one-way scans of CS2D,
-the formulas of CVSSBlock, the fusion (`grid_fusion.MFMS`) at every level, the extra skip around pairs of blocks.
-Chosen here:
+The authors published no code. From the paper come the widths and depths, the four one-way scans of CS2D, the formulas
+of CVSSBlock, the fusion (`grid_fusion.MFMS`) at every level, and the extra skip around pairs of blocks. Choices made
+here:
 
 - F_g = CA(CS(F)), CS the block of VMamba's first release with its residual, 16 states, the scans of CS2D for those
   of SS2D.

@@ -1,8 +1,8 @@
 """Depthwise convolutions over a grid of which some tokens are pruned.
 
-While all positions are asked for, it is a convolution over the grid. For fewer, each asked position adds up its
-neighbours, of those that travel, weighted: the same values at a cost that falls with the positions, so that the cost
-stays a polynomial. Gradients go by way of the whole grid, which keeps one copy of the tokens and not one a tap.
+For all positions it is a convolution over the grid. For fewer, each position sums its weighted neighbours among the
+travelling tokens: the same values at a cost proportional to the positions. With gradients the whole grid is
+convolved, which saves one copy of the tokens for the backward pass instead of one per tap.
 """
 
 import torch
@@ -14,24 +14,24 @@ from ssm_models.token_view import TokenView
 
 
 def at_seen(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, everywhere: bool = False) -> Tensor:
-    """Convolve those that travel on their grid, with zeros around it and where nothing is left of a token.
+    """Convolve the travelling tokens on their grid, with zeros around it and for the tokens that are gone.
 
     Args:
-        x: (b, T, D) features of those that travel.
+        x: (b, T, D) features of the travelling tokens.
         weight: (D, 1, side, side), of an odd side.
         bias: (D,), or None.
         view: the tokens, with their grid.
-        everywhere: convolve the whole grid nevertheless and take what is asked for. It costs what it costs unpruned;
-            where that is little beside the rest of a block, it takes less time than to gather the neighbours.
+        everywhere: always convolve the whole grid, at its full cost. Where that is small beside the rest of a block,
+            it is faster than gathering the neighbours.
 
     Returns:
-        What the state sees of it, (b, S, D).
+        (b, S, D) at the scanned tokens.
     """
     return _at(x, weight, bias, view, "seen", view.sets.scanned_positions, everywhere)
 
 
 def at_kept(x: Tensor, weight: Tensor, bias: Tensor | None, view: TokenView, everywhere: bool = False) -> Tensor:
-    """Return the kept tokens (b, K, D) of the same."""
+    """Return the same at the kept tokens, (b, K, D)."""
     return _at(x, weight, bias, view, "kept", view.sets.kept_positions, everywhere)
 
 
@@ -44,9 +44,9 @@ def _at(
     positions: Tensor | None,
     everywhere: bool,
 ) -> Tensor:
-    """Return the convolution at some positions (b, P), None: at all."""
+    """Return the convolution at `positions` (b, P); None: at all of them."""
     side = weight.shape[2]
-    # An exported graph, too, is better off with one convolution than with a gather for each tap.
+    # In an exported graph, too, one convolution is better than a gather for each tap.
     if positions is None or everywhere or torch.is_grad_enabled() or torch.compiler.is_exporting():
         grid = F.conv2d(view.to_grid(x, *view.grid), weight, bias, padding=side // 2, groups=len(weight))
         whole = grid.flatten(2).transpose(1, 2)
@@ -63,16 +63,16 @@ def _at(
 
 
 def neighbours(view: TokenView, positions: Tensor, side: int) -> tuple[Tensor, ...]:
-    """Return where the features stand that a convolution of `side` × `side` reads at some positions (b, P).
+    """Return the rows that a convolution of `side` × `side` reads at `positions` (b, P).
 
     Returns:
-        For each tap (b · P) rows of those that travel, (b, T + 1, D), as one table; row T of an image is zeros.
+        For each tap (b · P,) rows in the table of the travelling tokens, b · (T + 1); row T of an image is zeros.
     """
     (height, width), reach = view.grid, side // 2
     wide, batch = width + 2 * reach, positions.shape[0]
 
     def padded(places: Tensor) -> Tensor:
-        """Return where positions stand in raster order on the grid with its border."""
+        """Return the raster positions on the grid with its border."""
         return (places // width + reach) * wide + places % width + reach
 
     where = view.sets.travelling_idx

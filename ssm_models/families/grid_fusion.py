@@ -1,7 +1,7 @@
-"""The way between two grids of a UNet: smaller or larger patches, and what a skip and a decoder's grid give together.
+"""Layers between the grids of a UNet: fusion of a skip with a decoder's grid, and patch expanding.
 
-MFMS is the multi-frequency multi-scale block of CVMH-UNet (arXiv:2410.05624): of a skip F and a decoder's grid G it
-gives w F + (1 - w) G with w = sigmoid(global(X) + local(X)), X = F + G, a weight for each channel and place.
+MFMS is the multi-frequency multi-scale block of CVMH-UNet (arXiv:2410.05624): from a skip F and a decoder's grid G
+it computes w F + (1 - w) G with w = sigmoid(global(X) + local(X)), X = F + G, a weight for each channel and place.
 """
 
 import math
@@ -44,7 +44,7 @@ def kernel_of(channels: int) -> int:
 
 
 class MFMS(nn.Module):
-    """Weighs a skip against a decoder's grid.
+    """Weigh a skip against a decoder's grid.
 
     The global part takes the mean, the largest and the smallest value of X times each basis function, averages each
     over the functions, and adds up a convolution over the channels of each. The local part is a bottleneck of a
@@ -69,7 +69,7 @@ class MFMS(nn.Module):
         )  # fmt: skip
 
     def forward(self, skip: Tensor, grid: Tensor) -> Tensor:
-        """Return both together, (b, C, H, W) as each."""
+        """Return the weighted sum (b, C, H, W) of two grids (b, C, H, W)."""
         both = skip + grid
         products = [both.flatten(2) * wave for wave in self.basis.to(both.dtype)]
         pooled = [
@@ -84,7 +84,7 @@ class MFMS(nn.Module):
 
 
 class PatchExpanding(nn.Module):
-    """One token as `scale` × `scale` neighbours (VM-UNet, arXiv:2402.02491).
+    """Expand each token into `scale` × `scale` neighbours (VM-UNet, arXiv:2402.02491).
 
     Args:
         inputs, outputs: channels.

@@ -1,4 +1,4 @@
-"""What the families' layers have in common."""
+"""Layers, sizes and initialisations that several families share."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class MambaConfig:
-    """Sizes that a family without stages has.
+    """Sizes of a family without stages.
 
     Attributes:
         dim: width of the features that travel.
@@ -59,7 +59,7 @@ def drop_rates(highest: float, blocks: int) -> list[float]:
 
 
 def init_linear(network: nn.Module) -> None:
-    """Draw the weights of all linear layers from a normal distribution of deviation 0.02, cut off; biases are 0."""
+    """Draw the weights of all linear layers from a truncated normal distribution (σ = 0.02); biases are 0."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             trunc_normal_(module.weight, std=0.02)
@@ -85,7 +85,7 @@ def a_log(channels: int, states: int) -> nn.Parameter:
 def resize_positions(embedding: Tensor, grid: tuple[int, int] | None, goal: tuple[int, int]) -> Tensor:
     """Resize position embeddings (1, h · w, D) of a grid (h, w), square if None, to (1, H · W, D), bicubic.
 
-    What does not fit its grid, or has the right one already, is returned as it is.
+    Embeddings that do not fit the grid, or already have the right one, are returned unchanged.
     """
     tokens = embedding.shape[1]
     if grid is None:  # of as many tokens, the same grid is likelier than a square

@@ -1,15 +1,14 @@
 """PlainMamba (Yang et al., arXiv:2403.17695): no stages, no cls token, four scans in zigzag over the grid.
 
-Parameter names are the authors' (ChenhongyiYang/PlainMamba), and so are two quirks that their published
-weights depend on: the bias of Δ counts twice, and only the input u goes through the grid in zigzag while Δ,
-B and C stay in raster order, so that at step t a direction reads u of the t-th token on its way and Δ, B and
-C of the t-th token in raster order.
+Parameter names are the authors' (ChenhongyiYang/PlainMamba). Their published weights depend on two quirks, which are
+kept: the bias of Δ is added twice, and only the input u is in zigzag order, while Δ, B and C stay in raster order. So
+at step t a direction reads u of the t-th token on its path, and Δ, B and C of the t-th token in raster order.
 
-Pruned, the same holds of what is kept: at step j a direction reads u of the j-th kept token on its way and
-Δ, B and C of the j-th kept token in raster order. The Δ of pruned tokens are thus missing from the raster
-sequence, and alignment puts them back there: every direction equals the recurrence over all raster
-positions in which a pruned one has the Δ of the policy and no input. What a direction adds to B belongs to
-the visited token: it tells the move by which the way over the whole grid enters it.
+The same holds after pruning, for the kept tokens: at step j a direction reads u of the j-th kept token on its path,
+and Δ, B and C of the j-th kept token in raster order. The Δ of pruned tokens are missing from the raster sequence,
+and alignment restores them there: every direction equals the recurrence over all raster positions in which a pruned
+one has the Δ of the policy and no input. What a direction adds to B depends on the visited token: on the move by
+which the path over the whole grid enters it.
 """
 
 import math
@@ -37,7 +36,7 @@ from ssm_models.scan import channel_last_scan
 from ssm_models.scan_paths import FORWARD
 from ssm_models.token_view import TokenView
 
-START, RIGHT, LEFT, UP, DOWN = range(5)  # the move into a step, as the rows of `direction_Bs` stand for
+START, RIGHT, LEFT, UP, DOWN = range(5)  # the move into a step; indexes the rows of `direction_Bs`
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ class PlainMambaMixer(nn.Module):
 
 
 class PlainMambaBlock(nn.Module):
-    """LayerNorm, mixer and residual; in some a depthwise convolution that replaces what comes out."""
+    """LayerNorm, mixer and residual; in some blocks a depthwise convolution that replaces the output."""
 
     def __init__(self, config: PlainMambaConfig, grid: tuple[int, int], drop_path: float, dwconv: bool) -> None:
         super().__init__()
@@ -186,7 +185,7 @@ class PatchEmbed(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The parts under the name that the authors' keys begin with."""
+    """Everything before the head, under the prefix of the authors' keys."""
 
     def __init__(self, config: PlainMambaConfig, grid: tuple[int, int], in_chans: int) -> None:
         super().__init__()
@@ -253,7 +252,7 @@ class PlainMamba(PrunableModel):
         return tokens
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Read the mean of the tokens that the state sees: the kept ones, and the frozen as they last were."""
+        """Classify the mean of the scanned tokens: the kept ones, and frozen ones with their last features."""
         logits: Tensor = self.head(self.backbone.ln1(view.scanned(x)).mean(1))
         return logits
 

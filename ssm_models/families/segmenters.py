@@ -1,7 +1,7 @@
-"""Segmentation by a classifier's stages, with the plainest head there is: a linear layer on every grid, added up.
+"""Segmentation with the stages of a classifier and a linear head on each grid.
 
-A grid's logits are enlarged bilinearly. The grids are those that each stage begins with, and the last one's end: all
-whole, whatever a schedule prunes in between.
+The logits of each grid are upsampled bilinearly and added. The grids are the inputs of all stages and the output of
+the last one. They are whole whatever a schedule prunes in between.
 """
 
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from ssm_models.token_view import TokenView
 
 
 class VMambaSegmenter(VMamba):
-    """VMamba with a linear layer on each stage's grid in the place of its head."""
+    """VMamba with a linear layer on each stage's grid in place of its head."""
 
     task = "segmentation"
 

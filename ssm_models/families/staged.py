@@ -1,4 +1,4 @@
-"""What families with stages share: grids that halve, and layers of blocks with a way from each to the next."""
+"""Families with stages: grids that halve from stage to stage, and stages of blocks with a downsampling layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def staged_layout(
         img_size: (height, width) in pixels.
         depths: blocks of each stage.
         patch: pixels of a token's side in the first stage.
-        padded: whether pixels beyond the last whole patch make one more; else they are left out.
+        padded: whether pixels beyond the last whole patch make up another one; otherwise they are cropped.
 
     Raises:
         ValueError: the images are smaller than a patch.
@@ -51,9 +51,9 @@ def as_tokens(grid: Tensor) -> Tensor:
 
 
 class StagedModel(PrunableModel):
-    """A family whose stages are `layers`, each with its `blocks` and a `downsample` from its grid to the next one's.
+    """A family whose stages are `layers`, each with `blocks` and a `downsample` from its grid to the next one.
 
-    Merging is not offered: a token that was averaged into another one could not come back as it was.
+    Merging is not supported: a token that was averaged into another one cannot return at the end of the stage.
 
     Attributes:
         patch_embed: turns images into the first grid (b, D, H, W).

@@ -77,7 +77,7 @@ class VimMixer(nn.Module):
     def _scan(
         self, u: Tensor, z: Tensor, view: TokenView, direction: Direction
     ) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Return one direction's gated output (b, K, D), and a function that returns its Δ; see `directional_scan`."""
+        """Return what `directional_scan` does of one direction: the gated output (b, K, D), and what gives Δ."""
         reverse = direction.reverse
         u = causal_conv(view.in_sequence(u), self._parameter("conv1d", reverse), reverse)
         u = F.silu(view.from_sequence(u))
@@ -93,11 +93,11 @@ class VimMixer(nn.Module):
 
 
 def causal_conv(x: Tensor, conv: nn.Conv1d, reverse: bool) -> Tensor:
-    """Convolve x (b, L, D) depthwise with what precedes each position; in the reverse direction, follows it."""
+    """Convolve x (b, L, D) depthwise, causally in the direction of the scan."""
     reach = conv.kernel_size[0] - 1
     weight = conv.weight.flip(-1) if reverse else conv.weight
     padded = F.pad(x, (0, 0, 0, reach) if reverse else (0, 0, reach, 0))
-    # As a picture one pixel high: two-dimensional convolutions take channels that come last as they are.
+    # As an image one pixel high: two-dimensional convolutions take channels-last inputs without a copy.
     picture = padded.transpose(1, 2).unsqueeze(2)
     return F.conv2d(picture, weight.unsqueeze(2), conv.bias, groups=conv.groups).squeeze(2).transpose(1, 2)
 

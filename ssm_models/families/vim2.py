@@ -1,6 +1,6 @@
-"""ViM2 (Behrouz et al., arXiv:2403.19888, version 1): token mixers, channel mixers, and averages of what came before.
+"""ViM2 (Behrouz et al., arXiv:2403.19888, version 1): token mixers, channel mixers, averages of earlier outputs.
 
-There is no code of the authors', and the paper leaves much open. What is chosen here, with what it reads:
+The authors published no code, and the paper leaves much open. Choices made here, and their grounds:
 
 - Sizes are Table 8's: in each stage two token mixers, then a channel mixer, and so on. A *block* is a token mixer,
   with the channel mixer behind it where one follows, so that a schedule may prune after each token mixer.

@@ -1,12 +1,12 @@
 """VMamba (Liu et al., arXiv:2401.10166): four stages of blocks whose scans cross the grid along rows and columns.
 
 Parameter names are the authors' (MzeroMiko/VMamba), so that their checkpoints load as they are; names of their first
-release and linear layers stored as 1×1 convolutions are taken too. `v0` is that first release: with a gate, sixteen
-states, no MLP, and patches merged between the stages.
+release, and linear layers stored as 1×1 convolutions, are accepted too. `v0` is that first release: with a gate,
+sixteen states, no MLP, and patches merged between the stages.
 
-Each of the four scans has its own Δ, B and C, computed from the token that it visits, and its own gaps where tokens
-are pruned. Tokens that are gone come back at the end of their stage, of the last one too: the head reads the mean of
-all. The output of the state-space model by which tokens are scored is the sum of the scans, before its norm and gate.
+Each of the four scans has its own Δ, B and C, computed from the token it visits, and its own gaps where tokens are
+pruned. Pruned tokens return at the end of their stage, the last one included: the head reads the mean of all tokens.
+Tokens are scored by the sum of the scans, before its norm and gate.
 """
 
 import math
@@ -120,10 +120,9 @@ class SS2D(nn.Module):
     def _weights(self) -> Iterator[ScanWeights]:
         """Give the weights of each direction."""
         count = len(self.directions)
-        stacked = (self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias)
         A_logs, Ds = self.A_logs.chunk(count), self.Ds.chunk(count)
         for k in range(count):
-            yield ScanWeights(*(weight[k] for weight in stacked), A_logs[k], Ds[k])
+            yield ScanWeights(self.x_proj_weight[k], self.dt_projs_weight[k], self.dt_projs_bias[k], A_logs[k], Ds[k])
 
 
 class VMambaBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""VSSD (Shi et al., arXiv:2407.18559): a state-space model without an order, in stages.
+"""VSSD (Shi et al., arXiv:2407.18559): a non-causal state-space model in stages.
 
 Parameter names are the authors' (YuHengsss/VSSD), so that their checkpoints load as they are.
 

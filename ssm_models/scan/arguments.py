@@ -7,6 +7,7 @@ image and P scan orders. Tensors are channel-last, as the linear layers of a mod
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -150,7 +151,10 @@ class ScanGradients:
     @classmethod
     def zeros(cls, arguments: ScanArguments) -> "ScanGradients":
         """Return gradients of zero, as for an empty batch."""
-        return cls(**{k: x if x is None else x.new_zeros(x.shape) for k, x in arguments.differentiable().items()})
+        zeros: dict[str, Any] = {
+            name: x if x is None else torch.zeros_like(x) for name, x in arguments.differentiable().items()
+        }
+        return cls(**zeros)
 
     def of(self, name: str) -> Tensor:
         """Return the gradient of an input that is present."""

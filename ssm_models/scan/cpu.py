@@ -1,8 +1,8 @@
-"""The selective scan on the CPU: compiled loops that keep the states of some channels in the nearest cache.
+"""The selective scan on the CPU: compiled loops that keep the states of a tile of channels in the L1 cache.
 
-A work item is one image, one group of channels (a scan direction) and one tile of its channels. Nothing of
-size L × D × N is stored in the forward pass; the backward pass stores the states of one tile a thread.
-The kernels release the GIL, and as many threads share the items as torch is set to use.
+A work item is one image, one group of channels (a scan direction) and one tile of its channels. The forward pass
+stores nothing of size L × D × N; the backward pass stores the states of one tile per thread. The kernels release the
+GIL, and the items are shared among as many threads as torch is set to use.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from torch import Tensor
 from ssm_models.scan import cpu_kernels as kernels
 from ssm_models.scan.arguments import ScanArguments, ScanGradients
 
-_ALONE = 200_000  # state-steps that are done before a second thread has woken up
+_ALONE = 200_000  # state-steps that one thread finishes before a second one has woken up
 _ABSENT = {ndim: np.empty((0,) * ndim, np.float32) for ndim in (1, 3)}
 _ALL_EMIT = np.empty((0, 0), np.int64)
 
@@ -117,7 +117,7 @@ def forward(arguments: ScanArguments) -> Tensor:
     if workers == 1:
         kernel(0, items, *inputs, array)
         return out.to(a.u.dtype)
-    # More shares than threads: whoever is held up by another process takes fewer of them.
+    # More shares than threads: a thread that another process holds up takes fewer of them.
     shares = min(items, 4 * workers)
     share = itertools.count()
 

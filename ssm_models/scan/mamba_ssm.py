@@ -1,10 +1,9 @@
-"""The selective scan by mamba-ssm's CUDA kernel, for those who have built it.
+"""The selective scan by mamba-ssm's CUDA kernel, where that is installed.
 
-The library's function knows one Δ, one direction and channels before positions. What else the operator can
-do is put around it in torch: a gap by its Δ in the decay and an input scaled back to its own Δ, the groups'
-directions by flips, `emit` and `orders` by gathers. D and the gate stay outside wherever the library's would
-be wrong. Gradients are torch's own, through the library's. Where there are gaps, Δ must be positive, as after the
-softplus: the trick divides by Δ + gap.
+The library supports one Δ, one direction and channels before positions. The rest of the operator is built around it
+in torch: a gap is added to Δ, and the input scaled back to its own Δ; directions are flips; `emit` and `orders` are
+gathers. D and the gate are applied outside wherever the library's would be wrong. Gradients are autograd's, through
+the library's. With gaps Δ must be positive, as it is after the softplus: the scaling divides by Δ + gap.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -35,15 +34,16 @@ def backward(grad: Tensor, arguments: ScanArguments) -> ScanGradients:
 
     def again() -> dict[str, Tensor]:
         with torch.cuda.stream(stream):
-            leaves = {name: x.detach().requires_grad_() for name, x in tensors.items() if x is not None}
+            leaves: dict[str, Any] = {k: x.detach().requires_grad_() for k, x in tensors.items() if x is not None}
             out = _scan(replace(arguments, **leaves))
             found = torch.autograd.grad(out, list(leaves.values()), grad.to(out.dtype), materialize_grads=True)
             return dict(zip(leaves, found, strict=True))
 
     # An operator runs below autograd, which records nothing there; a new thread starts above it.
     with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(again).result()
-    return ScanGradients(**{name: found.get(name) for name in tensors})  # type: ignore[arg-type]
+        found: dict[str, Any] = pool.submit(again).result()
+    gradients: dict[str, Any] = {name: found.get(name) for name in tensors}
+    return ScanGradients(**gradients)
 
 
 def _scan(a: ScanArguments) -> Tensor:
@@ -118,8 +118,8 @@ def _library(a: ScanArguments) -> Tensor:
         return x if x is None else x.float()
 
     y: Any = selective_scan_fn(
-        last(a.u), last(a.delta), a.A.float(), last(a.B), last(a.C), parameter(a.D), None if a.z is None else last(a.z),
-        delta_bias=parameter(a.delta_bias), delta_softplus=a.delta_softplus,
+        last(a.u), last(a.delta), a.A.float(), last(a.B), last(a.C), parameter(a.D),
+        None if a.z is None else last(a.z), delta_bias=parameter(a.delta_bias), delta_softplus=a.delta_softplus,
     )  # fmt: skip
     return torch.as_tensor(y).movedim(-1, 1)
 

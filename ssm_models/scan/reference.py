@@ -1,4 +1,4 @@
-"""The selective scan written for reading: one step a position, in any dtype and on any device."""
+"""The selective scan written for readability: one step per position, in any dtype and on any device."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,7 +43,7 @@ def backward(grad: Tensor, arguments: ScanArguments) -> ScanGradients:
 
 
 class _Inner(NamedTuple):
-    """Gradients of the recurrence alone: without bias, softplus, D and z. `gap` is that of Δ + gap in the exponent."""
+    """Gradients of the recurrence alone, without bias, softplus, D and z; `gap` is that of the exponent's Δ + gap."""
 
     u: Tensor
     dt: Tensor

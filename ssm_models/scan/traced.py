@@ -1,8 +1,8 @@
-"""The selective scan as `torch.export` traces it: one loop over positions, whose body stands in the graph once.
+"""The selective scan as `torch.export` traces it: one loop over positions, whose body is in the graph once.
 
-An exported model has to run where nobody knows our operator. Unrolled, the reference would give a graph that grows
-with the number of tokens; as a higher-order `scan` it is the same few nodes for any number, and ONNX has the same
-loop, `Scan`. It takes the reference's operations in the reference's order.
+An exported model has to run where the custom operator does not exist. Unrolled, the reference would give a graph that
+grows with the number of tokens. As a higher-order `scan` it is a few nodes for any number, and ONNX has the same
+loop, `Scan`. The operations and their order are those of the reference.
 """
 
 import torch

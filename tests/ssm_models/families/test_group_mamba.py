@@ -70,7 +70,7 @@ def slow(
         u, z = group.in_proj(part).chunk(2, -1)
         u = torch.where(torch.tensor([t in travels for t in range(len(x))])[:, None], u, 0)
         u = F.silu(group.conv2d(u.T.reshape(1, -1, height, width))[0].flatten(1).T)
-        rank, states = group.rank, group.A_logs.shape[1]
+        rank, states = group.dt_projs_weight.shape[2], group.A_logs.shape[1]
         dt, B, C = F.linear(u, group.x_proj_weight[0]).split([rank, states, states], -1)
         bias, A = group.dt_projs_bias[0], -group.A_logs.exp()
         delta = F.softplus(F.linear(dt, group.dt_projs_weight[0]) + bias)

@@ -100,9 +100,10 @@ def slow(
         order = convolved[:: -1 if suffix else 1]
         v = torch.zeros_like(u)
         v[order] = F.silu(conv(F.pad(u[order].T[None], (3, 0)))[0].T)
-        raw, B, C = x_proj(v).split([mixer.rank, mixer.states, mixer.states], -1)
+        rank, states = dt_proj.in_features, log_a.shape[1]
+        raw, B, C = x_proj(v).split([rank, states, states], -1)
         dt = F.softplus(dt_proj(raw))
-        h = torch.zeros(u.shape[1], mixer.states, dtype=x.dtype)
+        h = torch.zeros(u.shape[1], states, dtype=x.dtype)
         for t in reversed(range(length)) if suffix else range(length):
             drive = torch.zeros_like(h)
             if t in seen:

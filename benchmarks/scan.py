@@ -1,8 +1,8 @@
 """The selective scan on the CPU against mamba-ssm's `selective_scan_ref`, the loop that CPU users have today.
 
 Both run in turn in this process; the result is the ratio of the medians. So do the scan with PlainMamba's four orders
-and four scans of gathered inputs, and a scan over half of the tokens with and without gaps. Peak memory is measured in
-a process of its own (on Linux). Run it on an idle machine:
+and four scans of gathered inputs, and a scan over half of the tokens with and without gaps. Peak memory is measured
+in a process of its own (on Linux). Run it on an idle machine:
 
     python benchmarks/scan.py [--batch 8 --channels 384 --length 197 --states 16]
 """

@@ -1,30 +1,27 @@
 """CVMH-UNet (Cao et al., arXiv:2410.05624): a UNet of blocks with four scans and a local branch.
 
 The authors published no code. From the paper come the widths and depths, the four one-way scans of CS2D, the formulas
-of CVSSBlock, the fusion (`grid_fusion.MFMS`) at every level, and the extra skip around pairs of blocks. Choices made
-here:
+of CVSSBlock, the fusion (`grid_fusion.MFMS`) at every level, and the extra skip around pairs of blocks. These choices
+were made here:
 
-- F_g = CA(CS(F)), CS the block of VMamba's first release with its residual, 16 states, the scans of CS2D for those
-  of SS2D.
-- F_l = SA(Conv3×3(F)) with a depthwise convolution and a linear layer: a dense 3 × 3 would be four times the
-  paper's own count.
-- CA and SA are CBAM's (arXiv:1807.06521): CA = sigmoid(MLP(mean) + MLP(max)) over the tokens, with a sixteenth of
-  the channels inside; SA = sigmoid(Conv7×7) over the channels' mean and maximum.
-- F_u = F + Linear(LN(DWConv3×3(F_g + F_l))); F_out = F_u + Linear(GELU(DWConv3×3(h) + DWConv5×5(h))), h =
-  Linear(F_u) of a quarter of the channels, which is what the paper's count has room for.
-- Patches are merged as in VMamba's first release and expanded as in VM-UNet, whose last layer this one has too.
+- F_g = CA(CS(F)), where CS is the block of VMamba's first release with its residual and 16 states, and scans CS2D.
+- F_l = SA(Conv3×3(F)) with a depthwise convolution and a linear layer: a dense 3 × 3 would cost four times the count
+  that the paper states.
+- CA and SA are those of CBAM (arXiv:1807.06521): CA = sigmoid(MLP(mean) + MLP(max)) over the tokens, with a hidden
+  layer of a sixteenth of the channels; SA = sigmoid(Conv7×7) over the mean and the maximum of the channels.
+- F_u = F + Linear(LN(DWConv3×3(F_g + F_l))); F_out = F_u + Linear(GELU(DWConv3×3(h) + DWConv5×5(h))), h = Linear(F_u)
+  of a quarter of the channels, which the count of the paper allows.
+- Patches are merged as in VMamba's first release and expanded as in VM-UNet, whose last layer is used too.
 
-A stage of the layout is a stage of the encoder or of the decoder; all of them prune. The skip of a level is the
-grid that its encoder stage begins with, so it is whole whatever is pruned, and so is what a decoder stage gives to
-the fusion.
+A stage of the layout is a stage of the encoder or of the decoder; all of them prune. The skip of a level is the input
+grid of its encoder stage. It is whole whatever is pruned, as is the grid that a decoder stage passes to the fusion.
 
-Depthwise convolutions run over the whole grid also where few tokens are kept: they are a few hundredths of a block's
-FLOPs, and gathering the neighbours of those kept would take more time than the tokens dropped save.
+Depthwise convolutions cover the whole grid even when few tokens are kept: they are a few hundredths of a block's
+FLOPs, and gathering the neighbours would take more time than the dropped tokens save.
 
-Pruned tokens: CA is taken over the tokens that travel, a frozen one with its feature as F_g; in the sum F_g + F_l
-that is convolved a frozen token has its feature, in SA's maps a zero. The skip around a pair is added for all
-tokens, those that the pair did not compute among them: it costs nothing, and it keeps their scale that of the
-others.
+With pruning, CA is computed over the travelling tokens, with the feature of a frozen token as its F_g. In the
+convolved sum F_g + F_l a frozen token has its feature, in the maps of SA a zero. The skip around a pair is added for
+all tokens, also those that the pair did not compute: it costs nothing and keeps the scale of all tokens alike.
 """
 
 from collections.abc import Sequence
@@ -104,11 +101,11 @@ class LocalBranch(nn.Module):
         self.attention = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x: Tensor, view: TokenView) -> Tensor:
-        """Turn those that travel (b, T, D) into values of the kept tokens (b, K, D)."""
+        """Turn the travelling tokens (b, T, D) into values of the kept ones (b, K, D)."""
         local = self.mix(at_kept(x, self.conv.weight, self.conv.bias, view, everywhere=True))
         maps = torch.stack([local.mean(2), local.amax(2)], 2)
-        seen = view.update(x.new_zeros(*x.shape[:2], 2), maps)
-        weights = as_tokens(torch.sigmoid(self.attention(view.to_grid(seen, *view.grid))))
+        travelling_maps = view.update(x.new_zeros(*x.shape[:2], 2), maps)
+        weights = as_tokens(torch.sigmoid(self.attention(view.to_grid(travelling_maps, *view.grid))))
         result: Tensor = local * take_if(weights, view.sets.kept_positions)
         return result
 
@@ -124,7 +121,7 @@ class EFFN(nn.Module):
         self.conv5 = nn.Conv2d(hidden, hidden, 5, padding=2, groups=hidden)
 
     def forward(self, x: Tensor, view: TokenView) -> Tensor:
-        """Turn those that travel (b, T, D) into the change of the kept tokens (b, K, D)."""
+        """Turn the travelling tokens (b, T, D) into the change of the kept ones (b, K, D)."""
         hidden = self.narrow(x)
         # The sum of the two convolutions is one of 5 × 5, so one bias is enough.
         weight = self.conv5.weight + F.pad(self.conv3.weight, (1, 1, 1, 1))
@@ -171,7 +168,7 @@ class CVSSBlock(nn.Module):
         return x, signals
 
     def pass_by(self, left: Tensor) -> Tensor:
-        """Return features of tokens that the block does not compute, in the form that it gives the others."""
+        """Return the features of tokens that the block does not compute, in the layout of those it does."""
         if self.place == 0:
             return torch.cat([left, left], -1)
         if self.place == 1:

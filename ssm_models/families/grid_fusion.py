@@ -15,7 +15,7 @@ FREQUENCY_GRID = 7
 
 
 def frequencies_on(height: int, width: int) -> list[tuple[int, int]]:
-    """Return `FREQUENCIES` on another grid: multiplied as FcaNet does, and none above the highest there is."""
+    """Return `FREQUENCIES` on another grid: multiplied as FcaNet does, and at most the highest of the grid."""
 
     def on(side: int, frequency: int) -> int:
         return min(frequency * max(1, side // FREQUENCY_GRID), side - 1)

@@ -1,17 +1,16 @@
 """GroupMamba (Shaker et al., arXiv:2407.13772): four groups of channels, each with its own scan direction.
 
-Parameter names are the authors' (Amshaker/GroupMamba), so that their checkpoints load as they are, and so are
-the quirks that their weights depend on: what the scans give is multiplied by their input, and one LayerNorm
-serves before and after.
+Parameter names are the authors' (Amshaker/GroupMamba), so that their checkpoints load as they are. Their weights
+depend on two quirks, which are kept: the output of the scans is multiplied by their input, and one LayerNorm serves
+before and after.
 
-The groups go through the grid along its rows, down its columns, and both ways back. The output of the
-state-space model, from which the scores are computed, is that of the four groups side by side, each normalised
-and gated, before its projection. The weights of the channels come from the mean of the tokens that the state
-sees.
+The groups scan the grid along its rows, down its columns, and both ways backwards. Scores are computed from the
+outputs of the four groups side by side, each normalised and gated, before their projection. The weights of the
+channels are computed from the mean of the scanned tokens.
 
-Published are 4.5, 7.0 and 14 GFLOPs; here they are 4.67, 7.23 and 14.10, 3.7 %, 3.3 % and 0.7 % more. By what
-convention the published were counted is not stated. The input projections of the scans are 0.17, 0.25 and 0.52
-of it: without them the counts are 4.50, 6.98 and 13.58. All of it runs, so all of it is counted.
+Published are 4.5, 7.0 and 14 GFLOPs; here they are 4.67, 7.23 and 14.10: 3.7 %, 3.3 % and 0.7 % more. The authors do
+not state their convention. The input projections of the scans account for 0.17, 0.25 and 0.52: without them the
+counts are 4.50, 6.98 and 13.58. All of it runs, so all of it is counted.
 """
 
 import math
@@ -39,7 +38,7 @@ from ssm_models.token_view import TokenView
 
 @dataclass(frozen=True)
 class GroupMambaConfig:
-    """Sizes of a GroupMamba; the authors' where a default stands.
+    """Sizes of a GroupMamba; defaults are the authors'.
 
     Attributes:
         stem: channels of the convolutions before the patches.
@@ -81,10 +80,10 @@ class DirectedScan(nn.Module):
         self.out_proj = nn.Linear(dim, dim, bias=False)
 
     def forward(self, u: Tensor, z: Tensor, view: TokenView) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Scan what the state sees, u (b, S, d), and gate it by z (b, K, d).
+        """Scan u (b, S, d), and gate the output by z (b, K, d).
 
         Returns:
-            The output (b, K, d) before its projection, and what gives Δ (b, K, d).
+            The output (b, K, d) before its projection, and a function that returns Δ (b, K, d).
         """
         weights = ScanWeights(
             self.x_proj_weight[0], self.dt_projs_weight[0], self.dt_projs_bias[0], self.A_logs, self.Ds
@@ -109,7 +108,7 @@ class GroupMambaLayer(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
-        """Mix tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
+        """Mix travelling tokens (b, T, D); return the change of the kept ones (b, K, D), and signals."""
         x = self.norm(x)
         weights = torch.sigmoid(self.fc2(F.relu(self.fc1(view.scanned(x).mean(1)))))
         groups, kept = (self.mamba_g1, self.mamba_g2, self.mamba_g3, self.mamba_g4), view.kept(x)
@@ -145,7 +144,7 @@ class ConvMLP(nn.Module):
         self.fc2 = nn.Linear(ratio * dim, dim)
 
     def forward(self, x: Tensor, view: TokenView) -> Tensor:
-        """Return the change (b, K, D) of the kept of those that travel, x (b, T, D)."""
+        """Return the change (b, K, D) of the kept tokens among the travelling ones x (b, T, D)."""
         conv = self.dwconv.get_submodule("dwconv")
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         y: Tensor = self.fc2(F.gelu(at_kept(self.fc1(x), conv.weight, conv.bias, view)))

@@ -41,7 +41,7 @@ START, RIGHT, LEFT, UP, DOWN = range(5)  # the move into a step; indexes the row
 
 @dataclass(frozen=True)
 class PlainMambaConfig(MambaConfig):
-    """Sizes of a PlainMamba; the authors' where a default stands. The patch's side is even.
+    """Sizes of a PlainMamba; defaults are the authors'. The patch's side is even.
 
     Attributes:
         conv: side of the depthwise convolution before the scan.
@@ -104,7 +104,7 @@ class PlainMambaMixer(nn.Module):
         self.out_proj = nn.Linear(inner, config.dim)
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
-        """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
+        """Mix travelling tokens (b, T, D), normalised; return the change of the kept ones (b, K, D), and signals."""
         (w_x, w_z), (b_x, b_z) = self.in_proj.weight.chunk(2), self.in_proj.bias.chunk(2)
         u = view.to_grid(F.linear(x, w_x, b_x), *self.grid)
         u = F.silu(view.from_grid(self.conv2d(u)))

@@ -29,7 +29,7 @@ from ssm_models.token_view import TokenView
 
 @dataclass(frozen=True)
 class VimConfig(MambaConfig):
-    """Sizes of a Vim; the authors' where a default stands.
+    """Sizes of a Vim; defaults are the authors'.
 
     Attributes:
         stride: pixels from a patch to the next.
@@ -57,7 +57,7 @@ class VimMixer(nn.Module):
             self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(inner)))
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
-        """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
+        """Mix travelling tokens (b, T, D), normalised; return the change of the kept ones (b, K, D), and signals."""
         w_x, w_z = self.in_proj.weight.chunk(2)
         u = F.linear(x, w_x)
         z = F.linear(view.kept(x), w_z)

@@ -1,33 +1,35 @@
 """ViM2 (Behrouz et al., arXiv:2403.19888, version 1): token mixers, channel mixers, averages of earlier outputs.
 
-The authors published no code, and the paper leaves much open. Choices made here, and their grounds:
+The authors published no code, and the paper leaves much open. These choices were made here:
 
-- Sizes are Table 8's: in each stage two token mixers, then a channel mixer, and so on. A *block* is a token mixer,
-  with the channel mixer behind it where one follows, so that a schedule may prune after each token mixer.
-- The token mixer is VMamba's first release's: y_t = Σ_k SSM_k(u) ⊙ silu(g), u = silu(DWConv(Linear x)), g = Linear
-  x, with the four scans of the cross-scan, 16 states, a norm before the gate and a linear layer after it. The
-  paper's formula takes Δ, B and C from x, its text calls Mamba and VMamba special cases of it, and these take them
-  from u; so it is u.
-- The channel mixer of the formulas has weights of shape L × L, and the figures run one set of weights at 112 to
-  1024 pixels; so its weights here depend on no resolution. Each token alone is a sequence of its channels: y =
-  Linear(Σ_d S6_d(u_d) ⊙ silu(g)), u_d = silu(Conv1d(Linear x)), g = Linear x, with d forwards and backwards over
-  the channels (a token has no other order; the flip of the formula), each with its convolution (causal, 4 wide), Δ,
-  B and C. A step of the sequence is `group` channels: Δ, B and C are linear in the step, and one number has but
-  multiples. The width of this sequence is Table 8's "CW": the next stage's, the last stage's own.
-- Around a mixer stand a norm before it and a residual past it. Neither is in the formulas, but without the residual
-  ViM2 would not be VMamba for the weights where the paper says that it is.
-- Averages, of each mixer m over all outputs of its stage before it, the stage's input y_0 among them: x_m = Σ_{i<m}
-  w_{m,i} y_i and y_m = x_m + mixer_m(norm(x_m)), w scalars, learned, 1 for the newest output and 0 for the others
-  at first (DenseFormer's), which makes it VMamba with channel mixers. What the paper writes as α and β (θ and γ)
-  are these weights for outputs of token and of channel mixers; its two terms of y_0 are one here. A last average of
-  all outputs is what leaves a stage (the figures' box behind the last mixer).
-- Patches are merged between the stages as in VMamba's first release; the head is the mean of all tokens, normed.
+- **Sizes** are those of Table 8: in each stage two token mixers, then a channel mixer, and so on. A *block* is a
+  token mixer and the channel mixer after it, if there is one, so that a schedule may prune after each token mixer.
+- **The token mixer** is that of VMamba's first release: y_t = Σ_k SSM_k(u) ⊙ silu(g), u = silu(DWConv(Linear x)), g =
+  Linear x, with the four scans of the cross-scan, 16 states, a norm before the gate and a linear layer after it. The
+  paper's formula computes Δ, B and C from x, but its text calls Mamba and VMamba special cases, which compute them
+  from u. They are computed from u here.
+- **The channel mixer** of the formulas has weights of shape L × L, but the figures run one set of weights at 112 to
+  1024 pixels, so the weights here do not depend on the resolution. Each token is a sequence of its channels: y =
+  Linear(Σ_d S6_d(u_d) ⊙ silu(g)), u_d = silu(Conv1d(Linear x)), g = Linear x. The directions d run forwards and
+  backwards over the channels (the flip of the formula), each with its own convolution (causal, 4 taps), Δ, B and C.
+  One step of the sequence is `group` channels: Δ, B and C are linear in the step, and of a single channel they would
+  only be multiples of it. The width of the sequence is Table 8's "CW": the next stage's width, or the last stage's
+  own.
+- **Norm and residual** surround each mixer. Neither is in the formulas, but without the residual ViM2 would not equal
+  VMamba for the weights for which the paper says that it does.
+- **Averages**: each mixer m reads an average over all earlier outputs of its stage, including the stage's input y_0:
+  x_m = Σ_{i<m} w_{m,i} y_i and y_m = x_m + mixer_m(norm(x_m)). The scalars w are learned and start as 1 for the
+  newest output and 0 for the others (DenseFormer), which makes it VMamba with channel mixers. The paper's α and β (θ
+  and γ) are these weights for the outputs of token and of channel mixers; its two terms of y_0 are one here. A last
+  average over all outputs leaves the stage (the box after the last mixer in the figures).
+- **Patches** are merged between the stages as in VMamba's first release; the head reads the normalised mean of all
+  tokens.
 
-Pruned tokens and averages: a token's output of a mixer that did not compute it is its last output. So a frozen
-token's average goes on to change with the weights, a token that is gone comes back with the average over all its
-outputs, the last one repeated, and none of it costs a mixer.
+With pruning, the output of a mixer for a token that it did not compute is the token's last output. So the average of
+a frozen token still changes with the weights, and a pruned token returns with the average over all its outputs, the
+last one repeated, at no cost.
 
-All outputs of the stage travel side by side, newest last: (b, S, n · D), n growing by one a mixer.
+All outputs of the stage travel side by side, newest last: (b, T, n · D), where n grows by one with each mixer.
 """
 
 from collections import OrderedDict

@@ -96,7 +96,7 @@ class SS2D(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
-        """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
+        """Mix travelling tokens (b, T, D), normalised; return the change of the kept ones (b, K, D), and signals."""
         u = F.linear(x, self.in_proj.weight[: self.inner])
         u = F.silu(at_seen(u, self.conv2d.weight, self.conv2d.bias, view, self.everywhere))
         paths = {direction.path: direction for direction in self.directions}
@@ -153,7 +153,7 @@ class VMambaBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours as one token of twice the width (the first release's way to the next stage)."""
+    """Four neighbours as one token of twice the width (the downsampling of the first release)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def patch_embedding(config: VMambaConfig, in_chans: int) -> nn.Sequential:
 
 
 def passage(config: VMambaConfig, stage: int) -> nn.Module:
-    """Return what leads from a stage to the next; nothing behind the last."""
+    """Return the downsampling after a stage; the identity after the last."""
     if stage + 1 == len(config.depths):
         return nn.Identity()
     dim = config.width(stage)

@@ -2,23 +2,22 @@
 
 Parameter names are the authors' (YuHengsss/VSSD), so that their checkpoints load as they are.
 
-Of a block's recurrence the authors keep what a token adds to the state and leave out how the state decays. Each
-token t has one weight a head, m_t = Δ_t · exp(A_log), and all tokens read the same sum:
+The authors keep what a token adds to the state and drop the decay of the state. Each token t has one weight per head,
+m_t = Δ_t · exp(A_log), and all tokens read the same sum:
 
     y_t = C_t Σ_s B_sᵀ (m_s u_s) + D u_t
 
-So there is no order, no direction and no gap: a pruned token that the state does not see is exactly one whose
-weight is zero, and every policy of alignment would compute the same. The family offers the default one alone.
+There is no order, so there are no directions and no gaps: pruning a token equals setting its weight to zero, and all
+alignment policies compute the same. The family supports only the default one.
 
-Published are 2.3, 4.5, 7.4 and 16.1 GFLOPs by plain fvcore; here they are 2.39, 4.66, 7.71 and 16.65. fvcore
-gives a product that is broadcast over h heads the price of one head, so of the two that make the sum it misses
-(h - 1) / h: 0.10, 0.22, 0.39 and 0.65 GFLOPs. Without these the counts are 2.29, 4.45, 7.32 and 16.00, within
-1.3 % of the published, which also hold a price for norms, free here. Every multiplication that runs is counted.
+Published are 2.3, 4.5, 7.4 and 16.1 GFLOPs by plain fvcore; here they are 2.39, 4.66, 7.71 and 16.65. fvcore counts a
+product that is broadcast over h heads as one head, so it misses (h - 1) / h of the two products in the sum: 0.10,
+0.22, 0.39 and 0.65 GFLOPs. Without these the counts are 2.29, 4.45, 7.32 and 16.00, within 1.3 % of the published
+ones, which also include norms, free here. Every multiplication that runs is counted.
 
-The output of the state-space model, from which the scores are computed, is LN(y) · z. In the last stage it is
-the output of the attention, all heads side by side, before its projection; and in place of Δ, which there is
-not, a token has the attention that it receives on the mean of the kept tokens: as m, its share in what the
-others read.
+Scores are computed from LN(y) · z. In the last stage they are computed from the output of the attention, all heads
+side by side, before its projection. There Δ is replaced by the mean attention that a token receives from the kept
+tokens: like m, its share in what the others read.
 """
 
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ from ssm_models.token_view import TokenView
 
 @dataclass(frozen=True)
 class VSSDConfig:
-    """Sizes of a VSSD; the authors' where a default stands.
+    """Sizes of a VSSD; defaults are the authors'.
 
     Attributes:
         dim: width of the first stage; each further one has twice the width of the one before.
@@ -102,7 +101,7 @@ class VSSDMixer(nn.Module):
         self.out_proj = nn.Linear(self.inner, dim, bias=False)
 
     def forward(self, x: Tensor, view: TokenView, signal: bool) -> tuple[Tensor, Signals | None]:
-        """Mix normalised tokens that travel; return the change of the kept ones (b, K, D) and, on demand, signals."""
+        """Mix travelling tokens (b, T, D), normalised; return the change of the kept ones (b, K, D), and signals."""
         w_z, w_xbc, w_dt = torch.split(self.in_proj.weight, [self.inner, self.conv2d.in_channels, len(self.A_log)])
         z, conv_bias = F.linear(view.kept(x), w_z), self.conv2d.bias
         assert conv_bias is not None
@@ -123,7 +122,7 @@ class VSSDMixer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Softmax attention of the kept tokens to those that the state would see."""
+    """Softmax attention of the kept tokens to the scanned ones."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -175,7 +174,7 @@ class VSSDBlock(nn.Module):
         return view.update(x, self.drop_path(self.mlp(self.norm2(view.kept(x))))), signals
 
     def _placed(self, conv: nn.Conv2d, x: Tensor, view: TokenView) -> Tensor:
-        """Convolve the features of those that travel; return the kept (b, K, D)."""
+        """Convolve the travelling tokens on their grid; return the kept ones (b, K, D)."""
         assert conv.bias is not None
         return at_kept(x, conv.weight, conv.bias, view)
 
@@ -235,7 +234,7 @@ class Downsample(nn.Module):
 
 
 class VSSDStage(nn.Module):
-    """Blocks of one width, and the way to the next stage."""
+    """Blocks of one width, and the downsampling after them."""
 
     def __init__(self, blocks: Sequence[nn.Module], dim: int, last: bool) -> None:
         super().__init__()

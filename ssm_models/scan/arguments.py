@@ -94,25 +94,33 @@ class ScanArguments:
         self._check_recurrence()
         batch, length, channels = self.u.shape
         gated = (batch, self.C.shape[1] if self.emit is None else self.emit.shape[1], channels)
-        expected = {"D": (channels,), "delta_bias": (channels,), "gap": (batch, length, channels), "z": gated}
-        for name, shape in expected.items():
-            tensor: Tensor | None = getattr(self, name)
-            if tensor is not None and tensor.shape != shape:
-                raise ValueError(f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+        self._check_shape("D", self.D, (channels,))
+        self._check_shape("delta_bias", self.delta_bias, (channels,))
+        self._check_shape("gap", self.gap, (batch, length, channels))
+        self._check_shape("z", self.z, gated)
         if self.orders is not None:
             self._check_orders(self.orders)
         return self
 
+    @staticmethod
+    def _check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f"selective_scan: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+
     def _check_recurrence(self) -> None:
-        batch, length, channels = self.u.shape
-        groups, states = self.B.shape[2], self.A.shape[-1]
-        u, delta, A, B, C = (tuple(x.shape) for x in (self.u, self.delta, self.A, self.B, self.C))
-        if delta != u:
-            raise ValueError(f"selective_scan: delta has shape {delta}, u has {u}")
-        if (channels, states) != A:
-            raise ValueError(f"selective_scan: A has shape {A}, expected ({channels}, N)")
-        if (batch, length, groups, states) != B or C[0] != batch or C[2:] != B[2:]:
-            raise ValueError(f"selective_scan: B {B} and C {C} do not fit u {u}")
+        (batch, length, channels), groups, states = self.u.shape, self.B.shape[2], self.A.shape[-1]
+        if self.delta.shape != self.u.shape:
+            raise ValueError(
+                f"selective_scan: delta has shape {tuple(self.delta.shape)}, u has {tuple(self.u.shape)}"
+            )
+        if self.A.shape != (channels, states):
+            raise ValueError(f"selective_scan: A has shape {tuple(self.A.shape)}, expected ({channels}, N)")
+        of_b = (batch, length, groups, states)
+        if self.B.shape != of_b or self.C.shape[0] != batch or self.C.shape[2:] != of_b[2:]:
+            raise ValueError(
+                f"selective_scan: B {tuple(self.B.shape)} and C {tuple(self.C.shape)} "
+                f"do not fit u {tuple(self.u.shape)}"
+            )
         if channels % groups or len(self.reverse) != groups:
             raise ValueError(
                 f"selective_scan: {channels} channels, {groups} groups and {len(self.reverse)} directions"

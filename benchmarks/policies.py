@@ -1,6 +1,6 @@
 """What becomes of accuracy under each choice that the literature leaves open: the tables of docs/alignment.md.
 
-Every row is one way to prune, every column a share of the dense FLOPs: steps after a quarter, half and three
+Every row is one pruning method, every column a share of the dense FLOPs: steps after a quarter, half and three
 quarters of the blocks with one keep ratio, the largest that costs no more. No fine-tuning; all val images.
 
     python benchmarks/policies.py --model vim_nano --data embedded
@@ -11,7 +11,7 @@ Rows marked * are no option of a schedule: they are patched in here, to see whet
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -25,22 +25,23 @@ from search.evaluation.evaluator import Evaluator
 from search.models import open_model
 from spaces import PruningSchedule
 from spaces.schedule import ALIGNMENT
-from ssm_models import CostTable, PrunableModel, importance, plain_mamba, vim
+from ssm_models import CostTable, PrunableModel, importance
 from ssm_models import scan as scan_operator
-from ssm_models.pruning import TokenView
-from ssm_models.rows import take
+from ssm_models.families import directional_scan, plain_mamba
+from ssm_models.gather import take
+from ssm_models.token_view import TokenView
 
 MIXER = plain_mamba.PlainMambaMixer
 
 
 @contextmanager
 def score_before_the_gate() -> Iterator[None]:
-    """Score by the clip of what the scans of the last block give without their gate, directions added up."""
+    """Score by the clip of the scan outputs of the last block before their gate, directions added up."""
     outputs: list[Tensor] = []
 
     def scan(*arguments: Any, original: Any = scan_operator.channel_last_scan, **options: Any) -> Tensor:
         y: Tensor = original(*arguments, **options)
-        outputs.append(original(*arguments[:6], None, *arguments[7:], **options))
+        outputs.append(original(*arguments, **{**options, "z": None}))
         return y
 
     def score(signals: importance.Signals) -> Tensor:
@@ -49,7 +50,7 @@ def score_before_the_gate() -> Iterator[None]:
         return sum(mine[1:], mine[0]).clamp(min=0).sum(-1)
 
     with (
-        patch.object(vim, "channel_last_scan", scan),
+        patch.object(directional_scan, "channel_last_scan", scan),
         patch.object(plain_mamba, "channel_last_scan", scan),
         patch.dict(importance.SCORES, clip=score),
     ):
@@ -67,13 +68,16 @@ def frozen_delta() -> Iterator[None]:
         y: Tensor = original(u, *arguments, **options)
         return y
 
-    with patch.object(vim, "channel_last_scan", scan), patch.object(plain_mamba, "channel_last_scan", scan):
+    modules = (directional_scan, plain_mamba)
+    with ExitStack() as patches:
+        for module in modules:
+            patches.enter_context(patch.object(module, "channel_last_scan", scan))
         yield
 
 
 @contextmanager
-def gaps_along_the_way() -> Iterator[None]:
-    """Let each of PlainMamba's directions pass over the tokens gone on its own way, not in raster order."""
+def gaps_along_the_path() -> Iterator[None]:
+    """Let each of PlainMamba's directions pass over the pruned tokens of its own path, not in raster order."""
     running: list[Any] = []  # the view and the grid of the mixer that runs
 
     def forward(self: Any, x: Tensor, view: TokenView, signal: bool, original: Any = MIXER.forward) -> Any:
@@ -81,16 +85,18 @@ def gaps_along_the_way() -> Iterator[None]:
         return original(self, x, view, signal)
 
     def scan(
-        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor, softplus: bool,
-        gap: Tensor | None, emit: Tensor | None, orders: Tensor, B_orders: Tensor,
-        original: Any = scan_operator.channel_last_scan,
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, original: Any = scan_operator.channel_last_scan,
+        **options: Any,
     ) -> Tensor:  # fmt: skip
         view, grid = running
-        if gap is None or view.positions is None:
-            y: Tensor = original(u, delta, A, B, C, D, z, bias, softplus, gap, emit, orders, B_orders)
+        kept_positions = view.sets.kept_positions
+        if options["gap"] is None or kept_positions is None:
+            y: Tensor = original(u, delta, A, B, C, **options)
             return y
+        names = ("D", "z", "delta_bias", "delta_softplus", "orders", "B_orders")
+        D, z, bias, softplus, orders, B_orders = (options[name] for name in names)
         tokens = torch.from_numpy(plain_mamba.zigzag(*grid)[0])
-        steps = tokens.argsort(1)[:, view.positions].transpose(0, 1).sort(2).values
+        steps = tokens.argsort(1)[:, kept_positions].transpose(0, 1).sort(2).values
         skipped = steps - F.pad(steps[..., :-1], (1, 0), value=-1) - 1
         total = torch.zeros_like(u)
         for p in range(4):
@@ -115,7 +121,7 @@ def rows(model: PrunableModel) -> list[Row]:
     found += [(f"alignment {name}", {"alignment": name}, none) for name in ALIGNMENT if name != "on"]
     found += [("score clip of the output before the gate *", {}, score_before_the_gate)]
     if isinstance(model, plain_mamba.PlainMamba):
-        found += [("gaps counted along each way *", {}, gaps_along_the_way)]
+        found += [("gaps counted along each path *", {}, gaps_along_the_path)]
     for context in (context for context in model.contexts if context != "drop"):
         for name in ("clip", "random"):
             found.append((f"context {context}, score {name}", {"context": context, "importance": name}, none))

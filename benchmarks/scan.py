@@ -1,8 +1,8 @@
 """The selective scan on the CPU against mamba-ssm's `selective_scan_ref`, the loop that CPU users have today.
 
-Both run in this process, in turn; what counts is the ratio of the medians. So are the scan with PlainMamba's
-four orders against four scans of gathered inputs, and a scan over half of the tokens with gaps against the same
-without. The peak of the memory is measured in a process of its own (on Linux). Run it on an idle machine:
+Both run in turn in this process; the result is the ratio of the medians. So do the scan with PlainMamba's four orders
+and four scans of gathered inputs, and a scan over half of the tokens with and without gaps. Peak memory is measured
+in a process of its own (on Linux). Run it on an idle machine:
 
     python benchmarks/scan.py [--batch 8 --channels 384 --length 197 --states 16]
 """
@@ -42,7 +42,7 @@ def fused(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, 
 
 
 def make_inputs(batch: int, channels: int, length: int, states: int) -> tuple[Tensor, ...]:
-    """Return u, delta, A, B, C, D, z and bias in mamba-ssm's shapes, channels last in memory as models leave them."""
+    """Return u, delta, A, B, C, D, z and bias in mamba-ssm's shapes, channel-last in memory, as models leave them."""
     u, delta, z = (torch.randn(batch, length, channels).transpose(1, 2) for _ in range(3))
     B, C = (torch.randn(batch, length, states).transpose(1, 2) for _ in range(2))
     return u, delta, -torch.rand(channels, states) * 16, B, C, torch.randn(channels), z, torch.randn(channels) - 4
@@ -58,13 +58,13 @@ def with_gradients(run: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tu
 def compare(
     name: str, slow: Callable[[], object], fast: Callable[[], object], labels: str, rounds: int, warm: int = 2
 ) -> None:
-    """Print the medians of two ways, run in turn, and their ratio."""
+    """Print the medians of two functions, run in turn, and their ratio."""
     times: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + warm):
         for taken, run in zip(times, (slow, fast), strict=True):
             began = time.perf_counter()
             run()
-            if index >= warm:  # the first compile and warm up
+            if index >= warm:  # the first rounds compile and warm up
                 taken.append(time.perf_counter() - began)
     a, b = (statistics.median(taken) for taken in times)
     first, second = labels.split("/")
@@ -153,7 +153,7 @@ def main() -> None:
     print(f"B {a.batch}, D {a.channels}, L {a.length}, N {a.states}, {torch.get_num_threads()} threads; "
           f"largest difference {error:.1e}")  # fmt: skip
     compare("forward", lambda: loop(*inputs), lambda: fused(*inputs), "loop/fused", a.rounds)
-    # autograd's way back through the loop's slices takes half a minute
+    # autograd's backward pass through the loop's slices takes half a minute
     compare("forward and backward", lambda: with_gradients(loop, inputs), lambda: with_gradients(fused, inputs),
             "loop/fused", max(1, a.rounds // 5), warm=1)  # fmt: skip
     for name in ("forward", "gradients") if sys.platform == "linux" else ():

@@ -1,6 +1,17 @@
-"""What a model is, and how a schedule changes its forward pass. Importing this makes timm know the models."""
+"""Vision state-space models whose forward pass obeys a pruning schedule. Importing this registers them with timm.
 
-from ssm_models import (  # noqa: F401  (each registers its models)
+>>> import torch, ssm_models
+>>> from spaces import PruningSchedule
+>>> model = ssm_models.build("vim_nano")  # with the weights that the package ships
+>>> model.set_schedule(PruningSchedule.parse("4:0.7,8:0.5"))
+>>> model(torch.zeros(2, 3, 28, 28)).shape
+torch.Size([2, 10])
+"""
+
+from ssm_models.base import PrunableModel
+from ssm_models.bundle import load_bundle
+from ssm_models.checkpoints import build, load_checkpoint, read_checkpoint, save_checkpoint, weights_digest
+from ssm_models.families import (  # noqa: F401  (each registers its models)
     cvmh_unet,
     group_mamba,
     plain_mamba,
@@ -10,12 +21,12 @@ from ssm_models import (  # noqa: F401  (each registers its models)
     vmamba,
     vssd,
 )
-from ssm_models.base import PrunableModel
-from ssm_models.bundle import load_bundle
-from ssm_models.checkpoints import build, load_checkpoint, read_checkpoint, save_checkpoint, weights_digest
 from ssm_models.flops import CostTable, cost_table, count_flops
 from ssm_models.registry import ModelInfo, create_model, list_models, model_info
 from ssm_models.scan import scan_backend, selective_scan
+from ssm_models.timm_models import register_models
+
+register_models()
 
 __all__ = [
     "CostTable",

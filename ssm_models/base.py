@@ -1,4 +1,4 @@
-"""What every model family shares: a schedule, and the forward pass that obeys it."""
+"""The base class of all families: a model with a pruning schedule, and the forward pass that obeys it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,34 +11,44 @@ from spaces import PruningSchedule, PruningStep, TokenLayout
 from spaces.errors import ScheduleError
 from spaces.schedule import ALIGNMENT
 from ssm_models.importance import Signals, image_seeds
-from ssm_models.pruning import TokenView, prune
-from ssm_models.ways import Direction
+from ssm_models.pruning import prune
+from ssm_models.scan_paths import Direction
+from ssm_models.token_sets import TokenSets
+from ssm_models.token_view import TokenView
 
 
 class PrunableModel(nn.Module, ABC):
-    """A model whose tokens a schedule can drop between blocks; what a family offers (docs/adding-a-model.md).
+    """A model that drops or merges tokens between its blocks, as a schedule says.
 
-    A family gives `embed`, `blocks` and `classify`, reads its own checkpoints (`settings_of`, `adapt`), and says
-    in the class attributes what it can do. A block is a module called as block(x, view, signal) with the features
-    that travel (b, S, D), the view of the kept tokens, and whether a pruning step follows; it returns these
-    features with those of the kept tokens updated, and its `Signals` if a step follows, else None. A family whose
-    layout has several stages also gives `downsample`, which leads from the whole grid of one to that of the next;
-    what a later stage or the head wants of an earlier one beside that goes by way of `set_aside`. Where a block
-    changes the width of the features that travel, `pass_by` says what that does to a token that is gone.
+    >>> import torch, ssm_models
+    >>> from spaces import PruningSchedule
+    >>> model = ssm_models.build("vim_nano")
+    >>> model.set_schedule(PruningSchedule.parse("4:0.7,8:0.5"))
+    >>> model(torch.zeros(2, 3, 28, 28)).shape  # normalised images
+    torch.Size([2, 10])
+    >>> [tuple(kept.shape) for kept in model.kept_patches(torch.zeros(2, 3, 28, 28))]  # 49 patches
+    [(2, 34), (2, 17)]
 
-    A model is used by one thread at a time, in any process: by a worker's evaluator, a training, a user's script.
-    The schedule is the only state that `forward` reads, and nothing of a forward pass stays behind. What a method
-    returns belongs to the caller.
+    A family implements `embed`, `blocks` and `classify`, reads its own checkpoints (`settings_of`, `adapt`), and
+    declares in the class attributes what it supports (docs/adding-a-model.md). A block is a module called as block(x,
+    view, signal) with the features that travel (b, T, D), the view of the tokens, and whether a pruning step follows.
+    It returns these features with those of the kept tokens updated, and its `Signals` if a step follows, else None. A
+    family with several stages also implements `downsample`, from the whole grid of one stage to that of the next;
+    `set_aside` keeps whole grids for later stages or the head, such as the skips of a UNet. A block that changes the
+    width of the features also implements `pass_by`, for the tokens that no longer travel.
+
+    The schedule is the only state that `forward` reads, and a forward pass leaves no state behind. A model is not
+    thread-safe: `set_schedule` affects every caller. Returned tensors belong to the caller.
 
     Attributes:
-        contexts, reductions, importances, alignments: what a schedule may ask of the family.
+        contexts, reductions, importances, alignments: the choices of a schedule's method that the family supports.
         directions: in which each sequence of Δ is scanned. Directions that share their Δ count once.
-        published_directions: those of them that the `published` count of FLOPs includes.
-        task: what the outputs are: of `classification` logits (b, classes), of `segmentation` (b, classes, H, W).
+        published_directions: those that the `published` count of FLOPs includes.
+        task: `classification`, with logits (b, classes), or `segmentation`, with logits (b, classes, H, W).
         layout: blocks and tokens, for the search.
         num_classes: outputs.
         in_chans: channels of an image.
-        pretrained_cfg: the images that the model expects, as timm writes it.
+        pretrained_cfg: the preprocessing that the model expects, in timm's terms.
     """
 
     contexts: ClassVar[tuple[str, ...]] = ("drop", "conv", "freeze")
@@ -58,7 +68,7 @@ class PrunableModel(nn.Module, ABC):
         self._schedule = PruningSchedule()
 
     def use_directions(self, directions: tuple[Direction, ...]) -> None:
-        """Scan in these directions only; for counting FLOPs by the published convention."""
+        """Scan only in these directions, to count FLOPs by the published convention."""
         self.directions = directions
 
     @property
@@ -73,7 +83,7 @@ class PrunableModel(nn.Module, ABC):
 
     @property
     def offers(self) -> dict[str, tuple[str, ...]]:
-        """What a schedule may ask of the family, by choice of the method."""
+        """What the family supports, by field of a schedule's method."""
         return {
             "reduction": self.reductions,
             "importance": self.importances,
@@ -87,11 +97,21 @@ class PrunableModel(nn.Module, ABC):
         return self._schedule
 
     def set_schedule(self, schedule: PruningSchedule | None) -> None:
-        """Obey `schedule` from the next forward pass on; None is dense.
+        """Obey `schedule` from the next forward pass on; None is dense. The weights do not change.
 
         Raises:
-            ScheduleError: a block that the model lacks, or a method or context that its family does not offer.
-                The schedule set before stays.
+            ScheduleError: the schedule names a block that the model lacks, or a method or context that its family
+                does not support. The previous schedule stays.
+
+        >>> import ssm_models
+        >>> from spaces import PruningSchedule
+        >>> model = ssm_models.create_model("vim_nano")
+        >>> model.set_schedule(PruningSchedule.parse("6:0.5;importance=l2"))
+        >>> model.set_schedule(PruningSchedule.parse("13:0.5"))
+        Traceback (most recent call last):
+        spaces.errors.ScheduleError: step after block 13: vim_nano has 12 blocks, numbered from 1
+        >>> model.schedule.text
+        '6:0.5;importance=l2'
         """
         schedule = schedule or PruningSchedule()
         self.layout.check(schedule)
@@ -110,7 +130,7 @@ class PrunableModel(nn.Module, ABC):
 
     @property
     def protected(self) -> tuple[int, ...]:
-        """Positions of the protected tokens in the sequence; none where a family has no cls token."""
+        """Positions in the sequence of the tokens that are never pruned, such as a cls token."""
         return ()
 
     @abstractmethod
@@ -123,53 +143,55 @@ class PrunableModel(nn.Module, ABC):
 
     @abstractmethod
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Turn the features that travelled through all blocks into logits, of the shape that `task` says.
+        """Turn the features after the last block into logits, of the shape that `task` says.
 
-        With stages these are the last stage's whole grid, and the view that of all its tokens.
+        Args:
+            x: (b, T, D) the travelling tokens; in a model with stages, the whole grid of the last stage.
+            view: the tokens.
         """
 
     def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
-        """Turn the whole grid (b, L, D) that stage `stage` (from 0) leaves into the tokens of the next one.
+        """Turn the whole grid at the end of a stage into the tokens of the next stage.
 
         Args:
-            stage: the one that ends.
-            x: its features.
-            aside: what `set_aside` gave when it began.
+            stage: the one that ends, from 0.
+            x: (b, L, D) its features.
+            aside: what `set_aside` returned when it began.
         """
-        raise NotImplementedError(f"{type(self).__name__} has stages, and no way from one to the next")
+        raise NotImplementedError(f"{type(self).__name__} has several stages but no downsample method")
 
     def set_aside(self, stage: int, x: Tensor, aside: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the whole grids that later stages or the head ask for, as stage `stage` (from 0) begins with x.
+        """Return the whole grids to keep for later stages or the head, at the beginning of a stage.
 
         Args:
-            stage: the one that begins.
+            stage: the one that begins, from 0.
             x: (b, L, D) its tokens.
-            aside: what was set aside until now.
+            aside: what has been set aside so far.
         """
         return ()
 
     def pass_by(self, index: int, left: Tensor) -> Tensor:
-        """Return the features (b, L, D) of tokens that block `index` (from 0) passed by, with it behind them.
+        """Return the last features (b, L, D) of the tokens that block `index` (from 0) did not compute, after it.
 
-        As they were, unless the block changes the width of the features, so that theirs must keep step.
+        They do not change, unless the block changes the width of the features.
         """
         return left
 
     @classmethod
     @abstractmethod
     def settings_of(cls, config: Any, state: dict[str, Tensor]) -> dict[str, int]:
-        """Read num_classes and, where shapes depend on it, img_size (of a square image) off a state dict."""
+        """Read num_classes and, where shapes depend on it, img_size (of a square image) from a state dict."""
 
     def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
-        """Return a state dict of the authors', for images of a size (square if None), as this model shapes it."""
+        """Return the authors' weights, for images of `img_size` (None: square), with this model's keys and shapes."""
         return state
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits of normalised images (b, 3, H, W), of the shape that `task` says."""
+        """Return logits for normalised images (b, in_chans, H, W), of the shape that `task` says."""
         return self.classify(*self.run_blocks(images)[:2])
 
     def kept_patches(self, images: Tensor) -> list[Tensor]:
-        """Return, for each step, the raster indices (b, k) of the patches it kept, on the grid of its stage."""
+        """Return for each step the raster indices (b, k) of the patches that it keeps, on the grid of its stage."""
         patches = []
         for positions in self.run_blocks(images)[2]:
             keep = torch.ones_like(positions, dtype=torch.bool)
@@ -185,7 +207,7 @@ class PrunableModel(nn.Module, ABC):
         return x, self.first_view(images, aside=self.set_aside(0, x, ()))
 
     def first_view(self, images: Tensor, index: int = 0, aside: tuple[Tensor, ...] = ()) -> TokenView:
-        """Return the view in which all tokens are kept, for block `index` (from 0), with what is set aside there."""
+        """Return the view in which all tokens are kept, for block `index` (from 0) and the grids set aside so far."""
         method = self._schedule.method
         seeds = image_seeds(images) if method.importance == "random" else images.new_zeros(images.shape[0]).long()
         return self._whole_view(self.layout.stage_of(index + 1), seeds, aside)
@@ -193,7 +215,7 @@ class PrunableModel(nn.Module, ABC):
     def _whole_view(self, stage: int, seeds: Tensor, aside: tuple[Tensor, ...] = ()) -> TokenView:
         here = self.layout.stages[stage]
         return TokenView(
-            here.tokens + self.layout.protected,
+            TokenSets(here.tokens + self.layout.protected),
             seeds,
             self._schedule.method,
             grid=(here.height, here.width),
@@ -202,25 +224,26 @@ class PrunableModel(nn.Module, ABC):
         )
 
     def step(self, index: int, x: Tensor, view: TokenView, step: PruningStep | None) -> tuple[Tensor, TokenView]:
-        """Run block `index` (from 0), the pruning step after it if one is given, and what ends its stage."""
+        """Run block `index` (from 0), the pruning step after it, if any, and the end of the stage, if it ends one."""
         return self.end_stage(index, *self.prune_block(index, x, view, step))
 
     def prune_block(
         self, index: int, x: Tensor, view: TokenView, step: PruningStep | None
     ) -> tuple[Tensor, TokenView]:
-        """Run block `index` (from 0) and, if one is given that has an effect there, the pruning step after it."""
+        """Run block `index` (from 0) and the pruning step after it, unless it is None or has no effect there."""
         if step is not None and not self.layout.prunes(index + 1):
             step = None
         x, signals = self.blocks[index](x, view, step is not None)
-        if view.left is not None and (left := self.pass_by(index, view.left)) is not view.left:
-            view = view.leaving(left)
+        last = view.last_features
+        if last is not None and (passed := self.pass_by(index, last)) is not last:
+            view = view.with_last_features(passed)
         if step is None:
             return x, view
         assert isinstance(signals, Signals)
         return prune(x, view, signals, step, self.protected, self.directions)
 
     def end_stage(self, index: int, x: Tensor, view: TokenView) -> tuple[Tensor, TokenView]:
-        """Behind the last block of a stage let all tokens come back, and lead on to the next one."""
+        """After the last block of a stage, bring all tokens back and lead on to the next stage."""
         layout = self.layout
         if not layout.returning or index + 1 not in layout.ends:
             return x, view

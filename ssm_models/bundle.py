@@ -1,13 +1,13 @@
-"""A bundle: a folder with all that a finished model needs, weights, schedule and preprocessing, and their digests.
+"""Bundles: a folder with a finished model's weights, schedule and preprocessing, and their digests.
 
     model.safetensors     weights
     schedule.json         the schedule under which they run, as `export` writes it
-    preprocessing.json    the images that the model expects, in timm's words
+    preprocessing.json    the images that the model expects, in timm's terms
     config.json           timm's: `timm.create_model("local-dir:DIR", pretrained=True)`
-    README.md             the model card, which is for people to go on writing
-    bundle.json           the format, and the SHA-256 of every other file; the card's only tells whether it was edited
+    README.md             the model card, which people may edit
+    bundle.json           the format, and the SHA-256 of every other file; an edited model card is not an error
 
-A digest tells damage and mix-ups from what was written; it does not tell who wrote it.
+Digests detect damaged and mixed-up files. They do not prove who wrote them.
 """
 
 import ctypes
@@ -43,10 +43,10 @@ _MOST_JSON = 10_000_000  # bytes; guards against hostile files
 
 @contextmanager
 def building(directory: str | Path) -> Iterator[Path]:
-    """Give a folder to fill; when all went well it gets its digests and appears whole as `directory`.
+    """Yield a folder to fill. On success it gets its digests and appears whole as `directory`.
 
     Raises:
-        ExportError: `directory` holds anything but an older bundle, which is replaced, or cannot be written.
+        ExportError: `directory` holds something other than an older bundle, which is replaced, or cannot be written.
     """
     target = Path(directory).resolve()
     check_replaceable(target)
@@ -71,7 +71,7 @@ def _writing(directory: str | Path) -> Iterator[None]:
 
 
 def _put(folder: Path, target: Path) -> None:
-    """Give a folder its name; an older one of that name changes places with it."""
+    """Rename a folder to `target`; an older folder of that name is swapped with it."""
     if not target.exists():
         folder.replace(target)
     elif not _exchanged(folder, target):
@@ -86,7 +86,7 @@ def _put(folder: Path, target: Path) -> None:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Swap the names of two folders in one step; False where the system cannot, and then nothing is changed."""
+    """Swap the names of two folders atomically. Return False, with nothing changed, where the system cannot."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "renameat2"):  # Linux alone has it
         return False
@@ -95,12 +95,12 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def write_parts(folder: Path, model: PrunableModel, schedule: Mapping[str, Any]) -> None:
-    """Write weights, schedule, preprocessing and timm's configuration into a folder that is `building`.
+    """Write weights, schedule, preprocessing and timm's configuration into the folder that `building` yields.
 
     Args:
-        folder: as `building` gives it.
-        model: with its weights and under its schedule.
-        schedule: the JSON form of that schedule, with whatever else `export` writes of it.
+        folder: the one that `building` yields.
+        model: with its weights and its schedule.
+        schedule: the JSON form of that schedule, with whatever else `export` writes beside it.
 
     Raises:
         CheckpointError: the weights cannot be written.
@@ -125,13 +125,22 @@ def write_parts(folder: Path, model: PrunableModel, schedule: Mapping[str, Any])
 
 
 def load_bundle(directory: str | Path) -> PrunableModel:
-    """Return the model of a bundle with its weights, under its schedule, in evaluation mode.
+    """Return the model of a bundle with its weights and its schedule, in evaluation mode.
 
-    `model.pretrained_cfg` says how images are to be prepared.
+    `model.pretrained_cfg` says how to prepare images.
 
     Raises:
-        ExportError: no bundle, or one of which a file is missing, damaged or of another format.
-        ScheduleError, UnknownNameError, CheckpointError: its parts do not fit one another, or this version.
+        ExportError: the folder is not a bundle, or a file is missing, damaged or of another format.
+        ScheduleError, UnknownNameError, CheckpointError: the parts do not fit one another, or this version.
+
+    >>> import tempfile, ssm_models
+    >>> model = ssm_models.build("vim_nano")
+    >>> model.set_schedule(PruningSchedule.parse("4:0.7"))
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     with building(f"{parent}/bundle") as folder:
+    ...         write_parts(folder, model, model.schedule.as_dict())
+    ...     load_bundle(f"{parent}/bundle").schedule.text
+    '4:0.7'
     """
     folder = Path(directory)
     check_bundle(folder)
@@ -159,7 +168,8 @@ def check_bundle(folder: Path) -> None:
     """Compare every file with its digest.
 
     Raises:
-        ExportError: no bundle, a newer one, or a file that is missing or not what was written.
+        ExportError: the folder is not a bundle, the bundle is newer than this version, or a file is missing or
+        changed.
     """
     if not (folder / MANIFEST).is_file():
         raise ExportError(f"bundle {folder}: no {MANIFEST} in it: not a bundle, or not a whole one")
@@ -195,7 +205,7 @@ def _files(manifest: Mapping[str, Any], folder: Path) -> dict[str, str]:
 
 
 def check_replaceable(directory: str | Path) -> None:
-    """Raise an ExportError unless nothing is lost when a bundle takes the place of `directory`."""
+    """Raise an ExportError if replacing `directory` by a bundle would lose anything."""
     with _writing(directory):
         _check_replaceable(Path(directory).resolve())
 

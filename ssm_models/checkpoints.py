@@ -1,4 +1,4 @@
-"""Weights in and out: the authors' files, safetensors, plain dicts. Nothing of a pickle is executed."""
+"""Reading and writing weights: the authors' files, safetensors, plain dicts. No code in a pickle is ever run."""
 
 import argparse
 import hashlib
@@ -30,7 +30,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     """Return the weights of a file and its metadata (safetensors only, else empty).
 
     Args:
-        path: a file; with `#model_ema` behind it, those weights of several that a training wrote into it.
+        path: a file; of a file with several sets of weights `FILE#model_ema` names one.
 
     Raises:
         CheckpointError: the file is missing, truncated, holds code, or holds no weights.
@@ -71,7 +71,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
 
 
 def unwrap(content: object, where: str = "checkpoint", chosen: str | None = None) -> dict[str, Tensor]:
-    """Return the state dict inside what an author's file holds; of several the one chosen, with a warning if none is.
+    """Return the state dict in the content of an author's file.
+
+    Of several state dicts it is the one named `chosen`, or the first, with a warning.
 
     Raises:
         CheckpointError: there is none.
@@ -97,8 +99,18 @@ def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any]
 
     Position embeddings of another image size are resized, with a warning.
 
+    Args:
+        model: changed in place.
+        source: a file, or a state dict with the authors' keys.
+
     Raises:
         CheckpointError: the weights cannot be read, or belong to another model; the model is unchanged.
+
+    >>> import ssm_models
+    >>> model, other = (ssm_models.create_model("vim_nano") for _ in range(2))
+    >>> load_checkpoint(model, other.state_dict())
+    >>> weights_digest(model) == weights_digest(other)
+    True
     """
     if isinstance(source, Mapping):
         where, state, size = "state dict", unwrap(source), None
@@ -162,17 +174,22 @@ def build(
     img_size: int | tuple[int, int] | None = None,
     seed: int = 0,
 ) -> PrunableModel:
-    """Build a model with the weights that a user asked for, in evaluation mode.
+    """Build a model with weights, in evaluation mode.
 
     Args:
         name: one of `list_models()`.
-        checkpoint: a file; `random`, weights drawn from `seed`; or None, the weights that the package ships.
-        num_classes: outputs of random weights; those of a file are read off it.
-        img_size: pixels; a file's own if not given.
+        checkpoint: a file; `random` for weights drawn from `seed`; None for the weights that the package ships.
+        num_classes: outputs of a model with random weights; a file determines them itself.
+        img_size: pixels, (height, width) or one number; None is the size that the weights are for.
         seed: of the random weights.
 
     Raises:
-        UnknownNameError, UsageError, CheckpointError.
+        UnknownNameError: there is no model of that name.
+        UsageError: `checkpoint` is None and the model ships no weights, or the images have a size it cannot take.
+        CheckpointError: the file cannot be read, or belongs to another model.
+
+    >>> build("vim_nano", "random", num_classes=3).num_classes
+    3
     """
     return build_with_metadata(name, checkpoint, num_classes=num_classes, img_size=img_size, seed=seed)[0]
 
@@ -212,7 +229,7 @@ def _settings(info: ModelInfo, state: dict[str, Tensor], metadata: dict[str, str
 
 
 def _size(metadata: Mapping[str, str], where: str) -> tuple[int, int] | None:
-    """Return the (height, width) of the images that weights are for, if their file says so."""
+    """Return the (height, width) of the images that weights are for, if their metadata says so."""
     if "img_size" not in metadata:
         return None
     try:
@@ -225,7 +242,7 @@ def _size(metadata: Mapping[str, str], where: str) -> tuple[int, int] | None:
 
 
 def trained_classes(metadata: Mapping[str, str]) -> list[str] | None:
-    """Return the names of the classes that weights were trained on, if the metadata of their file holds them."""
+    """Return the class names that weights were trained on, if their file's metadata lists them."""
     try:
         names = json.loads(metadata.get("classes", "null"))
     except ValueError:
@@ -235,6 +252,11 @@ def trained_classes(metadata: Mapping[str, str]) -> list[str] | None:
 
 def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, str]) -> None:
     """Write weights and string metadata as safetensors; the file appears whole or not at all.
+
+    Args:
+        model: any module.
+        path: its folder is made if it is missing.
+        metadata: such as `model` and `img_size`, which `build` reads.
 
     Raises:
         CheckpointError: the file cannot be written.

@@ -1,13 +1,13 @@
-"""What a forward pass costs, counted by fvcore and, for a search, read from a table.
+"""The FLOPs of a forward pass: counted by fvcore, and for a search looked up in a table.
 
-One multiply-accumulate is one FLOP. Counted are convolutions, matrix products, the selective scan (in each
-direction 9·L·D·N, + L·D each for the D skip, the z gate and the gap), the sums of scores and of held gaps, an
-operation an element. Directions that share their Δ (PlainMamba's) share the gap too, and their one gate is
-elementwise. Elementwise functions, norms, ranking and gathering cost nothing, as in the literature; they
-stand in `FREE`, and an operator in neither list is an error, not a zero.
+One multiply-accumulate is one FLOP. Counted are convolutions, matrix products, the selective scan, and the sums of
+scores and of held gaps at one operation per element. A scan costs 9·L·D·N per direction, and L·D each for the D skip,
+the z gate and the gap. Directions that share their Δ (PlainMamba's) share the gap too, and their one gate is
+elementwise. Elementwise functions, norms, ranking and gathering are free, as in the literature: `FREE` lists them. An
+operator without a price in either list is an error, not a zero.
 
-Conventions: `full` counts everything that runs. `published` counts one of Vim's two directions, as
-the figures that are quoted for Vim do; for the other families the two agree.
+Conventions: `full` counts everything that runs. `published` counts one of Vim's two directions, as the figures quoted
+for Vim do; for the other families the two agree.
 """
 
 import logging
@@ -30,7 +30,9 @@ from spaces.errors import FlopsError, UnknownNameError
 from ssm_models.base import PrunableModel
 from ssm_models.importance import image_seeds
 from ssm_models.polynomials import DEGREE, Polynomial, fitted
-from ssm_models.pruning import SETS_LEFT, TokenView
+from ssm_models.scan.arguments import ARGUMENT_NAMES
+from ssm_models.token_sets import SETS_LEFT, TokenSets
+from ssm_models.token_view import TokenView
 
 CONVENTIONS = ("full", "published")
 
@@ -52,13 +54,13 @@ def _shape(value: Any) -> list[int] | None:
 
 
 def _scan_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """Count one selective scan; the arguments are those of `ssm_models.scan.ops`."""
-    u, A = _shape(inputs[0]), _shape(inputs[2])
+    """Count one selective scan, from the inputs of the operator."""
+    shapes = dict(zip(ARGUMENT_NAMES, map(_shape, inputs), strict=False))  # the operator takes the backend as well
+    u, A, emit, orders = (shapes[name] for name in ("u", "A", "emit", "orders"))
     assert u is not None and A is not None
     batch, length, channels = u
     states = A[1]
-    skip, gate, gap = (_shape(inputs[i]) is not None for i in (5, 6, 8))
-    emit, orders = _shape(inputs[9]), _shape(inputs[10])
+    skip, gate, gap = (shapes[name] is not None for name in ("D", "z", "gap"))
     emits, directions = length if emit is None else emit[1], 1
     if orders is not None:  # the one gate of all directions is elementwise, outside the authors' kernel
         directions, gate = orders[1], False
@@ -92,18 +94,30 @@ _HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
 }
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence fvcore's log, and torch's deprecation of the tracer that fvcore uses, for the length of a count."""
+    logger = logging.getLogger("fvcore")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _count(module: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
     """Count a module's FLOPs by operator.
 
     Raises:
         FlopsError: an operator is neither counted nor free.
     """
-    analysis = FlopCountAnalysis(module, inputs)
-    analysis.set_op_handle(**dict.fromkeys(FREE, _nothing), **_HANDLES)  # fvcore has a price for norms
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-    logging.getLogger("fvcore").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch's deprecation of the tracer that fvcore stands on
+    with _quiet(), torch.no_grad():
+        analysis = FlopCountAnalysis(module, inputs)
+        analysis.set_op_handle(**dict.fromkeys(FREE, _nothing), **_HANDLES)  # fvcore has a price for norms
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         found = analysis.by_operator()
         unknown = sorted(set(analysis.unsupported_ops()) - FREE)
     if unknown:
@@ -116,13 +130,13 @@ def _count(module: nn.Module, inputs: tuple[Any, ...]) -> Counter[str]:
 
 @contextmanager
 def _counting(model: PrunableModel, convention: str) -> Iterator[None]:
-    """Put the model into the state that a count needs, and back."""
+    """Put the model into the state that a count needs, and restore it."""
     if convention not in CONVENTIONS:
         raise UnknownNameError("FLOPs convention", convention, CONVENTIONS)
     training, schedule, directions = model.training, model.schedule, model.directions
     threads = torch.get_num_threads()
     model.eval()
-    torch.set_num_threads(1)  # an image is little work, and waiting for threads is most of it on a busy machine
+    torch.set_num_threads(1)  # one image is little work; on a busy machine threads would mostly wait
     if convention == "published":
         model.use_directions(model.published_directions)
     try:
@@ -140,20 +154,34 @@ def _image(model: PrunableModel) -> Tensor:
 
 
 def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = None, convention: str = "full") -> int:
-    """Count one image's forward pass under a schedule with fvcore, over the whole model.
+    """Count the forward pass of one image under a schedule, with fvcore over the whole model.
+
+    Args:
+        model: its schedule and mode are left as they are.
+        schedule: a schedule or its text; None is dense.
+        convention: `full` or `published`; see the module.
+
+    Returns:
+        Multiply-accumulates of one image.
 
     Raises:
         ScheduleError: the schedule does not fit the model.
-        FlopsError: an operator's cost is not stated.
+        UnknownNameError: there is no such convention.
+        FlopsError: the model uses an operator without a stated cost.
+
+    >>> import ssm_models
+    >>> model = ssm_models.create_model("vim_nano")
+    >>> count_flops(model, "4:0.5")
+    30082944
     """
     if isinstance(schedule, str):
         schedule = PruningSchedule.parse(schedule)
     with _counting(model, convention):
         model.set_schedule(schedule)
 
-        def run(images: Tensor) -> Any:  # the tracer drops what no output needs, so the choices are outputs too
+        def run(images: Tensor) -> Any:  # the tracer drops what no output needs, so the chosen tokens are outputs too
             x, view, kept = model.run_blocks(images)
-            return model.classify(x, view), x, *kept, *view.held
+            return model.classify(x, view), x, *kept, *view.gap_sums
 
         return sum(_count(_Unit(model, run), (_image(model),)).values())
 
@@ -171,90 +199,96 @@ class _Unit(nn.Module):
 
 @dataclass(frozen=True)
 class _Load:
-    """How many tokens of a view there are, protected ones included, as far as a part's cost depends on it.
+    """The token counts of a view on which the cost of a part depends, protected tokens included.
 
     Attributes:
         length: tokens of the whole sequence.
-        sizes: of the kept, the scanned and those that travel.
-        smaller: which of these sets are told from the set around them.
+        sizes: K, S and T of `token_sets`.
+        indexed: for each of these sets, whether it has an index in the view, so that it is gathered.
     """
 
     length: int
     sizes: tuple[int, int, int]
-    smaller: tuple[bool, bool, bool] = (False, False, False)
+    indexed: tuple[bool, bool, bool] = (False, False, False)
 
     @classmethod
-    def of(cls, length: int, smaller: tuple[bool, bool, bool], counts: Sequence[int]) -> "_Load":
-        """Return the load in which the sets told apart have `counts`, the innermost first."""
+    def of(cls, length: int, indexed: tuple[bool, bool, bool], counts: Sequence[int]) -> "_Load":
+        """Return the load in which the indexed sets have these sizes, the innermost first."""
         sizes, given, around = [], list(counts), length
-        for told in reversed(smaller):
-            around = given.pop() if told else around
+        for has_index in reversed(indexed):
+            around = given.pop() if has_index else around
             sizes.append(around)
         kept, scanned, travelling = reversed(sizes)
-        return cls(length, (kept, scanned, travelling), smaller)
+        return cls(length, (kept, scanned, travelling), indexed)
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """The sizes of the sets that are told apart, the innermost first."""
-        return tuple(size for size, told in zip(self.sizes, self.smaller, strict=True) if told)
+        """The sizes of the indexed sets, the innermost first."""
+        return tuple(size for size, has_index in zip(self.sizes, self.indexed, strict=True) if has_index)
 
     def after(self, kept: int, context: str) -> "_Load":
-        """Return what a step leaves that keeps `kept` tokens; see `TokenView.without`."""
+        """Return the load after a step that keeps `kept` tokens; see `TokenSets.without`."""
         sets, gone = SETS_LEFT[context], self.sizes[0] - kept
         sizes = [size - gone if depth < sets else size for depth, size in enumerate(self.sizes)]
-        told = [flag or depth + 1 == sets for depth, flag in enumerate(self.smaller)]
-        return _Load(self.length, (sizes[0], sizes[1], sizes[2]), (told[0], told[1], told[2]))
+        has_index = [flag or depth + 1 == sets for depth, flag in enumerate(self.indexed)]
+        return _Load(self.length, (sizes[0], sizes[1], sizes[2]), (has_index[0], has_index[1], has_index[2]))
 
     def view(
         self, dense: TokenView, method: PruningMethod, model: PrunableModel, block: int, like: Tensor
     ) -> TokenView:
-        """Return a view of one image with these tokens before a block, whose whole grid `dense` shows."""
+        """Return a view of one image with these token counts before a block; `dense` is the view with all tokens."""
         first = list(model.protected)
         order = list(dict.fromkeys([*first, *range(self.length)]))
         around, chain = list(range(self.length)), list[Tensor | None]()
-        for size, told in zip(reversed(self.sizes), reversed(self.smaller), strict=True):
+        for size, has_index in zip(reversed(self.sizes), reversed(self.indexed), strict=True):
             inside = set(order[:size])
             places = [[place for place, position in enumerate(around) if position in inside]]
-            chain.append(torch.tensor(places, device=like.device) if told else None)
+            chain.append(torch.tensor(places, device=like.device) if has_index else None)
             around = sorted(inside)
-        held: tuple[Tensor, ...] = ()
-        if method.alignment == "hold" and (self.smaller[1] or self.smaller[2]):
-            held = tuple(like.new_zeros(1, self.sizes[1], c) for c in model.scan_channels(block))
-        travelling, scanned, emit = chain
-        left = like.new_zeros(1, self.length, like.shape[2]) if dense.returning and travelling is not None else None
-        return replace(dense, method=method, travelling=travelling, scanned=scanned, emit=emit, held=held, left=left)
+        gap_sums: tuple[Tensor, ...] = ()
+        if method.alignment == "hold" and (self.indexed[1] or self.indexed[2]):
+            gap_sums = tuple(like.new_zeros(1, self.sizes[1], c) for c in model.scan_channels(block))
+        sets, last_features = TokenSets(self.length, *chain), None
+        if dense.returning and sets.travelling_idx is not None:
+            last_features = like.new_zeros(1, self.length, like.shape[2])
+        return replace(dense, sets=sets, method=method, gap_sums=gap_sums, last_features=last_features)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A block, alone or with the step after it, whatever the counts: what has one polynomial.
+    """A block, alone or with the step after it: what has one polynomial of the token counts.
 
     Attributes:
         block: stands for all blocks that cost the same.
         method: the schedule's.
-        smaller: as of `_Load`.
+        indexed: as in `_Load`.
         context: of the step after the block; None: there is none.
     """
 
     block: int
     method: PruningMethod
-    smaller: tuple[bool, bool, bool]
+    indexed: tuple[bool, bool, bool]
     context: str | None
 
 
 class CostTable:
-    """The FLOPs of any schedule on one model, from parts that fvcore has counted.
+    """The FLOPs of any schedule on one model, interpolated exactly from parts that fvcore has counted.
 
-    A part is a block, alone or with the step after it, at certain numbers of tokens: those that travel, those the
-    state scans and those kept, as far as they differ, and with a step those kept after it. Its cost is a
-    polynomial of these numbers, of degree 1, or 2 where tokens are compared with one another: counts at as many
-    points as it has coefficients determine it, and two further ones must agree. Parts are counted when first
-    asked for; equal blocks are counted once.
+    A part is a block, alone or with the step after it. Its cost is a polynomial of its token counts: the travelling,
+    scanned and kept tokens, as far as they differ, and those kept after the step. The degree is 1, or 2 where tokens
+    are compared with one another. fvcore's counts at as many points as there are coefficients determine it, and two
+    more must agree. Parts are counted on first use; equal blocks are counted once.
+
+    >>> import ssm_models
+    >>> model = ssm_models.create_model("vim_nano")
+    >>> table, schedule = CostTable(model), PruningSchedule.parse("4:0.7,8:0.5")
+    >>> round(table.flops(schedule) / table.dense, 2)
+    0.69
 
     Attributes:
         dense: FLOPs of the dense model.
         embedding, head: FLOPs before the first and after the last block.
-        between: FLOPs from each stage but the last to the next; they do not depend on the schedule.
+        between: FLOPs of the downsampling after each stage but the last; they do not depend on the schedule.
         seeding: FLOPs that the random score adds before the first block.
     """
 
@@ -296,7 +330,7 @@ class CostTable:
         return self.embedding + seeding + sum(self.by_block(schedule)) + self.head
 
     def by_block(self, schedule: PruningSchedule) -> list[int]:
-        """Return the FLOPs of each block, with those of the pruning step or of the way to the next stage after it."""
+        """Return the FLOPs of each block, including the pruning step and the downsampling after it."""
         layout, method, found = self._model.layout, schedule.method, list[int]()
         steps = zip(schedule.steps, schedule.contexts, strict=True)
         contexts = {step.after: context for step, context in steps if layout.prunes(step.after)}
@@ -310,7 +344,7 @@ class CostTable:
                 like, kept = self._like[index], left[index] + layout.protected
                 key = (like, context, kept)
                 if key not in memo:
-                    memo[key] = self._cost(_Part(like, method, load.smaller, context), load, kept)
+                    memo[key] = self._cost(_Part(like, method, load.indexed, context), load, kept)
                 found.append(memo[key])
                 if context is not None:
                     load = load.after(kept, context)
@@ -320,12 +354,11 @@ class CostTable:
         return found
 
     def _cost(self, part: _Part, load: _Load, kept: int) -> int:
-        """Return what a part costs at a load, if the step after it leaves `kept` tokens."""
-        if (
-            part.context is None
-        ):  # how tokens are chosen and merged matters to steps alone, and the rest to pruned blocks
+        """Return the FLOPs of a part at a load, if the step after it leaves `kept` tokens."""
+        if part.context is None:
+            # Scores and merging only matter in steps, the rest of the method only in blocks after a step.
             rest = replace(part.method, importance=PruningMethod.importance, reduction=PruningMethod.reduction)
-            part = replace(part, method=rest if any(part.smaller) else PruningMethod())
+            part = replace(part, method=rest if any(part.indexed) else PruningMethod())
         if part not in self._polynomials:
             self._polynomials[part] = self._fitted(part, load.length)
         return self._polynomials[part]((kept, *load.counts) if part.context else load.counts)
@@ -333,17 +366,17 @@ class CostTable:
     def _fitted(self, part: _Part, length: int) -> Polynomial:
         def count(point: tuple[int, ...]) -> int:
             kept, counts = (point[0], point[1:]) if part.context else (None, point)
-            return self._measure(part, _Load.of(length, part.smaller, counts), kept)
+            return self._measure(part, _Load.of(length, part.indexed, counts), kept)
 
         found = fitted(
-            count, sum(part.smaller) + (part.context is not None), 1 + self._model.layout.protected, length
+            count, sum(part.indexed) + (part.context is not None), 1 + self._model.layout.protected, length
         )
         if found is None:
             raise FlopsError(f"block {part.block + 1}: its cost is no polynomial of degree {DEGREE} of its tokens")
         return found
 
     def _measure(self, part: _Part, load: _Load, kept: int | None) -> int:
-        """Count a part at a load; `kept`: tokens that the step after it leaves, if there is one."""
+        """Count a part at a load; `kept` tokens are left by the step after it, if there is one."""
         model, protected = self._model, self._model.layout.protected
         stage, parameter = self._stages[part.block], next(model.parameters())
         x = torch.zeros(1, load.sizes[2], self._features[part.block], device=parameter.device, dtype=parameter.dtype)
@@ -356,18 +389,18 @@ class CostTable:
 
             def run(x: Tensor) -> Any:  # all that is used later is returned: the tracer drops what is not
                 x, after = model.prune_block(part.block, x, view, step)
-                return x if step is None else (x, after.all_positions(), *after.held)
+                return x if step is None else (x, after.all_positions(), *after.gap_sums)
 
             return sum(_count(_Unit(model.blocks[part.block], run), (x,)).values())
 
 
 def cost_table(model: PrunableModel, convention: str = "full") -> CostTable:
-    """Return the model's cost table; see `CostTable`."""
+    """Return the cost table of a model; arguments and errors as of `count_flops`, shapes as of `CostTable`."""
     return CostTable(model, convention)
 
 
 def _signature(block: nn.Module) -> tuple[Any, ...]:
-    """Return what makes two blocks cost the same; what does nothing outside training does not."""
+    """Return what determines the cost of a block: its modules and shapes, without those that only act in training."""
     idle = (DropPath, nn.Dropout, nn.Identity)
     modules = [(name, type(m), m.extra_repr()) for name, m in block.named_modules() if not isinstance(m, idle)]
     return (tuple(modules), tuple((name, tuple(p.shape)) for name, p in block.named_parameters()))

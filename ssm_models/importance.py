@@ -1,8 +1,8 @@
 """Token importance: which patch tokens a pruning step keeps.
 
-A score is a plain function of `Signals`, what the block before the step saw of each token, to a
-(b, K) tensor; the highest are kept. `SCORES` names them as a schedule does. Sums are taken in float32 at least: in
-half precision they would overflow, and rank equal.
+A score is a function from `Signals`, which the block before the step returns, to a (b, K) tensor. The tokens with the
+highest scores are kept. `SCORES` has them by the names that schedules use. Sums are taken in float32 or wider: in
+half precision they would overflow, and the overflowed scores would tie.
 """
 
 from collections.abc import Callable
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssm_models.layers import precise
+from ssm_models.precision import precise
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What a block saw of its K kept tokens.
+    """What a block computed for its K kept tokens.
 
     Attributes:
         y: (b, K, D) output of the state-space model, gated, directions added, in raster order.
-        deltas: gives, for each sequence of Δ (each scan direction, unless several share one), (b, K, D) after
-            the softplus; called only where they are needed.
+        deltas: returns Δ (b, K, D) after the softplus for each sequence of Δ: each scan direction, unless several
+            share one. Called only where Δ is needed.
         positions: (b, K) positions of the tokens in the whole sequence.
-        seeds: (b,) one whole number an image, the same in whichever batch it comes.
-        outputs: what `y` is the sum of: (b, K, D) of each scan direction, where a family has them apart.
+        seeds: (b,) one integer per image, independent of its batch.
+        outputs: (b, K, D) of each scan direction, which add up to `y`; empty where a family has only the sum.
     """
 
     y: Tensor
@@ -91,7 +91,7 @@ SCORES: dict[str, Callable[[Signals], Tensor]] = {
 
 
 def image_seeds(images: Tensor) -> Tensor:
-    """Return (b,) whole numbers in [0, 2³¹) that depend on each image's pixels alone."""
+    """Return integers (b,) in [0, 2³¹) that depend only on the pixels of each image (b, c, H, W)."""
     pixels = (images.detach().flatten(1).to(torch.float32) * 4096).round().to(torch.int64)
     weights = torch.arange(1, pixels.shape[1] + 1, device=images.device)
     return (pixels * weights).sum(1) & 0x7FFFFFFF

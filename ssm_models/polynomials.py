@@ -1,4 +1,4 @@
-"""Exact polynomials through counts: what a part of a model costs, as a function of its numbers of tokens."""
+"""Exact interpolation: the cost of a part of a model as a polynomial of its token counts."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,26 +30,29 @@ class Polynomial:
 
 
 def fitted(count: Callable[[Point], int], variables: int, low: int, high: int) -> Polynomial | None:
-    """Return the polynomial of lowest degree, at most `DEGREE`, that gives `count`; None if none does.
+    """Return the polynomial of lowest degree, at most `DEGREE`, that equals `count`; None if none does.
+
+    >>> fitted(lambda n: 3 * n[0] ** 2 + 5, 1, 1, 10)((7,))
+    152
 
     Args:
-        count: gives the value at a point of ascending numbers, the only points that matter.
+        count: returns the value at a point; points are ascending tuples of integers.
         variables: how many numbers a point has.
-        low, high: the least and the largest of these numbers.
+        low, high: bounds of these numbers.
     """
     known = cache(count)
     probes = list(_held_out(variables, low, high))
     for degree in range(1, DEGREE + 1):
         values = sorted({low + (high - low) * i // degree for i in range(degree + 1)})
         found = _through(known, variables, values)
-        everywhere = len(values) == high - low + 1  # the points that determine it are all there are
+        everywhere = len(values) == high - low + 1  # the interpolated points are all points
         if everywhere or all(found(point) == known(point) for point in probes):
             return found
     return None
 
 
 def _held_out(variables: int, low: int, high: int) -> Iterator[Point]:
-    """Give two points inside, where a term that the polynomial lacks would show."""
+    """Yield two inner points, where the value would differ if the polynomial lacked a term."""
     for shift in (0, 1):
         yield tuple(low + (high - low) * (2 * i + 1 + shift) // (2 * variables + 2) for i in range(variables))
 

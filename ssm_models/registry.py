@@ -1,4 +1,4 @@
-"""Which models there are, as data; each is known to timm by the same name."""
+"""The registered models: their names, sizes, preprocessing and shipped weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -6,25 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import register_model
 
-from spaces import PruningSchedule
 from spaces.errors import UnknownNameError, UsageError
 from ssm_models.base import PrunableModel
 
 WEIGHTS = Path(__file__).parent / "weights"
-LONGEST_SIDE = 4096  # pixels of an image: its tokens would fill any memory before
+LONGEST_SIDE = 4096  # pixels; the tokens of larger images would exhaust memory first
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model's name, its sizes, and the images it expects.
+    """A model's name, its sizes, and the preprocessing it expects.
 
     Attributes:
         family: the class; called with (config, name, num_classes, img_size) and the options of `create_model`.
         config: the family's own sizes, a dataclass with `drop_path` among them.
         img_size: pixels of a side, unless asked otherwise.
-        mean, std, interpolation, crop_pct: preprocessing, as timm means them.
+        mean, std, interpolation, crop_pct: preprocessing, with timm's meanings.
     """
 
     name: str
@@ -45,7 +43,7 @@ class ModelInfo:
         return path if path.exists() else None
 
     def pretrained_cfg(self, img_size: tuple[int, int], num_classes: int) -> dict[str, Any]:
-        """Return the preprocessing in timm's words."""
+        """Return the preprocessing in timm's terms, for images of (height, width) pixels."""
         return {
             "architecture": self.name,
             "input_size": (3, *img_size),
@@ -61,33 +59,8 @@ _MODELS: dict[str, ModelInfo] = {}
 
 
 def register(info: ModelInfo) -> None:
-    """Make a model known here and to timm."""
-
-    def entry(
-        pretrained: bool = False,
-        pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: dict[str, Any] | None = None,
-        schedule: str = "",
-        **options: Any,
-    ) -> PrunableModel:
-        for ignored in ("cache_dir", "pretrained_model_args"):
-            options.pop(ignored, None)
-        model = create_model(info.name, **options)
-        model.set_schedule(PruningSchedule.parse(schedule))
-        named = {**(pretrained_cfg if isinstance(pretrained_cfg, dict) else {}), **(pretrained_cfg_overlay or {})}
-        given = {key: named[key] for key in ("mean", "std", "interpolation", "crop_pct") if key in named}
-        model.pretrained_cfg |= {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
-        if pretrained:
-            from ssm_models.checkpoints import load_checkpoint
-
-            load_checkpoint(model, weights_file(info, named.get("file")))
-        return model
-
-    entry.__name__ = entry.__qualname__ = info.name
-    entry.__module__ = info.family.__module__
-    entry.__doc__ = info.description
+    """Make a model known by its name. `timm_models.register_models` makes it known to timm."""
     _MODELS[info.name] = info
-    register_model(entry)
 
 
 def list_models() -> list[str]:
@@ -96,10 +69,14 @@ def list_models() -> list[str]:
 
 
 def model_info(name: str) -> ModelInfo:
-    """Return what is known of a model.
+    """Return the registration of a model.
 
     Raises:
-        UnknownNameError: there is none of that name.
+        UnknownNameError: there is no model of that name; the message suggests similar ones.
+
+    >>> info = model_info("vim_nano")
+    >>> info.img_size, info.num_classes, info.weights is not None
+    (28, 10, True)
     """
     if name not in _MODELS:
         raise UnknownNameError("model", name, _MODELS)
@@ -117,28 +94,6 @@ def shipped_weights(info: ModelInfo) -> Path:
     return info.weights
 
 
-def weights_file(info: ModelInfo, named: str | None = None) -> Path:
-    """Return the file of a model's weights: that which timm's `file` names, or the shipped one.
-
-    Args:
-        info: the model.
-        named: a file; or the folder of a bundle, which is checked.
-
-    Raises:
-        UsageError: none is named, and none are shipped.
-        ExportError: the folder is no bundle, or a damaged one.
-    """
-    if named is None:
-        return shipped_weights(info)
-    if not Path(named).is_dir():
-        return Path(named)
-    from ssm_models.bundle import WEIGHTS as OF_BUNDLE
-    from ssm_models.bundle import check_bundle
-
-    check_bundle(Path(named))
-    return Path(named) / OF_BUNDLE
-
-
 def create_model(
     name: str,
     num_classes: int | None = None,
@@ -146,7 +101,7 @@ def create_model(
     drop_path_rate: float | None = None,
     **options: Any,
 ) -> PrunableModel:
-    """Build a model with random weights.
+    """Build a model with random weights, in training mode.
 
     Args:
         name: one of `list_models()`.
@@ -157,7 +112,11 @@ def create_model(
 
     Raises:
         UnknownNameError: there is no model of that name.
-        UsageError: images too small for the model, or of more than `LONGEST_SIDE` pixels a side.
+        UsageError: the images are too small for the model, or larger than `LONGEST_SIDE` pixels a side.
+
+    >>> model = create_model("vim_nano", num_classes=7, img_size=(32, 64))
+    >>> model.layout.stages[0].tokens  # patches of 4 pixels
+    128
     """
     info = model_info(name)
     size = img_size or info.img_size

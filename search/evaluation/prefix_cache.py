@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spaces import PruningSchedule, TokenLayout
 from ssm_models import PrunableModel
-from ssm_models.pruning import TokenView
+from ssm_models.token_view import TokenView
 
 MOST_REMEMBERED = 10_000  # branching points whose uses are counted
 FORGET = 0.98  # of a branching point's uses, with each candidate: what was useful long ago makes room

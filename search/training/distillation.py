@@ -12,7 +12,7 @@ from search.data.task import Task
 from search.data.tasks import task_named
 from spaces.errors import UsageError
 from ssm_models import PrunableModel
-from ssm_models.rows import take
+from ssm_models.gather import take
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""Hidden-state alignment: the Σ Δ of the pruned positions that a scan passes over.
+"""Hidden-state alignment: the sum of Δ over the pruned positions that a scan passes over.
 
-A pruned position keeps its transition and loses its input (Zhan et al., arXiv:2409.18962). Which Δ it
-has in later blocks is not published; the policies here are the alternatives, named as in a schedule.
+A pruned position keeps its transition and loses its input (Zhan et al., arXiv:2409.18962). The paper does not say
+which Δ it has in later blocks. These are the policies, by the names that schedules use.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssm_models.layers import precise
+from ssm_models.precision import precise
 
 
 def skipped(positions: Tensor, length: int, reverse: bool) -> Tensor:
@@ -30,7 +30,7 @@ def skipped(positions: Tensor, length: int, reverse: bool) -> Tensor:
 
 
 def gap_of_bias(counts: Tensor, delta_bias: Tensor) -> Tensor:
-    """Policy `bias`: each pruned position has Δ = softplus(dt_bias), as a token of zero feature would.
+    """Policy `bias`: each pruned position has Δ = softplus(dt_bias), as a token with zero features would.
 
     Returns (b, K, D) for counts (b, K) and delta_bias (D,).
     """
@@ -51,7 +51,7 @@ def hold(delta: Tensor, index: Tensor, held: Tensor | None, reverse: bool) -> Te
 
     Args:
         delta: (b, K, D) Δ, after softplus, in the block that prunes.
-        index: (b, k) ascending indices, among the K, of the tokens that stay.
+        index: (b, k) ascending places, among the K, of the tokens that stay.
         held: (b, K, D) gap sums from earlier steps; None at the first.
         reverse: direction of the scan.
 

@@ -1,7 +1,7 @@
-"""Who computes the selective scan: chosen by device, dtype and what is installed, or forced.
+"""The backends of the selective scan, chosen by device, dtype and what is installed.
 
-The environment variable PRUNEFRONT_SCAN_BACKEND forces one for a whole process, the argument `backend` for
-one call. Nothing here is imported before it is asked for: a machine without a GPU needs none of its parts.
+The environment variable PRUNEFRONT_SCAN_BACKEND forces one for a whole process, the argument `backend` for one call.
+Backends are imported on first use, so that a machine without a GPU needs none of the GPU libraries.
 """
 
 import os
@@ -31,7 +31,7 @@ def available() -> dict[str, str | None]:
 
 @cache
 def get(name: str) -> ModuleType:
-    """Return the backend's module: `forward` and `backward` on the arguments of `ssm_models.scan.ops`.
+    """Return the backend's module: `forward(arguments)` and `backward(grad, arguments)` on `ScanArguments`.
 
     Raises:
         BackendError: no such backend, or it cannot run here; the message says which can.
@@ -53,12 +53,15 @@ def choose(u: Tensor, forced: str | None = None) -> str:
 
 
 def scan_backend(device: torch.device | str) -> str:
-    """Return the name of the backend for this device: what PRUNEFRONT_SCAN_BACKEND says, or the fastest.
+    """Return the name of the backend for a device: the one that PRUNEFRONT_SCAN_BACKEND names, or the fastest.
 
-    Warns once where the fastest is the slow one.
+    Warns once if only the reference can run, which is slow.
 
     Raises:
-        BackendError: PRUNEFRONT_SCAN_BACKEND names a backend that is not known, or cannot run here.
+        BackendError: PRUNEFRONT_SCAN_BACKEND names a backend that is unknown or cannot run here.
+
+    >>> scan_backend("cpu")
+    'cpu'
     """
     kind = torch.device(device).type
     forced = os.environ.get(VARIABLE)
@@ -111,7 +114,7 @@ def _those_that_run() -> str:
 
 @cache
 def _missing(name: str) -> str | None:
-    """Return why a backend cannot run here, as the end of a sentence that begins with its name."""
+    """Return why a backend cannot run here, to complete a sentence that begins with its name; None if it can."""
     if name == "cpu":
         try:
             # A statement, since torch.compile looks through this function and knows no import_module.

@@ -1,23 +1,24 @@
-"""The selective scan on the CPU: compiled loops that keep the states of some channels in the nearest cache.
+"""The selective scan on the CPU: compiled loops that keep the states of a tile of channels in the L1 cache.
 
-A work item is one image, one group of channels (a scan direction) and one tile of its channels. Nothing of
-size L × D × N is stored in the forward pass; the backward pass stores the states of one tile a thread.
-The kernels release the GIL, and as many threads share the items as torch is set to use.
+A work item is one image, one group of channels (a scan direction) and one tile of its channels. The forward pass
+stores nothing of size L × D × N; the backward pass stores the states of one tile per thread. The kernels release the
+GIL, and the items are shared among as many threads as torch is set to use.
 """
 
 import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ssm_models.scan import cpu_kernels as kernels
+from ssm_models.scan.arguments import ScanArguments, ScanGradients
 
-_ALONE = 200_000  # state-steps that are done before a second thread has woken up
+_ALONE = 200_000  # state-steps that one thread finishes before a second one has woken up
 _ABSENT = {ndim: np.empty((0,) * ndim, np.float32) for ndim in (1, 3)}
 _ALL_EMIT = np.empty((0, 0), np.int64)
 
@@ -56,78 +57,111 @@ def _array(tensor: Tensor | None, ndim: int = 3) -> Any:
     return (tensor if tensor.stride(-1) == 1 else tensor.contiguous()).numpy()
 
 
-def _arguments(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, gap: Tensor | None, emit: Tensor | None, orders: Tensor | None,
-    B_orders: Tensor | None, delta_softplus: bool, reverse: list[int],
-) -> tuple[Any, ...]:  # fmt: skip
-    """Return what the kernels take between the range of items and the output."""
-    positions = _ALL_EMIT if emit is None else emit.numpy()
-    options: tuple[Any, ...] = (positions, delta_softplus, np.array(reverse))
-    if orders is not None:  # in the place of groups, B has directions
-        batch, paths = len(u), orders.shape[1]
+class _KernelInputs(NamedTuple):
+    """What the kernels take between the range of items and the output, in their order; absent arrays are empty.
+
+    Numba's kernels take positional scalars and arrays alone: how many there are is their calling convention.
+    """
+
+    u: Any
+    delta: Any
+    A: Any
+    B: Any
+    C: Any
+    D: Any
+    z: Any
+    delta_bias: Any
+    gap: Any
+    layout: tuple[Any, ...]
+
+    def flatten(self) -> tuple[Any, ...]:
+        return (*self[:-1], *self.layout)
+
+
+def _kernel_inputs(a: ScanArguments) -> _KernelInputs:
+    """Return the arrays that the kernels read. With `orders`, B has directions in the place of groups."""
+    B, C = a.B, a.C
+    emit = _ALL_EMIT if a.emit is None else a.emit.numpy()
+    if a.orders is None:
+        layout: tuple[Any, ...] = (emit, a.delta_softplus, np.array(a.reverse))
+    else:
         B, C = B.transpose(1, 2), C.transpose(1, 2)
-        B = B.expand(-1, paths, -1, -1) if B_orders is None else B + B_orders
-        options = (positions, orders.expand(batch, -1, -1).numpy(), delta_softplus)
-    arrays = map(_array, (u, delta, A.t().contiguous(), B, C))
-    return (*arrays, _array(D, 1), _array(z), _array(delta_bias, 1), _array(gap), *options)
+        B = B.expand(-1, a.paths, -1, -1) if a.B_orders is None else B + a.B_orders
+        layout = (emit, a.orders.expand(len(a.u), -1, -1).numpy(), a.delta_softplus)
+    return _KernelInputs(
+        u=_array(a.u),
+        delta=_array(a.delta),
+        A=_array(a.A.t().contiguous()),
+        B=_array(B),
+        C=_array(C),
+        D=_array(a.D, 1),
+        z=_array(a.z),
+        delta_bias=_array(a.delta_bias, 1),
+        gap=_array(a.gap),
+        layout=layout,
+    )
 
 
-def _items(u: Tensor, groups: int) -> int:
-    return len(u) * groups * -(-(u.shape[2] // groups) // kernels.LANES)
+def _items(a: ScanArguments) -> int:
+    """Return the number of work items."""
+    return len(a.u) * a.groups * -(-(a.u.shape[2] // a.groups) // kernels.LANES)
 
 
-def forward(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> Tensor:
-    """Scan in float32; see `ssm_models.scan.ops` for the arguments."""
-    arguments = _arguments(u, delta, A, B, C, *rest)
-    emit, orders, reverse = rest[4], rest[5], rest[-1]
-    kept = u.shape[1] if emit is None else emit.shape[1]
-    out = torch.empty((u.shape[0], kept, u.shape[2]), dtype=torch.float32)
-    array, kernel = out.numpy(), (kernels.forward if orders is None else kernels.forward_orders)()
-    items = _items(u, len(reverse))
-    workers = _workers(items, u.numel() * A.shape[1])
+def forward(arguments: ScanArguments) -> Tensor:
+    """Scan in float32; return (b, K, D) in u's dtype."""
+    a, inputs = arguments, _kernel_inputs(arguments).flatten()
+    out = torch.empty(a.out_shape, dtype=torch.float32)
+    array, kernel = out.numpy(), (kernels.forward if a.orders is None else kernels.forward_orders)()
+    items = _items(a)
+    workers = _workers(items, a.u.numel() * a.states)
     if workers == 1:
-        kernel(0, items, *arguments, array)
-        return out.to(u.dtype)
-    # More shares than threads: whoever is held up by another process takes fewer of them.
+        kernel(0, items, *inputs, array)
+        return out.to(a.u.dtype)
+    # More shares than threads: a thread that another process holds up takes fewer of them.
     shares = min(items, 4 * workers)
     share = itertools.count()
 
     def run(worker: int) -> None:
         while (k := next(share)) < shares:
-            kernel(items * k // shares, items * (k + 1) // shares, *arguments, array)
+            kernel(items * k // shares, items * (k + 1) // shares, *inputs, array)
 
     _on_threads(workers, run)
-    return out.to(u.dtype)
+    return out.to(a.u.dtype)
 
 
-def backward(grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *rest: Any) -> list[Tensor]:
-    """Return the gradients of u, delta, A, B, C, D, z, delta_bias, gap and B_orders; empty where absent."""
-    arguments = _arguments(u, delta, A, B, C, *rest)
-    D, z, bias, gap = arguments[5:9]
-    orders, extra, reverse = rest[5], rest[6], rest[-1]
-    kernel = (kernels.backward if orders is None else kernels.backward_orders)()
-    items = _items(u, len(reverse))
-    workers = _workers(items, 3 * u.numel() * A.shape[1])
-    du, ddelta = np.empty(u.shape, np.float32), np.empty(u.shape, np.float32)
-    dz, dgap = np.empty(z.shape, np.float32), np.empty(gap.shape, np.float32)
-    states = A.shape[1]
-    padded = -(-states // 4) * 4  # the kernels add up lanes for four states at once
-    # What items share is summed a thread; equal shares in a fixed order keep runs alike.
-    dA, dD = (np.zeros((workers, *x.shape), np.float32) for x in (arguments[2], D))
-    dB, dC = (np.zeros((workers, *x.shape[:-1], padded), np.float32) for x in arguments[3:5])
+def backward(grad: Tensor, arguments: ScanArguments) -> ScanGradients:
+    """Return the gradients of all inputs in float32, given that of the output (b, K, D)."""
+    a, inputs = arguments, _kernel_inputs(arguments)
+    flat, kernel = inputs.flatten(), (kernels.backward if a.orders is None else kernels.backward_orders)()
+    items = _items(a)
+    workers = _workers(items, 3 * a.u.numel() * a.states)
+    du, ddelta = np.empty(a.u.shape, np.float32), np.empty(a.u.shape, np.float32)
+    dz, dgap = np.empty(inputs.z.shape, np.float32), np.empty(inputs.gap.shape, np.float32)
+    padded = -(-a.states // 4) * 4  # the kernels add up lanes for four states at once
+    # What items share is summed per thread; equal shares in a fixed order make runs repeatable.
+    dA, dD = (np.zeros((workers, *x.shape), np.float32) for x in (inputs.A, inputs.D))
+    dB, dC = (np.zeros((workers, *x.shape[:-1], padded), np.float32) for x in (inputs.B, inputs.C))
     upstream = _array(grad)
 
     def run(k: int) -> None:
         first, last = items * k // workers, items * (k + 1) // workers
-        kernel(first, last, *arguments, upstream, du, ddelta, dA[k], dB[k], dC[k], dD[k], dz, dgap)
+        kernel(first, last, *flat, upstream, du, ddelta, dA[k], dB[k], dC[k], dD[k], dz, dgap)
 
     _on_threads(workers, run)
-    dbias = ddelta.sum((0, 1)) if bias.size else _ABSENT[1]
     gA, gB, gC, gD = (torch.from_numpy(x.sum(0) if workers > 1 else x[0]) for x in (dA, dB, dC, dD))
-    gB, gC, gextra = gB[..., :states], gC[..., :states], torch.empty(0)
-    if orders is not None:
-        gextra = gextra if extra is None else gB.sum_to_size(extra.shape)
+    gB, gC, gB_orders = gB[..., : a.states], gC[..., : a.states], None
+    if a.orders is not None:
+        gB_orders = None if a.B_orders is None else gB.sum_to_size(a.B_orders.shape)
         gB, gC = gB.sum(1)[:, :, None], gC.transpose(1, 2)
-    whole = [torch.from_numpy(x) for x in (du, ddelta, dz, dbias, dgap)]
-    return [*whole[:2], gA.t(), gB, gC, gD, *whole[2:], gextra]
+    return ScanGradients(
+        u=torch.from_numpy(du),
+        delta=torch.from_numpy(ddelta),
+        A=gA.t(),
+        B=gB,
+        C=gC,
+        D=None if a.D is None else gD,
+        z=None if a.z is None else torch.from_numpy(dz),
+        delta_bias=None if a.delta_bias is None else torch.from_numpy(ddelta.sum((0, 1))),
+        gap=None if a.gap is None else torch.from_numpy(dgap),
+        B_orders=gB_orders,
+    )

@@ -1,9 +1,10 @@
 """The compiled half of the CPU scan: a vector of channels as a Numba type, and the four loops over it.
 
-A work item is one image, one group of channels (a scan direction) and one tile of `LANES` of its channels.
-Numba has no vectors of its own, and LLVM turns only the simplest loops into them; so `Vector` is an LLVM
-vector of `LANES` float32, which LLVM splits into whatever registers the processor has.
-Everything that Numba compiles stays in this one file: its cache notices changes of no other.
+A work item is one image, one group of channels (a scan direction) and one tile of `LANES` of its channels. Numba has
+no vectors of its own, and LLVM turns only the simplest loops into them; so `Vector` is an LLVM vector of `LANES`
+float32, which LLVM splits into whatever registers the processor has. Everything that Numba compiles stays in this one
+file: its cache notices changes of no other. The loops are long functions with many arguments because splitting them
+costs speed: what they share lives in registers.
 """
 
 import operator

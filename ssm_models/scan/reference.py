@@ -1,125 +1,98 @@
-"""The selective scan written for reading: one step a position, in any dtype and on any device."""
+"""The selective scan written for readability: one step per position, in any dtype and on any device."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssm_models.scan.arguments import ScanArguments, ScanGradients
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    emit: Tensor | None,
-    orders: Tensor | None,
-    B_orders: Tensor | None,
-    delta_softplus: bool,
-    reverse: list[int],
-) -> Tensor:
-    """Scan position by position; see `ssm_models.scan.ops` for the arguments."""
-    dt = _activate(delta, delta_bias, delta_softplus)
-    skip = _at(u, emit)
-    if orders is None:
-        y = _read(_states(u, dt, A, B, gap, reverse), C, emit)
+
+def forward(arguments: ScanArguments) -> Tensor:
+    """Scan position by position; return (b, K, D)."""
+    y = _before_gate(arguments, arguments.activated_delta())
+    return y if arguments.z is None else y * F.silu(arguments.z)
+
+
+def backward(grad: Tensor, arguments: ScanArguments) -> ScanGradients:
+    """Return the gradients of all inputs, given that of the output (b, K, D)."""
+    a, dt = arguments, arguments.activated_delta()
+    dz = None
+    if a.z is not None:
+        gate = torch.sigmoid(a.z)
+        dz = grad * _before_gate(a, dt) * gate * (1 + a.z * (1 - gate))
+        grad = grad * F.silu(a.z)
+    everywhere = _spread(grad, a.emit, a.u)  # the gradient of y at every position
+    inner = _recurrence_backward(grad, a, dt) if a.orders is None else _orders_backward(everywhere, a, dt)
+    ddelta = inner.dt * -torch.expm1(-dt) if a.delta_softplus else inner.dt
+    return ScanGradients(
+        u=inner.u + (0 if a.D is None else a.D * everywhere * a.paths),
+        delta=ddelta,
+        A=inner.A,
+        B=inner.B,
+        C=inner.C,
+        D=None if a.D is None else (grad * _at(a.u, a.emit)).sum((0, 1)) * a.paths,
+        z=dz,
+        delta_bias=None if a.delta_bias is None else ddelta.sum((0, 1)),
+        gap=None if a.gap is None else inner.gap,
+        B_orders=inner.B_orders,
+    )
+
+
+class _Inner(NamedTuple):
+    """Gradients of the recurrence alone, without bias, softplus, D and z; `gap` is that of the exponent's Δ + gap."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    gap: Tensor
+    B_orders: Tensor | None = None
+
+
+def _before_gate(a: ScanArguments, dt: Tensor) -> Tensor:
+    """Return y (b, K, D) with the skip connection and without the gate."""
+    skip = _at(a.u, a.emit)
+    if a.orders is None:
+        y = _read(_states(a, dt), a.C, a.emit)
     else:
         y = torch.zeros_like(skip)
-        for order, B_order in zip(*_walks(orders, B, B_orders), strict=True):
-            states = _states(_at(u, order), dt, A, B_order, gap, reverse)
-            y = y + _at(_put(_read(states, C, None), order), emit)
-    if D is not None:
-        y = y + D * skip * (1 if orders is None else orders.shape[1])
-    return y if z is None else y * F.silu(z)
+        for order, walk in _walks(a, a.orders):
+            y = y + _at(_put(_read(_states(walk, dt), a.C, None), order), a.emit)
+    return y if a.D is None else y + a.D * skip * a.paths
 
 
-def backward(
-    grad: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    emit: Tensor | None,
-    orders: Tensor | None,
-    B_orders: Tensor | None,
-    delta_softplus: bool,
-    reverse: list[int],
-) -> list[Tensor]:
-    """Return the gradients of u, delta, A, B, C, D, z, delta_bias, gap and B_orders; empty where absent."""
-    none = grad.new_empty(0)
-    dt = _activate(delta, delta_bias, delta_softplus)
-    dz = none
-    if z is not None:
-        ungated = forward(
-            u, dt, A, B, C, D, None, None, gap, emit, orders, B_orders, False, reverse
-        )  # fmt: skip
-        gate = torch.sigmoid(z)
-        dz = grad * ungated * gate * (1 + z * (1 - gate))
-        grad = grad * F.silu(z)
-    direct = _spread(grad, emit, u)  # the gradient of y at every position
-    dB_orders = none
-    if orders is None:
-        du, ddt, dA, dB, dC, dgap = _recurrence_backward(grad, u, dt, A, B, C, gap, emit, reverse)
-        paths = 1
-    else:
-        paths = orders.shape[1]
-        du, ddt, dA, dB, dC = (torch.zeros_like(x) for x in (u, dt, A, B, C))
-        dgap = torch.zeros_like(dt)
-        per_order = []
-        for order, B_order in zip(*_walks(orders, B, B_orders), strict=True):
-            parts = _recurrence_backward(
-                _at(direct, order), _at(u, order), dt, A, B_order, C, gap, None, reverse
-            )  # fmt: skip
-            du, ddt, dA = du + _put(parts[0], order), ddt + parts[1], dA + parts[2]
-            dB, dC, dgap = dB + parts[3], dC + parts[4], dgap + parts[5]
-            per_order.append(parts[3][:, :, 0])
-        if B_orders is not None:
-            dB_orders = torch.stack(per_order, 1).sum_to_size(B_orders.shape)
-    ddelta = ddt * -torch.expm1(-dt) if delta_softplus else ddt
-    return [
-        du + (0 if D is None else D * direct * paths),
-        ddelta,
-        dA,
-        dB,
-        dC,
-        none if D is None else (grad * _at(u, emit)).sum((0, 1)) * paths,
-        dz,
-        none if delta_bias is None else ddelta.sum((0, 1)),
-        none if gap is None else dgap,
-        dB_orders,
-    ]
+def _orders_backward(grad: Tensor, a: ScanArguments, dt: Tensor) -> _Inner:
+    """Add up the gradients of the directions, given that of y at every token (b, L, D)."""
+    assert a.orders is not None
+    du, ddt, dA, dB, dC = (torch.zeros_like(x) for x in (a.u, dt, a.A, a.B, a.C))
+    dgap, per_order = torch.zeros_like(dt), []
+    for order, walk in _walks(a, a.orders):
+        parts = _recurrence_backward(_at(grad, order), walk, dt)
+        du, ddt, dA = du + _put(parts.u, order), ddt + parts.dt, dA + parts.A
+        dB, dC, dgap = dB + parts.B, dC + parts.C, dgap + parts.gap
+        per_order.append(parts.B[:, :, 0])
+    added = None if a.B_orders is None else torch.stack(per_order, 1).sum_to_size(a.B_orders.shape)
+    return _Inner(du, ddt, dA, dB, dC, dgap, added)
 
 
-def _recurrence_backward(
-    grad: Tensor,
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    gap: Tensor | None,
-    emit: Tensor | None,
-    reverse: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of u, Δ, A, B, C and gap for those of y (b, K, D), without D and z."""
-    states = _states(u, dt, A, B, gap, reverse)
-    decay_dt = dt if gap is None else dt + gap
-    dC = _per_group(grad[..., None] * _at(states, emit), C)
-    into = _spread(grad[..., None] * _per_channel(C, u), emit, states)
-    dA, groups = torch.zeros_like(A), len(reverse)
+def _recurrence_backward(grad: Tensor, a: ScanArguments, dt: Tensor) -> _Inner:
+    """Return the gradients of a scan without `orders`, given that of y (b, K, D)."""
+    u, A, B, C = a.u, a.A, a.B, a.C
+    states = _states(a, dt)
+    decay_dt = dt if a.gap is None else dt + a.gap
+    dC = _per_group(grad[..., None] * _at(states, a.emit), C)
+    into = _spread(grad[..., None] * _per_channel(C, u), a.emit, states)
+    dA = torch.zeros_like(A)
     dB, gexponent, gdrive = torch.zeros_like(states), torch.zeros_like(u), torch.zeros_like(u)
-    width, length = u.shape[2] // groups, u.shape[1]
-    for g, backwards in enumerate(reverse):
+    width, length = u.shape[2] // a.groups, u.shape[1]
+    for g, backwards in enumerate(a.reverse):
         part = slice(g * width, (g + 1) * width)
-        gh = u.new_zeros(len(u), width, A.shape[1])
+        gh = u.new_zeros(len(u), width, a.states)
         order = list(reversed(range(length))) if backwards else list(range(length))
         for step in reversed(range(length)):
             t = order[step]
@@ -132,22 +105,18 @@ def _recurrence_backward(
             gdrive[:, t, part] = (gh * B[:, t, g, None]).sum(-1)
             dB[:, t, part] = gh * (dt[:, t, part] * u[:, t, part])[..., None]
             gh = gh * decay
-    return gdrive * dt, gexponent + gdrive * u, dA, _per_group(dB, B), dC, gexponent
+    return _Inner(gdrive * dt, gexponent + gdrive * u, dA, _per_group(dB, B), dC, gexponent)
 
 
-def _activate(delta: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
-    delta = delta if bias is None else delta + bias
-    return F.softplus(delta) if softplus else delta
-
-
-def _states(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, gap: Tensor | None, reverse: list[int]) -> Tensor:
-    """Return the state after every position, (b, L, D, N)."""
-    states = u.new_zeros(*u.shape, A.shape[1])
-    decay_dt = dt if gap is None else dt + gap
-    width, length = u.shape[2] // len(reverse), u.shape[1]
-    for g, backwards in enumerate(reverse):
+def _states(a: ScanArguments, dt: Tensor) -> Tensor:
+    """Return the state after every position, (b, L, D, N), of a scan without `orders`."""
+    u, A, B = a.u, a.A, a.B
+    states = u.new_zeros(*u.shape, a.states)
+    decay_dt = dt if a.gap is None else dt + a.gap
+    width, length = u.shape[2] // a.groups, u.shape[1]
+    for g, backwards in enumerate(a.reverse):
         part = slice(g * width, (g + 1) * width)
-        state = u.new_zeros(len(u), width, A.shape[1])
+        state = u.new_zeros(len(u), width, a.states)
         for t in reversed(range(length)) if backwards else range(length):
             drive = (dt[:, t, part] * u[:, t, part])[..., None] * B[:, t, g, None]
             state = torch.exp(decay_dt[:, t, part, None] * A[part]) * state + drive
@@ -161,12 +130,13 @@ def _read(states: Tensor, C: Tensor, emit: Tensor | None) -> Tensor:
     return (states * _per_channel(C, states[..., 0])).sum(-1)
 
 
-def _walks(orders: Tensor, B: Tensor, B_orders: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the order (b, L) and B (b, L, 1, N) of each direction."""
-    walks = list(orders.expand(len(B), -1, -1).unbind(1))
-    if B_orders is None:
-        return walks, [B] * len(walks)
-    return walks, [B + added[:, :, None] for added in B_orders.unbind(1)]
+def _walks(a: ScanArguments, orders: Tensor) -> Iterator[tuple[Tensor, ScanArguments]]:
+    """Give the order (b, L) of each direction, and the arguments of its own scan, without `orders` and `emit`."""
+    walks = orders.expand(len(a.B), -1, -1).unbind(1)
+    added = [None] * len(walks) if a.B_orders is None else a.B_orders.unbind(1)
+    for order, extra in zip(walks, added, strict=True):
+        B = a.B if extra is None else a.B + extra[:, :, None]
+        yield order, replace(a, u=_at(a.u, order), B=B, emit=None, orders=None, B_orders=None)
 
 
 def _per_channel(x: Tensor, u: Tensor) -> Tensor:

@@ -1,60 +1,46 @@
-"""The selective scan as `torch.export` traces it: one loop over positions, whose body stands in the graph once.
+"""The selective scan as `torch.export` traces it: one loop over positions, whose body is in the graph once.
 
-An exported model has to run where nobody knows our operator. Unrolled, the reference would give a graph that grows
-with the number of tokens; as a higher-order `scan` it is the same few nodes for any number, and ONNX has the same
-loop, `Scan`. It takes the reference's operations in the reference's order.
+An exported model has to run where the custom operator does not exist. Unrolled, the reference would give a graph that
+grows with the number of tokens. As a higher-order `scan` it is a few nodes for any number, and ONNX has the same
+loop, `Scan`. The operations and their order are those of the reference.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssm_models.scan.arguments import ScanArguments
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    gap: Tensor | None,
-    emit: Tensor | None,
-    orders: Tensor | None,
-    B_orders: Tensor | None,
-    delta_softplus: bool,
-    reverse: list[int],
-) -> Tensor:
-    """Scan with a loop that stays one; see `ssm_models.scan.ops` for the arguments."""
-    dt = delta if delta_bias is None else delta + delta_bias
-    dt = F.softplus(dt) if delta_softplus else dt
-    skip = u if emit is None else _tokens(u, emit)
-    decay = dt if gap is None else dt + gap
-    if orders is None:
-        if emit is not None:  # a step that gives no output reads nothing
-            C = C.new_zeros(B.shape).scatter(1, emit[:, :, None, None].expand(-1, -1, *C.shape[2:]), C)
-        y = _loop(_grouped(dt * u, B), _grouped(decay, B), _grouped_states(A, B), B, C, reverse)
+
+def forward(arguments: ScanArguments) -> Tensor:
+    """Scan with a loop that the graph keeps as one; return (b, K, D)."""
+    a, dt, C = arguments, arguments.activated_delta(), arguments.C
+    skip = a.u if a.emit is None else _tokens(a.u, a.emit)
+    decay = dt if a.gap is None else dt + a.gap
+    if a.orders is None:
+        if a.emit is not None:  # a step that gives no output reads nothing
+            C = C.new_zeros(a.B.shape).scatter(1, a.emit[:, :, None, None].expand(-1, -1, *C.shape[2:]), C)
+        drive, A = _grouped(dt * a.u, a.B), a.A.reshape(a.groups, -1, a.states)
+        y = _loop(drive, _grouped(decay, a.B), A, a.B, C, a.reverse)
     else:
-        y = _along(orders, u, dt, decay, A, B if B_orders is None else B + B_orders.transpose(1, 2), C)
-    if emit is not None:
-        y = _tokens(y, emit)
-    if D is not None:
-        y = y + D * skip * (1 if orders is None else orders.shape[1])
-    return y if z is None else y * F.silu(z)
+        y = _along(a.orders, a, dt, decay)
+    if a.emit is not None:
+        y = _tokens(y, a.emit)
+    if a.D is not None:
+        y = y + a.D * skip * a.paths
+    return y if a.z is None else y * F.silu(a.z)
 
 
-def _along(orders: Tensor, u: Tensor, dt: Tensor, decay: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+def _along(orders: Tensor, a: ScanArguments, dt: Tensor, decay: Tensor) -> Tensor:
     """Return the sum (b, L, D) of what the directions give; they run side by side, as groups that share Δ and C."""
-    batch, length, channels = u.shape
-    walks = orders.expand(batch, -1, -1)
-    paths = walks.shape[1]
-    index = walks.transpose(1, 2).reshape(batch, length * paths, 1).expand(-1, -1, channels)
-    visited = u.gather(1, index).view(batch, length, paths, channels)
-    drive, B = dt[:, :, None] * visited, B.expand(-1, -1, paths, -1)
-    y = _loop(drive, decay[:, :, None], A[None], B, C, [0])
-    y = y.reshape(batch, length * paths, channels)
-    return torch.zeros_like(u).scatter_add(1, index, y)
+    batch, length, channels = a.u.shape
+    index = orders.expand(batch, -1, -1).transpose(1, 2).reshape(batch, length * a.paths, 1).expand(-1, -1, channels)
+    visited = a.u.gather(1, index).view(batch, length, a.paths, channels)
+    B = a.B if a.B_orders is None else a.B + a.B_orders.transpose(1, 2)
+    drive, B = dt[:, :, None] * visited, B.expand(-1, -1, a.paths, -1)
+    y = _loop(drive, decay[:, :, None], a.A[None], B, a.C, [0])
+    y = y.reshape(batch, length * a.paths, channels)
+    return torch.zeros_like(a.u).scatter_add(1, index, y)
 
 
 def _loop(drive: Tensor, decay: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse: list[int]) -> Tensor:
@@ -93,11 +79,6 @@ def _loop(drive: Tensor, decay: Tensor, A: Tensor, B: Tensor, C: Tensor, reverse
 def _grouped(x: Tensor, like: Tensor) -> Tensor:
     """Turn (b, L, D) into (b, L, G, D / G)."""
     return x.reshape(*x.shape[:2], like.shape[2], -1)
-
-
-def _grouped_states(A: Tensor, like: Tensor) -> Tensor:
-    """Turn (D, N) into (G, D / G, N)."""
-    return A.reshape(like.shape[2], -1, A.shape[1])
 
 
 def _tokens(x: Tensor, index: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 # mypy: allow-untyped-calls
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +10,7 @@ import triton  # type: ignore[import-untyped]
 from torch import Tensor
 
 from ssm_models.scan import triton_kernels as kernels
+from ssm_models.scan.arguments import ScanArguments, ScanGradients
 
 T = TypeVar("T", Tensor, Tensor | None)
 CHUNK = 4  # steps between two stored states; a chunk's states fill a lane's registers
@@ -62,121 +64,151 @@ def _tile(width: int, directions: int, states: int) -> tuple[int, int]:
     return lanes, max(1, each)
 
 
-def _common(
-    u: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, gap: Tensor | None, emit: Tensor | None,
-    orders: Tensor | None, B_orders: Tensor | None, softplus: bool, reverse: list[int],
-) -> dict[str, Any]:  # fmt: skip
-    """Return what both kernels are told, by the names of their arguments."""
-    if len(reverse) > 31:
-        raise ValueError(f"selective_scan: {len(reverse)} groups; the triton backend takes up to 31")
-    u, B, C, gap = _rows(u), _rows(B), _rows(C), _rows(gap)
-    D, orders, B_orders = (x if x is None else x.contiguous() for x in (D, orders, B_orders))
-    directions, states = 1 if orders is None else orders.shape[1], A.shape[1]
+def _common(a: ScanArguments) -> dict[str, Any]:
+    """Return what both kernels are told, by the names of their parameters.
+
+    Triton's kernels take pointers, strides and sizes one by one, so a launch has as many keywords: a structure would
+    have to be unpacked again here.
+    """
+    if a.groups > 31:
+        raise ValueError(f"selective_scan: {a.groups} groups; the triton backend takes up to 31")
+    u, B, C, gap = _rows(a.u), _rows(a.B), _rows(a.C), _rows(a.gap)
+    D, orders, B_orders = (x if x is None else x.contiguous() for x in (a.D, a.orders, a.B_orders))
     B_unit, C_unit = _unit(B), _unit(C)
     return {
-        "u": u, "A": A, "B": B, "C": C, "D": D, "gap": gap, "orders": orders, "B_orders": B_orders,
-        "A_d": A.stride(0), "A_n": A.stride(1), "one": 1,
+        "u": u, "A": a.A, "B": B, "C": C, "D": D, "gap": gap, "orders": orders, "B_orders": B_orders,
+        "A_d": a.A.stride(0), "A_n": a.A.stride(1), "one": 1,
         "u_b": u.stride(0), "u_l": u.stride(1), "gap_b": _stride(gap, 0), "gap_l": _stride(gap, 1),
         "B_b": B.stride(0) // B_unit, "B_l": B.stride(1) // B_unit, "B_g": B.stride(2) // B_unit, "B_UNIT": B_unit,
         "C_b": C.stride(0) // C_unit, "C_l": C.stride(1) // C_unit, "C_g": C.stride(2) // C_unit, "C_UNIT": C_unit,
         "orders_b": _stride(orders, 0), "B_orders_b": _stride(B_orders, 0),
-        "length": u.shape[1], "emits": u.shape[1] if emit is None else emit.shape[1],
-        "groups": len(reverse), "width": u.shape[2] // len(reverse),
-        "reverse": sum(int(flag) << g for g, flag in enumerate(reverse)),
-        "SOFTPLUS": softplus, "P": directions, "N": states,
-        "P_PAD": triton.next_power_of_2(directions), "N_PAD": triton.next_power_of_2(states), "CHUNK": CHUNK,
+        "length": u.shape[1], "emits": a.out_shape[1], "groups": a.groups, "width": u.shape[2] // a.groups,
+        "reverse": sum(int(flag) << g for g, flag in enumerate(a.reverse)),
+        "SOFTPLUS": a.delta_softplus, "P": a.paths, "N": a.states,
+        "P_PAD": triton.next_power_of_2(a.paths), "N_PAD": triton.next_power_of_2(a.states), "CHUNK": CHUNK,
         "num_warps": 1, "enable_fp_fusion": True,
     }  # fmt: skip
 
 
-def _run_scan(
-    common: dict[str, Any], delta: Tensor, z: Tensor | None, bias: Tensor | None, emit: Tensor | None,
-    slots: Tensor | None, **results: Tensor | None,
-) -> None:  # fmt: skip
-    delta, z = _rows(delta), _rows(z)
+@dataclass
+class _Results:
+    """What the forward kernel writes, by the names of its parameters; None is not written.
+
+    Attributes:
+        out: (b, K, D) the output; None in the backward pass.
+        grad: (b, K, D) the gradient of the output, which is read; None in the forward pass.
+        sums: (b, K, D) room for the sums over the directions, zero at first; with `orders` alone.
+        dt_out: (b, L, D) Δ after the softplus.
+        dz: (b, K, D) gradient of z.
+        gy: (b, K, D) gradient of y before the gate.
+        states: (b, chunks, P, N, D) the states before each chunk of steps.
+    """
+
+    out: Tensor | None = None
+    grad: Tensor | None = None
+    sums: Tensor | None = None
+    dt_out: Tensor | None = None
+    dz: Tensor | None = None
+    gy: Tensor | None = None
+    states: Tensor | None = None
+
+
+def _run_scan(common: dict[str, Any], a: ScanArguments, slots: Tensor | None, results: _Results) -> None:
+    """Launch the forward kernel. Of the outputs it takes `slots` (see `_slots`) with `orders`, else `emit`."""
+    delta, z = _rows(a.delta), _rows(a.z)
+    emit = None
+    if a.orders is None:
+        emit, slots = None if a.emit is None else a.emit.contiguous(), None
     batch, _, channels = delta.shape
     width, groups = common["width"], common["groups"]
     lanes = _lanes(batch * channels, width, common["P_PAD"] * common["N_PAD"], delta.device)
     blocks = triton.cdiv(width, lanes)
     with torch.cuda.device_of(delta):
         kernels.scan[(batch * groups * blocks,)](
-            **common, **results, delta=delta, z=z, slots=slots,
-            bias=None if bias is None else bias.contiguous(), emit=None if emit is None else emit.contiguous(),
+            **common, **vars(results), delta=delta, z=z, emit=emit, slots=slots,
+            bias=None if a.delta_bias is None else a.delta_bias.contiguous(),
             delta_b=delta.stride(0), delta_l=delta.stride(1), z_b=_stride(z, 0), z_l=_stride(z, 1),
             blocks=blocks, V=lanes, ROWS=ROWS,
         )  # fmt: skip
 
 
-def forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, gap: Tensor | None, emit: Tensor | None, orders: Tensor | None,
-    B_orders: Tensor | None, delta_softplus: bool, reverse: list[int],
-) -> Tensor:  # fmt: skip
-    """Scan with the states in float32; see `ssm_models.scan.ops` for the arguments. One launch."""
-    common = _common(u, A, B, C, D, gap, emit, orders, B_orders, delta_softplus, reverse)
-    out = u.new_empty((u.shape[0], common["emits"], u.shape[2]))
+def forward(arguments: ScanArguments) -> Tensor:
+    """Scan with the states in float32, in one launch; return (b, K, D)."""
+    a, common = arguments, _common(arguments)
+    out = a.u.new_empty(a.out_shape)
     if out.numel() == 0:
         return out
-    slots = sums = None
-    if orders is not None:
+    if a.orders is None:
+        slots = sums = None
+    else:
+        slots = None if a.emit is None else _slots(a.emit, a.u.shape[1])
         sums = torch.zeros_like(out, dtype=torch.float32)
-        slots = None if emit is None else _slots(emit, u.shape[1])
-    _run_scan(
-        common, delta, z, delta_bias, None if orders is not None else emit, slots,
-        out=out, sums=sums, grad=None, dt_out=None, dz=None, gy=None, states=None,
-    )  # fmt: skip
+    _run_scan(common, a, slots, _Results(out=out, sums=sums))
     return out
 
 
-def backward(
-    grad: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    delta_bias: Tensor | None, gap: Tensor | None, emit: Tensor | None, orders: Tensor | None,
-    B_orders: Tensor | None, delta_softplus: bool, reverse: list[int],
-) -> list[Tensor]:  # fmt: skip
-    """Return the gradients of u, delta, A, B, C, D, z, delta_bias, gap and B_orders; empty where absent."""
-    none = u.new_empty(0)
+def backward(grad: Tensor, arguments: ScanArguments) -> ScanGradients:
+    """Return the gradients of all inputs, given that of the output (b, K, D)."""
     if grad.numel() == 0:
-        tensors = (u, delta, A, B, C, D, z, delta_bias, gap, B_orders)
-        return [none if x is None else torch.zeros_like(x) for x in tensors]
-    common = _common(u, A, B, C, D, gap, emit, orders, B_orders, delta_softplus, reverse)
-    batch, length, channels = u.shape
-    states, directions, groups, width = common["N"], common["P"], common["groups"], common["width"]
-    slots = None if emit is None else _slots(emit, length)
-    grad = grad.contiguous()
+        return ScanGradients.zeros(arguments)
+    a, common = arguments, _common(arguments)
+    slots = None if a.emit is None else _slots(a.emit, a.u.shape[1])
+    saved = _scan_again(common, a, slots, grad.contiguous())
+    return _reverse_scan(common, a, slots, saved)
 
-    def empty(*shape: int) -> Tensor:
-        return u.new_empty(shape, dtype=torch.float32)
 
-    gated = z is not None
-    dt = empty(batch, length, channels)
-    stored = empty(batch, triton.cdiv(length, CHUNK), directions, states, channels)
-    gy = torch.empty_like(grad, dtype=torch.float32) if gated else grad
-    dz = torch.empty_like(grad) if gated else none
-    sums = torch.zeros_like(grad, dtype=torch.float32) if gated and orders is not None else None
-    _run_scan(
-        common, delta, z, delta_bias, None if orders is not None else emit, None if orders is None else slots,
-        out=None, sums=sums, grad=grad, dt_out=dt, dz=dz, gy=gy, states=stored,
-    )  # fmt: skip
+def _scan_again(common: dict[str, Any], a: ScanArguments, slots: Tensor | None, grad: Tensor) -> _Results:
+    """Scan forwards again for what the reverse scan needs; return it with the gradient of z."""
+    batch, length, channels = a.u.shape
+    gated = a.z is not None
+    results = _Results(
+        grad=grad,
+        sums=torch.zeros_like(grad, dtype=torch.float32) if gated and a.orders is not None else None,
+        dt_out=_empty(a, batch, length, channels),
+        dz=torch.empty_like(grad) if gated else a.u.new_empty(0),
+        gy=torch.empty_like(grad, dtype=torch.float32) if gated else grad,
+        states=_empty(a, batch, triton.cdiv(length, CHUNK), a.paths, a.states, channels),
+    )
+    _run_scan(common, a, slots, results)
+    return results
 
+
+def _reverse_scan(common: dict[str, Any], a: ScanArguments, slots: Tensor | None, saved: _Results) -> ScanGradients:
+    """Launch the backward kernel, and add up its partial sums."""
+    batch, length, channels = a.u.shape
+    groups, width = common["groups"], common["width"]
     lanes, each = _tile(width, common["P_PAD"], common["N_PAD"])
-    each = each if orders is None else 1
+    each = each if a.orders is None else 1
     blocks = triton.cdiv(width, lanes * each)
-    du = torch.empty_like(u, memory_format=torch.contiguous_format) if orders is None else torch.zeros_like(dt)
-    ddelta = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    dgap = none if gap is None else torch.empty_like(gap, memory_format=torch.contiguous_format)
-    dA, dD, dbias = empty(batch, states, channels), empty(batch, channels), empty(batch, channels)
-    paths = 1 if B_orders is None else directions
-    dB = empty(batch, groups, blocks, paths, length, states)
-    dC = empty(batch, groups, blocks, C.shape[1], states)
-    with torch.cuda.device_of(u):
+    if a.orders is None:
+        du = torch.empty_like(a.u, memory_format=torch.contiguous_format)
+    else:  # directions add to it
+        du = a.u.new_zeros(a.u.shape, dtype=torch.float32)
+    ddelta = torch.empty_like(a.delta, memory_format=torch.contiguous_format)
+    dgap = a.u.new_empty(0) if a.gap is None else torch.empty_like(a.gap, memory_format=torch.contiguous_format)
+    dA, dD, dbias = _empty(a, batch, a.states, channels), _empty(a, batch, channels), _empty(a, batch, channels)
+    dB = _empty(a, batch, groups, blocks, 1 if a.B_orders is None else a.paths, length, a.states)
+    dC = _empty(a, batch, groups, blocks, a.C.shape[1], a.states)
+    with torch.cuda.device_of(a.u):
         kernels.reverse_scan[(batch * groups * blocks,)](
-            **common, dts=dt, slots=slots, gy=gy, states=stored,
+            **common, dts=saved.dt_out, gy=saved.gy, states=saved.states, slots=slots,
             du=du, ddelta=ddelta, dgap=dgap, dA=dA, dB=dB, dC=dC, dD=dD, dbias=dbias,
             blocks=blocks, R=each, V=lanes,
         )  # fmt: skip
     dB = dB.sum(2)
-    dB_orders = none if B_orders is None else dB[:, 0].sum_to_size(B_orders.shape)
-    return [
-        du, ddelta, dA.sum(0).t(), dB.sum(2).movedim(1, 2), dC.sum(2).movedim(1, 2),
-        none if D is None else dD.sum(0), dz, none if delta_bias is None else dbias.sum(0), dgap, dB_orders,
-    ]  # fmt: skip
+    return ScanGradients(
+        u=du,
+        delta=ddelta,
+        A=dA.sum(0).t(),
+        B=dB.sum(2).movedim(1, 2),
+        C=dC.sum(2).movedim(1, 2),
+        D=None if a.D is None else dD.sum(0),
+        z=None if a.z is None else saved.dz,
+        delta_bias=None if a.delta_bias is None else dbias.sum(0),
+        gap=None if a.gap is None else dgap,
+        B_orders=None if a.B_orders is None else dB[:, 0].sum_to_size(a.B_orders.shape),
+    )
+
+
+def _empty(a: ScanArguments, *shape: int) -> Tensor:
+    return a.u.new_empty(shape, dtype=torch.float32)

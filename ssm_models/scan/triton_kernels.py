@@ -1,5 +1,8 @@
 """The Triton kernels of the GPU scan, which keep the states of a block of channels in registers.
 
+The kernels are long functions with many parameters because Triton passes pointers, strides and sizes one by one, and
+because splitting a loop would spill its registers.
+
 A program is one image, one group (a scan direction) and one block of its channels, and runs as a single
 warp. Forwards a lane owns a channel with all its states where there are enough channels to fill the GPU, so
 the sum over the states stays in the lane and nothing in the loop waits for another. The inputs of a step are

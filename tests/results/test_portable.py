@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 from results.card import model_card
-from results.mirror import Mirror
 from results.plot import plot_front
 
 from results import FineTune, Study
-from results.export import export_schedule, write_json, write_whole
+from results.export.optuna_mirror import Mirror
+from results.export.schedule_json import export_schedule, write_json, write_whole
 from results.portable import portable
 from results.report import write_report
 from tests.results.shown import NOW, MakeEvaluation, MakeSpec

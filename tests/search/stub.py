@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spaces import PruningSchedule, Stage, TokenLayout
-from ssm_models.pruning import TokenView
+from ssm_models.token_sets import TokenSets
+from ssm_models.token_view import TokenView
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -50,7 +51,7 @@ class Stub(nn.Module):
         return self.embed(images), self.first_view(images)
 
     def first_view(self, images: Tensor, index: int = 0, aside: tuple[Tensor, ...] = ()) -> TokenView:
-        return TokenView(49, torch.zeros(len(images), dtype=torch.long), self.schedule.method)
+        return TokenView(TokenSets(49), torch.zeros(len(images), dtype=torch.long), self.schedule.method)
 
     def step(self, index: int, x: Tensor, view: TokenView, keep: Any) -> tuple[Tensor, TokenView]:
         return x, view

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ from torch import Tensor
 import ssm_models
 from spaces import PruningMethod
 from ssm_models import PrunableModel
-from ssm_models.pruning import TokenView
-from ssm_models.ways import CROSS
+from ssm_models.scan_paths import CROSS
+from ssm_models.token_sets import TokenSets
+from ssm_models.token_view import TokenView
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 
@@ -85,9 +85,7 @@ def view_of(fates: Sequence[Sequence[str]], **method: Any) -> TokenView:
         around = inside
     if "zeros" in fates[0]:
         method["context"] = "zeros"
-    view = TokenView(len(fates[0]), torch.zeros(len(fates)).long(), PruningMethod(**method))
-    travelling, scanned, emit = sets
-    return replace(view, travelling=travelling, scanned=scanned, emit=emit)
+    return TokenView(TokenSets(len(fates[0]), *sets), torch.zeros(len(fates)).long(), PruningMethod(**method))
 
 
 @st.composite
@@ -123,12 +121,12 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Path:
     return REFERENCE
 
 
-def held_on_the_ways(past: Tensor, fates: Sequence[str], height: int, width: int) -> list[Tensor]:
-    """Return the gap sums (S, d) of past (4, L, d) along each way."""
+def gap_sums_along_the_paths(past: Tensor, fates: Sequence[str], height: int, width: int) -> list[Tensor]:
+    """Return the gap sums (S, d) of past (4, L, d) along each path of the cross-scan."""
     columns = torch.arange(height * width).view(height, width).T.flatten().tolist()
     found = []
     for k, direction in enumerate(CROSS):
-        way = columns if direction.columns else list(range(height * width))
-        seen = [place for place, t in enumerate(way) if t in places(fates, *NESTED[1])]
-        found.append(gap_sums(past[k][way], seen, direction.reverse))
+        path = columns if direction.columns else list(range(height * width))
+        seen = [place for place, t in enumerate(path) if t in places(fates, *NESTED[1])]
+        found.append(gap_sums(past[k][path], seen, direction.reverse))
     return found

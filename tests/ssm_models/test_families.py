@@ -19,7 +19,7 @@ from spaces.errors import CheckpointError, ScheduleError
 from spaces.schedule import ALIGNMENT, CONTEXT, IMPORTANCE, REDUCTION
 from ssm_models import CostTable, PrunableModel, flops
 from ssm_models.importance import SCORES
-from ssm_models.pruning import TokenView
+from ssm_models.token_view import TokenView
 from tests.ssm_models.conftest import FAMILIES, pictures
 
 
@@ -189,7 +189,7 @@ def test_freeze_is_a_dense_pass_whose_pruned_updates_are_masked(any_model: Pruna
     x, view = any_model.begin(images)
     stays = torch.ones(x.shape[:2], dtype=torch.bool)
     for index, block in enumerate(any_model.blocks):
-        x, _ = block(x, Masked(view.length, view.seeds, view.method, grid=view.grid, stays=stays), False)
+        x, _ = block(x, Masked(view.sets, view.seeds, view.method, grid=view.grid, stays=stays), False)
         for step, positions in zip(schedule.steps, kept, strict=True):
             if step.after == index + 1:
                 stays = torch.zeros_like(stays).scatter(1, positions, True)

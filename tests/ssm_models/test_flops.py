@@ -1,5 +1,8 @@
 """FLOPs: the published figures, the closed form, and the table against fvcore's whole count."""
 
+import logging
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,7 +11,7 @@ import ssm_models
 from spaces import PruningSchedule
 from spaces.errors import FlopsError, UnknownNameError
 from ssm_models import flops
-from ssm_models.ways import BACKWARD, FORWARD
+from ssm_models.scan_paths import BACKWARD, FORWARD
 
 NANO = ssm_models.create_model("vim_nano").eval()
 
@@ -81,6 +84,17 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     ssm_models.count_flops(model, "3:0.5", "published")
     assert (model.schedule.text, model.training, model.directions) == ("2:0.5", True, (FORWARD, BACKWARD))
     assert model.blocks[0].mixer.directions == (FORWARD, BACKWARD)
+
+
+def test_counting_silences_fvcore_only_while_it_counts() -> None:
+    logger, filters = logging.getLogger("fvcore"), warnings.filters[:]
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    try:
+        ssm_models.count_flops(NANO)
+        assert logger.level == logging.DEBUG and warnings.filters == filters
+    finally:
+        logger.setLevel(level)
 
 
 def test_an_operator_without_a_cost_is_an_error() -> None:

@@ -18,7 +18,7 @@ from search.evaluation.evaluator import LATENCY_PAIRS, Entry, Evaluator, Metrics
 from search.evaluation.race import Race
 from spaces import PruningSchedule
 from spaces.errors import EvaluationError, NonFiniteError, OutOfMemoryError, ScheduleError
-from ssm_models.pruning import TokenView
+from ssm_models.token_view import TokenView
 from tests.search.stub import Batches, Stub, numbered
 
 SCHEDULE = PruningSchedule.parse("2:0.4,5:0.5")

@@ -13,6 +13,7 @@ from numba import njit
 from torch import Tensor
 
 from ssm_models.scan import cpu, cpu_kernels
+from ssm_models.scan.arguments import ScanArguments
 from ssm_models.scan.cpu_kernels import LANES
 
 NOTHING: dict[str, Any] = dict.fromkeys(("D", "z", "delta_bias", "gap", "emit", "orders", "B_orders"))
@@ -44,11 +45,14 @@ def inputs(batch: int, length: int, channels: int, states: int, groups: int = 1,
 
 
 def forward(**arguments: Any) -> Tensor:
-    return cpu.forward(*arguments.values())
+    return cpu.forward(ScanArguments(**arguments))
 
 
 def backward(grad: Tensor, **arguments: Any) -> list[Tensor]:
-    return cpu.backward(grad, *arguments.values())
+    """Return the gradients of the inputs that are present."""
+    given = ScanArguments(**arguments)
+    gradients = cpu.backward(grad, given)
+    return [gradients.of(name) for name, x in given.differentiable().items() if x is not None]
 
 
 @pytest.fixture
@@ -175,8 +179,8 @@ def test_slices_of_one_projection_are_read_where_they_lie() -> None:
 def test_nothing_is_written_past_the_last_channel(channels: int) -> None:
     arguments = {**inputs(1, 5, channels, 3), **NOTHING}
     wide = torch.full((1, 5, channels + 2 * LANES), 7.0)
-    kernel, prepared = cpu_kernels.forward(), cpu._arguments(*arguments.values())
-    kernel(0, cpu._items(arguments["u"], 1), *prepared, wide.numpy()[:, :, LANES : LANES + channels])
+    kernel, given = cpu_kernels.forward(), ScanArguments(**arguments)
+    kernel(0, cpu._items(given), *cpu._kernel_inputs(given).flatten(), wide.numpy()[:, :, LANES : LANES + channels])
     assert torch.equal(wide[:, :, LANES : LANES + channels], forward(**arguments))
     assert (wide[:, :, :LANES] == 7).all()
     assert (wide[:, :, LANES + channels :] == 7).all()
@@ -186,10 +190,11 @@ MEMORY = """
 import torch
 from pathlib import Path
 from ssm_models.scan import cpu
+from ssm_models.scan.arguments import ScanArguments
 
 def inputs(batch):
     B, C = torch.randn(2, batch, 196, 1, 16)
-    return [*torch.randn(2, batch, 196, 512), -torch.rand(512, 16), B, C, *[None] * 7, True, [0]]
+    return ScanArguments(*torch.randn(2, batch, 196, 512), -torch.rand(512, 16), B, C, *[None] * 7, True, [0])
 
 def rise(run):
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
@@ -201,10 +206,10 @@ def rise(run):
 
 torch.set_num_threads(2)
 small, large = inputs(1), inputs(64)
-cpu.backward(cpu.forward(*small), *small)
-forward, out = rise(lambda: cpu.forward(*large))
-backward, gradients = rise(lambda: cpu.backward(out, *large))
-print(forward, out.nbytes, backward, sum(x.nbytes for x in gradients))
+cpu.backward(cpu.forward(small), small)
+forward, out = rise(lambda: cpu.forward(large))
+backward, gradients = rise(lambda: cpu.backward(out, large))
+print(forward, out.nbytes, backward, sum(gradients.of(name).nbytes for name in ("u", "delta", "A", "B", "C")))
 """
 
 

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from ssm_models.scan import triton as backend
+from ssm_models.scan.arguments import ScanArguments
 from tests.patience import PATIENCE
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -42,8 +43,8 @@ def test_the_shared_suite_in_the_interpreter() -> None:
 def inputs(
     dtype: torch.dtype, *, states: int = 16, groups: int = 1, kept: int | None = None, paths: int = 0,
     plain: bool = False,
-) -> list[Any]:  # fmt: skip
-    """Arguments of `forward`, never read: the kernels are compiled for their types and alignment."""
+) -> ScanArguments:  # fmt: skip
+    """Arguments that are never read: the kernels are compiled for their types and alignment."""
     batch, length, channels = 2, 48, 64 * groups
     emits = kept or length
 
@@ -51,7 +52,7 @@ def inputs(
         return torch.empty(shape, dtype=dtype)
 
     full = torch.float32
-    return [
+    return ScanArguments(
         empty(batch, length, channels), empty(batch, length, channels), empty(channels, states, dtype=full),
         empty(batch, length, groups, states), empty(batch, length if paths else emits, groups, states),
         None if plain else empty(channels, dtype=full), None if plain else empty(batch, emits, channels),
@@ -60,7 +61,7 @@ def inputs(
         empty(1, paths, length, dtype=torch.int64) if paths else None,
         None if plain or not paths else empty(1, paths, length, states, dtype=full),
         not plain, [g % 2 for g in range(groups)],
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 class Recorder:
@@ -112,8 +113,8 @@ def test_the_kernels_compile(case: dict[str, Any], tmp_path: Path, monkeypatch: 
     for name, recorder in recorders.items():
         monkeypatch.setattr(backend.kernels, name, recorder)
     arguments = inputs(**case)
-    out = backend.forward(*arguments)
-    backend.backward(torch.empty_like(out), *arguments)
+    out = backend.forward(arguments)
+    backend.backward(torch.empty_like(out), arguments)
     assert [len(recorder.launches) for recorder in recorders.values()] == [2, 1]
     for recorder in recorders.values():
         for launch in recorder.launches:

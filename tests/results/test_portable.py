@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import pytest
-from results.card import model_card
-from results.plot import plot_front
 
 from results import FineTune, Study
+from results.export.model_card import model_card
 from results.export.optuna_mirror import Mirror
-from results.export.schedule_json import export_schedule, write_json, write_whole
+from results.export.schedule_json import export_schedule
+from results.files import write_json, write_whole
 from results.portable import portable
-from results.report import write_report
+from results.report.plot import plot_front
+from results.report.report import write_report
 from tests.results.shown import NOW, MakeEvaluation, MakeSpec
 
 

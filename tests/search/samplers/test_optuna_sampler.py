@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from results import Evaluation
-from search.samplers.optuna_sampler import population_size
+from search.samplers.registry import population_size
 from tests.search.samplers.test_registry import SPACE, evaluate, make
 
 

@@ -8,11 +8,10 @@ from optuna.samplers import BaseSampler, NSGAIISampler
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from results import Evaluation
-from search.config import OBJECTIVES
 from search.samplers.base import Draw, scores
 from search.samplers.gp_sampler import GpSampler
 from search.samplers.points import clipped_point, point_in
-from search.samplers.suggest import IMAGES_ATTR, SCHEDULE_ATTR, distributions
+from search.samplers.suggest import IMAGES_ATTR, SCHEDULE_ATTR, directions, distributions
 from spaces.space import SearchSpace, Value
 
 
@@ -31,8 +30,7 @@ class StudySampler:
         self.name = name
         self._sampler, self._objectives = sampler, tuple(objectives)
         self._parameters, self._distributions = space.parameters, distributions(space)
-        directions = ["maximize" if OBJECTIVES[objective] else "minimize" for objective in self._objectives]
-        self._study = optuna.create_study(sampler=sampler, directions=directions)
+        self._study = optuna.create_study(sampler=sampler, directions=directions(objectives))
 
     def restore(self, evaluations: Iterable[Evaluation]) -> None:
         """Take in recorded evaluations, in the order they were made.

@@ -64,10 +64,9 @@ class Forecast:
 
         A share p of n images has the binomial p (1 - p) / n, kept above 0 where all images are right or none.
         """
-        with np.errstate(invalid="ignore"):
-            spread = values * (1 - values) + 1 / images if self._share else np.full(len(values), self._scale**2)
-            noise = spread / images / self._scale**2
-        return np.where(noise > 0, noise, UNKNOWN_NOISE)  # a share in per cent has no binomial variance, either
+        spread = values * (1 - values) + 1 / images if self._share else np.full(len(values), self._scale**2)
+        noise = spread / images / self._scale**2
+        return np.where(noise > 0, noise, UNKNOWN_NOISE)  # NaN: no images; below 0: the share was told in per cent
 
 
 class ExpectedGain:

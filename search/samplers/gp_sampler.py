@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from search.config import OBJECTIVES
 from search.samplers.forecast import ExpectedGain
 from search.samplers.points import Point, mutated_point, random_point
-from search.samplers.suggest import distributions
+from search.samplers.suggest import directions, distributions
 from search.samplers.surrogate import Features
 from search.samplers.trial_history import EncodedSchedule, TrialHistory
 from spaces import PruningSchedule
@@ -106,11 +106,11 @@ class GpSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Refuse a study whose directions are not those of the objectives."""
-        wanted = [
-            StudyDirection.MAXIMIZE if OBJECTIVES[name] else StudyDirection.MINIMIZE for name in self._objectives
-        ]
-        if study.directions != wanted:
-            found, expected = ([direction.name.lower() for direction in each] for each in (study.directions, wanted))
+        if study.directions != directions(self._objectives):
+            found, expected = (
+                [direction.name.lower() for direction in each]
+                for each in (study.directions, directions(self._objectives))
+            )
             raise UsageError(
                 f"the study's directions are {found}, but the sampler's objectives ({', '.join(self._objectives)}) "
                 f"need {expected}: create the study with directions={expected}"
@@ -126,12 +126,10 @@ class GpSampler(BaseSampler):
         """Return a value for each parameter of the space."""
         with self._lock:
             model = self._model_of(study)
-            model.history.update(study)
-            if len(model.history.observations) < STARTUP:
-                encoded = self._random(model.history)
-            else:
-                encoded = self._best(model)
-            model.history.propose(trial.number, encoded)
+            history = model.history
+            history.update(study)
+            encoded = self._random(history) if len(history.observations) < STARTUP else self._best(model)
+            history.propose(trial.number, encoded)
             return dict(encoded.values or {})
 
     def sample_independent(
@@ -185,7 +183,7 @@ class GpSampler(BaseSampler):
             return history.encode(self._space.schedule(points[0]), points[0])
         observations, pending = list(history.observations.values()), list(history.pending.values())
         gains = model.gain(candidates, observations, pending, self._rng)
-        ranked = [candidates[i] for i in np.argsort(-gains, kind="stable")]
+        ranked: list[EncodedSchedule] = [candidates[i] for i in np.argsort(-gains, kind="stable")]
         model.pool = {encoded.schedule: encoded for encoded in ranked[:POOL]}
         return ranked[0]
 

@@ -1,8 +1,12 @@
-"""A search space in Optuna's terms: its distributions, and a trial's parameters as a schedule."""
+"""A search in Optuna's terms: distributions, directions, and a trial's parameters as a schedule."""
+
+from collections.abc import Sequence
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import BaseTrial
 
+from search.config import OBJECTIVES
 from spaces import PruningSchedule
 from spaces.space import FloatParameter, IntParameter, Parameter, SearchSpace, Value
 
@@ -13,6 +17,11 @@ IMAGES_ATTR = "images"  # user attribute of a trial: how many images its objecti
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     """Return the distribution of each parameter of a space, by name, for `study.ask` and `create_trial`."""
     return {name: _distribution(parameter) for name, parameter in space.parameters.items()}
+
+
+def directions(objectives: Sequence[str]) -> list[StudyDirection]:
+    """Return the direction of each objective, by their names from `OBJECTIVES`, for `optuna.create_study`."""
+    return [StudyDirection.MAXIMIZE if OBJECTIVES[name] else StudyDirection.MINIMIZE for name in objectives]
 
 
 def suggest_schedule(trial: BaseTrial, space: SearchSpace) -> PruningSchedule:

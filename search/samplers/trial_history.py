@@ -61,9 +61,9 @@ class Observation:
 class TrialHistory:
     """The trials of one study, by the schedules that they tried.
 
-    A trial's schedule is its user attribute `schedule` if it has one, or what its parameters stand for. A trial that
-    has neither, or not wholly within the space, is ignored. FLOPs are the space's own count, whatever a trial reports.
-    A trial that failed or was pruned, or whose values are not finite, teaches nothing but that it was tried.
+    A trial's schedule is its user attribute `schedule` if it has one, or what its parameters stand for. A trial with
+    neither, or whose parameters are not all within the space, is ignored. FLOPs are the space's own count, whatever a
+    trial reports. A trial that failed or was pruned, or whose values are not finite, only tells what was tried.
 
     Args:
         space: that parameters belong to.
@@ -120,9 +120,9 @@ class TrialHistory:
         """Return the schedule of a trial; None if it cannot be told or does not fit the model."""
         values, text = point_in(trial.params, self._parameters), trial.user_attrs.get(SCHEDULE_ATTR)
         known = self._encoded.get(trial.number)
-        if known is not None and text in (None, known.schedule.text):
-            if known.values == values or (values is None and not trial.state.is_finished()):
-                return known
+        unfinished = values is None and not trial.state.is_finished()  # it may yet suggest what was proposed
+        if known and text in (None, known.schedule.text) and (unfinished or known.values == values):
+            return known
         try:
             if isinstance(text, str):
                 return self.encode(PruningSchedule.parse(text), values)
@@ -156,5 +156,6 @@ class TrialHistory:
 
 def _images(trial: FrozenTrial) -> float | None:
     images = trial.user_attrs.get(IMAGES_ATTR)
-    told = isinstance(images, int | float) and not isinstance(images, bool) and 0 < images < math.inf
-    return float(images) if told else None
+    if not isinstance(images, int | float) or isinstance(images, bool) or not 0 < images < math.inf:
+        return None
+    return float(images)

@@ -33,7 +33,7 @@ class StudySampler:
         self._study = optuna.create_study(sampler=sampler, directions=directions(objectives))
 
     def restore(self, evaluations: Iterable[Evaluation]) -> None:
-        """Take in recorded evaluations, in the order they were made.
+        """Learn from recorded evaluations, in the order in which they were made.
 
         Of schedules that the space cannot express only `gp` learns; Optuna's samplers learn from parameters alone.
         """
@@ -53,12 +53,12 @@ class StudySampler:
 
     def state(self, draw: Draw) -> dict[str, Any]:
         """Return what `restore` needs beside the point itself, as JSON."""
-        attrs = self._frozen(draw.mark).system_attrs
+        attrs = self._frozen(draw.handle).system_attrs
         return {key: value for key, value in attrs.items() if key != "fixed_params"}
 
     def tell(self, draw: Draw, evaluation: Evaluation | None) -> None:
-        """Say what came of a point; None if nothing did."""
-        trial: Trial = draw.mark
+        """Report the result of a point; None if it has none."""
+        trial: Trial = draw.handle
         found = None if evaluation is None else scores(evaluation, self._objectives)
         if evaluation is None or found is None:
             self._study.tell(trial, state=TrialState.FAIL)

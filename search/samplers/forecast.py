@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from search.samplers.acquisition import expected_hypervolume_gain, expected_scalar_gain
-from search.samplers.surrogate import Array, Features, GaussianProcess, Observed
+from search.samplers.surrogate import Array, Features, GaussianProcess, TrainingData
 from search.samplers.trial_history import EncodedSchedule, Observation
 
 SHARES = ("top1", "agreement")  # objectives that are shares of images, and so have binomial noise
@@ -49,7 +49,7 @@ class Forecast:
         """
         self._centre, self._scale = float(values.mean()), max(float(values.std()), 1e-9)
         noise = self._noise(values, images)
-        observed = Observed(*_inputs(schedules), (values - self._centre) / self._scale, noise)
+        observed = TrainingData(*_inputs(schedules), (values - self._centre) / self._scale, noise)
         self._process.fit(observed, tries=min(MAX_TRIES, EFFORT // len(values) ** 2))
         if pending:
             self._process.imagine(*_inputs(pending))

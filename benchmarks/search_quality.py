@@ -11,7 +11,7 @@ Methods, each with its own idea of what to try next:
     tpe-plain    the same with Optuna's TPE
     nsga2, tpe   prunefront with these samplers
     prunefront   prunefront as it comes, each candidate knowing all before it
-    broods-4     the same with broods of 4 candidates (the default of `search`), which are decided together; or 16
+    groups-4     the same with groups of 4 candidates (the default of `search`), which are decided together; or 16
 
 Three modes: `fixed` (context drop, importance clip, aligned: only places and ratios compete), `open` (the context
 is searched, too; `pattern` is then given the best context for each of its schedules) and `all` (score, alignment and
@@ -45,7 +45,7 @@ import torch
 import ssm_models
 from results import Evaluation, hypervolume
 from results.records import Confirmation, News
-from search.data.dataset import open_data
+from search.data.dataset import Batches, open_data
 from search.driver.searcher import ScheduleSearcher
 from search.driver.study_state import StudyState
 from search.evaluation.evaluator import Entry, Evaluator, Metrics
@@ -68,6 +68,7 @@ CHOICES = {
 }
 TARGETS = (0.8, 0.7, 0.584, 0.5)  # shares of the dense FLOPs: -20, -30, -41.6 and -50 %
 BUDGET = "0.4:0.85"
+RENAMED = {"broods-4": "groups-4", "broods-16": "groups-16"}  # methods in files of results that older versions wrote
 EVALUATIONS = defaultdict(lambda: 120, random=600)
 COUNTS = (20, 60, 120, 600)
 
@@ -77,6 +78,7 @@ class Bed:
     """A model and images to search on; `seen` remembers every evaluation of this process."""
 
     evaluator: Evaluator
+    batches: Batches
     table: ssm_models.CostTable
     model: ssm_models.PrunableModel
     images: int
@@ -132,7 +134,7 @@ def open_bed(a: argparse.Namespace, cache: int = 2**30) -> Bed:
     rest = Evaluator(
         model, data.batches(model.pretrained_cfg, model.img_size, images=a.held_out, skip=images, batch_size=100)
     )
-    return Bed(evaluator, table, model, images, speed, rest)
+    return Bed(evaluator, batches, table, model, images, speed, rest)
 
 
 # --- the methods -----------------------------------------------------------------------------------------
@@ -241,7 +243,7 @@ class Memory:
         """Forget it."""
 
 
-def ours(name: str, sampler_name: str, brood: int = 1, race: bool = True) -> Callable[[Bed, str, int], Trace]:
+def ours(name: str, sampler_name: str, group: int = 1, race: bool = True) -> Callable[[Bed, str, int], Trace]:
     """The project's own searcher, with one worker in this process in place of Ray's."""
 
     def run(bed: Bed, mode: str, seed: int) -> Trace:
@@ -249,13 +251,13 @@ def ours(name: str, sampler_name: str, brood: int = 1, race: bool = True) -> Cal
         began = time.process_time()
         sampler = make_sampler(sampler_name, space, ("top1", "flops"), seed=seed, trials=trials)
         evaluator = Evaluator(
-            bed.model, bed.evaluator._batches, dense=bed.evaluator.dense_answers, prefix_cache=2**30, error=0.05
+            bed.model, bed.batches, dense=bed.evaluator.dense_answers, prefix_cache=2**30, error=0.05
         )
         records = Memory()
         searcher = ScheduleSearcher(
             space, sampler, flops=bed.table.flops, dense_flops=bed.table.dense, trials=trials,
             standing=StudyState(("top1", "flops"), bed.model.layout, ()), records=records,
-            starts=starting_schedules(space), seed=seed, brood=brood, race=race, confirm=False,
+            starts=starting_schedules(space), seed=seed, brood=group, race=race, confirm=False,
         )  # fmt: skip
         number = 0
         while isinstance(task := searcher.suggest(f"t{number}"), dict):
@@ -289,8 +291,8 @@ METHODS: dict[str, Callable[[Bed, str, int], Trace]] = {
     "nsga2": ours("nsga2", "nsga2"),
     "tpe": ours("tpe", "tpe"),
     "prunefront": ours("prunefront", "gp"),
-    "broods-4": ours("broods-4", "gp", brood=4),
-    "broods-16": ours("broods-16", "gp", brood=16),
+    "groups-4": ours("groups-4", "gp", group=4),
+    "groups-16": ours("groups-16", "gp", group=16),
 }
 
 
@@ -314,6 +316,8 @@ def work(job: tuple[argparse.Namespace, str, str, int]) -> Trace:
 def traces(a: argparse.Namespace) -> Iterator[Trace]:
     """Run what the file of results does not have yet, and keep each trace when it is there."""
     known = [Trace(**entry) for entry in json.loads(a.out.read_text())] if a.out.exists() else []
+    for trace in known:
+        trace.method = RENAMED.get(trace.method, trace.method)
     yield from known
     have = {(trace.method, trace.mode, trace.seed) for trace in known}
     seeds = {"pattern": 1}

@@ -1,7 +1,7 @@
-"""What a sampler is: it proposes points of the search space and learns from what became of them.
+"""The driver's interface to a sampler: it proposes points of the search space and is told their results.
 
-The SQL store is the truth. What a sampler must remember of a point beside it (NSGA-II: its generation) goes there
-with the evaluation and comes back by `restore`.
+The SQL store is the record. What a sampler needs to know of a point beside its values (NSGA-II: its generation) is
+stored with the evaluation and comes back by `restore`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,22 +14,22 @@ from spaces.parameters import Value
 
 @dataclass(frozen=True)
 class Draw:
-    """A point that a sampler proposed; it waits to be told what came of it.
+    """A proposed point whose result the sampler waits for.
 
     Attributes:
         values: of the space's parameters.
-        mark: by which the sampler knows it again.
+        handle: by which the sampler recognises it.
     """
 
     values: dict[str, Value]
-    mark: Any = field(default=None, repr=False)
+    handle: Any = field(default=None, repr=False)
 
 
 class Sampler(Protocol):
     """Proposes points and learns from evaluations; for the driver's one thread.
 
-    The same seed, evaluations and answers give the same proposals. A point that was asked for and not told of is
-    under way, and what is proposed meanwhile takes that into account.
+    The same seed, evaluations and results give the same proposals. A point is pending from `ask` until `tell`, and
+    proposals made meanwhile take that into account.
 
     Attributes:
         name: from `search.config.SAMPLERS`.
@@ -38,7 +38,7 @@ class Sampler(Protocol):
     name: str
 
     def restore(self, evaluations: Iterable[Evaluation]) -> None:
-        """Take in recorded evaluations that no draw of this sampler stands for, in the order they were made."""
+        """Learn from recorded evaluations that this sampler did not propose, in the order in which they were made."""
 
     def ask(self, values: Mapping[str, Value] | None = None) -> Draw:
         """Propose a point; with `values` that very point, as if the sampler had drawn it."""
@@ -47,14 +47,20 @@ class Sampler(Protocol):
         """Return what `restore` needs beside the point itself, as JSON."""
 
     def tell(self, draw: Draw, evaluation: Evaluation | None) -> None:
-        """Say what came of a point; None if nothing did."""
+        """Report the result of a point; None if it has none."""
 
 
 def scores(evaluation: Evaluation, objectives: Sequence[str]) -> list[float] | None:
     """Return the objectives' values; None if the evaluation failed or lacks one.
 
-    One that was stopped counts with the estimate of what it was stopped for: its top-1, or its agreement where top-1
-    is no objective.
+    An evaluation that lost its race counts with the estimate of the raced objective: its top-1, or its agreement
+    where top-1 is no objective.
+
+    Example:
+        >>> from spaces import PruningSchedule
+        >>> done = Evaluation(PruningSchedule.parse("3:0.5"), flops=300, flops_ratio=0.6, top1=0.9, loss=0.2)
+        >>> scores(done, ("top1", "flops"))
+        [0.9, 300.0]
     """
     measured = {
         "top1": evaluation.top1,

@@ -1,9 +1,10 @@
-"""What a candidate will score, as far as the others tell: a Gaussian process over schedules, in numpy.
+"""The surrogate model: Gaussian process regression over schedules, in numpy.
 
-Schedules are alike if they leave alike shares of the tokens after alike blocks, by the same method. So the process
-lives on `Features` of schedules and not on the parameters of a space, of which very different ones may give one
-schedule. Regression as in Rasmussen and Williams, Gaussian Processes for Machine Learning (2006), chapters 2 and 5:
-a Matérn-5/2 kernel, a mean that is linear in some basis (section 2.7), hyperparameters by marginal likelihood.
+Two schedules are similar if they leave similar shares of the tokens after similar blocks by the same method. So the
+process is defined over `Features` of schedules, and not over the parameters of a space, of which very different ones
+may give the same schedule. The regression follows Rasmussen and Williams, Gaussian Processes for Machine Learning
+(2006): a Matérn-5/2 kernel (equation 4.17), a mean that is linear in a basis (section 2.7), and hyperparameters that
+maximise the marginal likelihood (section 5.4).
 """
 
 from collections.abc import Mapping
@@ -18,25 +19,32 @@ from spaces import PruningSchedule, TokenLayout
 
 Array = NDArray[np.floating[Any]]
 
-_NUGGET = 2e-3  # of the kernel's scale: what no smooth function of the features explains
-_STEP = 0.5  # by which the logarithm of a hyperparameter is tried larger and smaller
+_NUGGET = 2e-3  # share of the kernel's variance that no smooth function of the features explains
+_STEP = 0.5  # by which the logarithm of a hyperparameter is changed
 
 
 class Features:
-    """Schedules as points: what the kernel takes to be near, in one place.
+    """Schedules as vectors, between which the kernel measures distances.
 
-    The first group holds the logarithm of the share of tokens that is left after each block: to keep half of few
-    tokens matters as to keep half of many. Then comes a group for each choice of the
-    method that is open, which holds the share that is gone, in the slots of the option that was chosen. So two
-    methods lie as far apart as they prune, and where nothing is pruned they are one.
+    The first group of features is the logarithm of the share of tokens that is left after each block, so that halving
+    few tokens counts as much as halving many. Each open choice of the method adds a group, with the share that is
+    gone in the slots of the chosen option and 0 in those of the others. So two methods lie as far apart as they
+    prune, and coincide where nothing is pruned.
 
     Args:
-        layout: the model's.
+        layout: of the model.
         choices: the method's choices by name, as `SearchSpace.choices`.
 
     Attributes:
         groups: a slice of the features for each group.
-        depths: (features,) where in the model each feature stands, from -1 to 1.
+        depths: (features,), each feature's position in the model, from -1 (first block) to 1 (last).
+
+    Example:
+        >>> from spaces import Stage
+        >>> layout = TokenLayout("model", (16, 16), (Stage(4, 10, 10),))
+        >>> features = Features(layout, {"context": ("drop",)})
+        >>> (features(PruningSchedule.parse("2:0.5")) * 2).round(2)  # scaled by 1 / √blocks
+        array([ 0.  , -0.69, -0.69, -0.69])
     """
 
     def __init__(self, layout: TokenLayout, choices: Mapping[str, tuple[str, ...]]) -> None:
@@ -49,7 +57,7 @@ class Features:
         self.depths = np.tile(np.linspace(-1.0, 1.0, layout.depth), sum(sizes))
 
     def __call__(self, schedule: PruningSchedule) -> Array:
-        """Return the schedule's point, of shape (features,)."""
+        """Return the features of a schedule, (features,)."""
         left = np.array(self._layout.tokens(schedule)) / self._grids
         chosen = schedule.method.as_dict()
         parts = [np.log(left)]
@@ -63,10 +71,10 @@ class Features:
         return point
 
     def _gone_by_context(self, schedule: PruningSchedule, left: Array) -> dict[str, Array]:
-        """Return the share that is gone after each block, by the context of the step that took it."""
+        """Return the share that is gone after each block, (blocks,), by the context of the step that dropped it."""
         gone: dict[str, Array] = {}
         before = np.append(1.0, left[:-1])
-        before[[0, *self._layout.ends[:-1]]] = 1.0  # a stage begins with all of its tokens
+        before[[0, *self._layout.ends[:-1]]] = 1.0  # each stage begins with its whole grid
         taken = before - left  # by the step after each block
         for step, context in zip(schedule.steps, schedule.contexts, strict=True):
             end = next(end for end in self._layout.ends if step.after <= end)
@@ -76,14 +84,14 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What a process has seen.
+class TrainingData:
+    """What a process is conditioned on.
 
     Attributes:
         points: (n, features).
-        basis: (n, b), the functions that make up the mean.
+        basis: (n, b), the functions that the mean is linear in.
         values: (n,).
-        noise: (n,), each value's variance, but for a common factor.
+        noise: (n,), the variance of each value, up to a common factor.
     """
 
     points: Array
@@ -97,25 +105,25 @@ class Observed:
 
 @dataclass(frozen=True)
 class _Posterior:
-    """The observations in the light of some hyperparameters; covariances are shares of `scale`."""
+    """A process conditioned on data under some hyperparameters; covariances are relative to `scale`."""
 
-    observed: Observed
-    points: Array  # (n, features), divided by their lengths
-    lower: Array  # inverse of the covariance's Cholesky factor
-    basis: Array  # lower @ basis
-    spread: Array  # of the mean's weights
-    weights: Array
-    solved: Array
-    scale: float
-    likelihood: float
+    observed: TrainingData
+    points: Array  # (n, features), divided by the length scales
+    whitening: Array  # (n, n), inverse of the covariance's Cholesky factor
+    basis: Array  # (n, b), whitened
+    weights_covariance: Array  # (b, b)
+    weights: Array  # (b,), of the mean
+    residual: Array  # (n,), whitened values less the mean
+    scale: float  # variance of the kernel
+    likelihood: float  # logarithm, up to a constant
 
 
 @dataclass
 class GaussianProcess:
-    """A process over features, which takes in observations and keeps what it learned of its hyperparameters.
+    """A process over features that keeps its hyperparameters from one `fit` to the next.
 
-    These are logarithms: a length for each group of features, the slope of all lengths over the model's depth (how
-    much a token counts differs from early to late blocks), and the factor of the noise.
+    These are logarithms (`theta`): the length scale of each group of features, the slope of all length scales over
+    the model's depth (early and late blocks differ in how much a token matters), and the factor of the noise.
     """
 
     features: Features
@@ -124,10 +132,10 @@ class GaussianProcess:
     _turn: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.theta = self._middle()
+        self.theta = self._prior_mean()
 
-    def fit(self, observed: Observed, tries: int) -> None:
-        """Take in all that is observed, and try `tries` changes of the hyperparameters, one after another."""
+    def fit(self, observed: TrainingData, tries: int) -> None:
+        """Condition on all data, and try `tries` changes of single hyperparameters, keeping those that help."""
         best = self._condition(observed, self.theta)
         for _ in range(tries):
             index, sign = divmod(self._turn, 2)
@@ -141,10 +149,13 @@ class GaussianProcess:
         self._posterior = best
 
     def imagine(self, points: Array, basis: Array) -> None:
-        """Take in (m, features) points as if they had the values that are expected of them, until the next `fit`."""
+        """Condition on (m, features) points as if they had their expected values, until the next `fit`.
+
+        This is the kriging believer (Ginsbourger, Le Riche and Carraro, 2010).
+        """
         known = self._posterior.observed
         means, _ = self.predict(points, basis)
-        observed = Observed(
+        observed = TrainingData(
             np.concatenate([known.points, points]),
             np.concatenate([known.basis, basis]),
             np.concatenate([known.values, means]),
@@ -153,14 +164,19 @@ class GaussianProcess:
         self._posterior = self._condition(observed, self.theta)
 
     def predict(self, points: Array, basis: Array) -> tuple[Array, Array]:
-        """Return mean and standard deviation, without noise, at (m, features) points with their (m, b) basis."""
-        post = self._posterior
-        across = post.lower @ _matern(post.points, points / self._lengths(self.theta))
-        rest = basis - across.T @ post.basis
-        variance = 1.0 - (across**2).sum(0) + ((rest @ post.spread) * rest).sum(1)
-        return basis @ post.weights + across.T @ post.solved, np.sqrt(post.scale * np.maximum(variance, 1e-9))
+        """Return mean and standard deviation without noise, (m,) each.
 
-    def _middle(self) -> Array:
+        Args:
+            points: (m, features).
+            basis: (m, b).
+        """
+        post = self._posterior
+        across = post.whitening @ _matern(post.points, points / self._lengths(self.theta))
+        rest = basis - across.T @ post.basis
+        variance = 1.0 - (across**2).sum(0) + ((rest @ post.weights_covariance) * rest).sum(1)
+        return basis @ post.weights + across.T @ post.residual, np.sqrt(post.scale * np.maximum(variance, 1e-9))
+
+    def _prior_mean(self) -> Array:
         return np.array([0.0] * len(self.features.groups) + [0.0, -1.0])
 
     def _lengths(self, theta: Array) -> Array:
@@ -170,25 +186,27 @@ class GaussianProcess:
         slope: Array = theta[-2] * self.features.depths
         return np.exp(lengths + slope)
 
-    def _condition(self, observed: Observed, theta: Array) -> _Posterior:
+    def _condition(self, observed: TrainingData, theta: Array) -> _Posterior:
         count = len(observed)
         points = observed.points / self._lengths(theta)
         covariance = _matern(points, points)
         covariance[np.diag_indices(count)] += np.exp(theta[-1]) * observed.noise + _NUGGET
         lower = np.linalg.cholesky(covariance)
-        inverse = np.linalg.inv(lower)
-        basis, values = inverse @ observed.basis, inverse @ observed.values
-        spread = np.linalg.inv(basis.T @ basis + 1e-6 * np.eye(basis.shape[1]))
-        weights = spread @ (basis.T @ values)
-        rest = values - basis @ weights
-        scale = max(float(rest @ rest) / count, 1e-12)
-        prior = -0.5 * float(((theta - self._middle()) ** 2).sum())
+        whitening = np.linalg.inv(lower)
+        basis, values = whitening @ observed.basis, whitening @ observed.values
+        weights_covariance = np.linalg.inv(basis.T @ basis + 1e-6 * np.eye(basis.shape[1]))
+        weights = weights_covariance @ (basis.T @ values)
+        residual = values - basis @ weights
+        scale = max(float(residual @ residual) / count, 1e-12)
+        prior = -0.5 * float(((theta - self._prior_mean()) ** 2).sum())
         likelihood = prior - 0.5 * count * np.log(scale) - float(np.log(np.diag(lower)).sum())
-        return _Posterior(observed, points, inverse, basis, spread, weights, rest, scale, likelihood)
+        return _Posterior(
+            observed, points, whitening, basis, weights_covariance, weights, residual, scale, likelihood
+        )
 
 
 def _matern(one: Array, other: Array) -> Array:
-    """Return the Matérn-5/2 kernel between (n, d) and (m, d) points of unit length."""
+    """Return the Matérn-5/2 kernel between (n, d) and (m, d) points, (n, m), with length scale and variance 1."""
     squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None, :] - 2.0 * one @ other.T
     distance = np.sqrt(5.0 * np.maximum(squares, 0.0))
     kernel: Array = (1.0 + distance + distance**2 / 3.0) * np.exp(-distance)

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.samplers.points import changed_point, random_point
+from search.samplers.points import mutated_point, random_point
 from spaces.parameters import ChoiceParameter, FloatParameter, IntParameter, Parameter, Value
 
 PARAMETERS: dict[str, Parameter] = {
@@ -27,7 +27,7 @@ def belongs(value: Value, parameter: Parameter) -> bool:
 def test_points_stay_in_the_space(seed: int) -> None:
     rng = np.random.default_rng(seed)
     one, other = random_point(PARAMETERS, rng), random_point(PARAMETERS, rng)
-    for point in (one, other, changed_point(one, other, PARAMETERS, rng)):
+    for point in (one, other, mutated_point(one, other, PARAMETERS, rng)):
         assert list(point) == list(PARAMETERS)
         assert all(belongs(point[name], parameter) for name, parameter in PARAMETERS.items())
     assert one == random_point(PARAMETERS, np.random.default_rng(seed))
@@ -36,7 +36,7 @@ def test_points_stay_in_the_space(seed: int) -> None:
 def test_a_change_is_small_and_reaches_every_parameter() -> None:
     rng = np.random.default_rng(0)
     one = random_point(PARAMETERS, rng)
-    changed = [changed_point(one, one, PARAMETERS, rng) for _ in range(300)]
+    changed = [mutated_point(one, one, PARAMETERS, rng) for _ in range(300)]
     differing = [[name for name in PARAMETERS if point[name] != one[name]] for point in changed]
     assert sum(len(names) for names in differing) / len(changed) < 2
     assert {name for names in differing for name in names} == set(PARAMETERS)
@@ -48,6 +48,6 @@ def test_a_change_may_take_from_another_point() -> None:
     rng = np.random.default_rng(0)
     one: dict[str, Value] = {"after_1": 1, "weight_1": 0.0, "target": 0.0, "context": "drop"}
     other: dict[str, Value] = {"after_1": 11, "weight_1": 1.0, "target": 1.0, "context": "freeze"}
-    mixed = [changed_point(one, other, PARAMETERS, rng) for _ in range(200)]
+    mixed = [mutated_point(one, other, PARAMETERS, rng) for _ in range(200)]
     both = [point for point in mixed if point["after_1"] == 11 and point["context"] == "drop"]
     assert both

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.samplers.surrogate import Features, GaussianProcess, Observed
+from search.samplers.surrogate import Features, GaussianProcess, TrainingData
 from spaces import PruningSchedule, Stage, TokenLayout
 
 LAYOUT = TokenLayout("model", (28, 28), (Stage(3, 10, 10), Stage(3, 5, 5)))
@@ -58,7 +58,7 @@ def test_methods_differ_by_as_much_as_they_prune() -> None:
     assert distance("1:0.5", "1:0.51") < distance("1:0.5", "1:0.6") < distance("1:0.5", "1:0.6;context=conv")
 
 
-def observations(count: int, seed: int = 0, noise: float = 1e-4) -> Observed:
+def observations(count: int, seed: int = 0, noise: float = 1e-4) -> TrainingData:
     """A smooth function of random schedules, with a trend along the basis."""
     rng = np.random.default_rng(seed)
     schedules = [
@@ -67,10 +67,10 @@ def observations(count: int, seed: int = 0, noise: float = 1e-4) -> Observed:
     points = np.stack([FEATURES(schedule) for schedule in schedules])
     flops = points[:, :6].sum(1)
     values = np.sin(4 * points[:, 0]) + points[:, 2] ** 2 + 0.5 * flops
-    return Observed(points, np.stack([np.ones(count), flops], 1), values, np.full(count, noise))
+    return TrainingData(points, np.stack([np.ones(count), flops], 1), values, np.full(count, noise))
 
 
-def fitted(observed: Observed, tries: int = 30) -> GaussianProcess:
+def fitted(observed: TrainingData, tries: int = 30) -> GaussianProcess:
     process = GaussianProcess(FEATURES)
     process.fit(observed, tries)
     return process

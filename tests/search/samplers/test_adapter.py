@@ -1,10 +1,13 @@
-"""What Optuna's samplers need beside a point, and what they make of it."""
+"""One study of Optuna behind each sampler: what is restored into it, and what Optuna's samplers make of it."""
 
 import json
 from dataclasses import replace
 
+import pytest
+
 from results import Evaluation
-from search.samplers.optuna_sampler import population_size
+from search.config import SAMPLERS
+from search.samplers.registry import population_size
 from tests.search.samplers.test_registry import SPACE, evaluate, make
 
 
@@ -27,11 +30,30 @@ def test_a_given_point_joins_the_generation_and_breeds() -> None:
     assert list(sampler.state(draw).values()) == [0]
 
 
-def test_points_outside_the_space_are_left_out() -> None:
-    sampler = make("tpe")
-    known = evaluate(make("tpe"), 3)
-    sampler.restore([replace(known[0], parameters={}), replace(known[1], parameters={"other": 1.0})])
-    assert evaluate(sampler, 1)
+@pytest.mark.parametrize("name", ["nsga2", "tpe", "random"])
+def test_optuna_s_samplers_learn_nothing_from_schedules_outside_the_space(name: str) -> None:
+    sampler, untaught = make(name), make(name)
+    known = evaluate(make(name), 3)
+    changed = ({}, {"other": 1.0}, {**known[2].parameters, "target": 7.0, "context": "unknown"})
+    sampler.restore([replace(e, parameters=values) for e, values in zip(known, changed, strict=True)])
+    assert [e.parameters for e in evaluate(sampler, 12)] == [e.parameters for e in evaluate(untaught, 12)]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_recorded_value_may_lie_a_rounding_error_outside_its_bounds(name: str) -> None:
+    sampler, exact = make(name, recorded=12), make(name, recorded=12)
+    known = [replace(e, parameters={**e.parameters, "target": 1.0}) for e in evaluate(make(name), 12)]
+    exact.restore(known)
+    sampler.restore([replace(e, parameters={**e.parameters, "target": 1.0 + 1e-12}) for e in known])
+    assert [e.parameters for e in evaluate(sampler, 4)] == [e.parameters for e in evaluate(exact, 4)]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_given_values_are_proposed_as_they_are(name: str) -> None:
+    sampler = make(name)
+    given = evaluate(make("random", seed=9), 1)[0].parameters
+    draw = sampler.ask(given)
+    assert draw.values == given and list(draw.values) == list(SPACE.parameters)
 
 
 def test_the_population_suits_few_trials() -> None:

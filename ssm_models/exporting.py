@@ -65,7 +65,7 @@ def check_target(target: str) -> None:
         raise UsageError(f"export to {target!r}: expected one of {', '.join(TARGETS)}")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if target == "onnx" and not find_spec(name)]
     if missing:
-        raise UsageError(f"export to onnx needs {', '.join(missing)}: pip install 'prunefront[export]'")
+        raise UsageError(f"export to onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def export(model: PrunableModel, target: str, folder: str | Path, images: Tensor) -> Parity:

@@ -301,7 +301,7 @@ def _sqlite_engine(uri: str) -> Engine:
 
 def _postgresql_engine(url: URL) -> Engine:
     if importlib.util.find_spec("psycopg") is None:
-        raise StoreError("PostgreSQL needs its driver: run `pip install prunefront[postgresql]`")
+        raise StoreError("PostgreSQL needs its driver: run `pip install 'psycopg[binary]'`")
     patience = {} if "connect_timeout" in url.query else {"connect_timeout": 10}  # seconds
     return create_engine(
         url.set(drivername="postgresql+psycopg"),

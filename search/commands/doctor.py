@@ -16,10 +16,10 @@ from search.commands.output import Column, Format, print_object, print_rows
 from spaces.errors import BackendError, PrunefrontError
 
 OPTIONAL = {
-    "psycopg": "PostgreSQL studies: pip install 'prunefront[postgresql]'",
-    "mlflow": "search --track mlflow: pip install 'prunefront[mlflow]'",
-    "wandb": "search --track wandb: pip install 'prunefront[wandb]'",
-    "datasets": "--data hf:NAME: pip install 'prunefront[hub]'",
+    "psycopg": "PostgreSQL studies: pip install 'psycopg[binary]'",
+    "mlflow": "search --track mlflow: pip install mlflow-skinny",
+    "wandb": "search --track wandb: pip install wandb",
+    "datasets": "--data hf:NAME: pip install datasets",
 }
 COLUMNS = {
     "name": Column("what"),

@@ -184,7 +184,7 @@ class HubSource(ClassificationSource):
         try:
             import datasets
         except ImportError:
-            raise DataError(f"hf:{name} needs the package datasets: pip install 'prunefront[hub]'") from None
+            raise DataError(f"hf:{name} needs the package datasets: pip install datasets") from None
         try:
             if (Path(name) / "dataset_dict.json").is_file():
                 self._splits = datasets.load_from_disk(name)

@@ -15,6 +15,7 @@ from spaces.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     from search.driver.outcome import SearchOutcome
 
+PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}  # that hold the libraries
 PROJECT = "prunefront"  # of MLflow's experiment and W&B's project, unless their own variables name others
 
 
@@ -187,4 +188,4 @@ def _library(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise UsageError(f"--track {name} needs {name}: run `pip install 'prunefront[{name}]'`") from None
+        raise UsageError(f"--track {name} needs {name}: run `pip install {PACKAGES[name]}`") from None

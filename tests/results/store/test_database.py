@@ -240,7 +240,7 @@ def test_an_address_that_is_none(address: str, message: str) -> None:
 
 def test_postgresql_without_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(StoreError, match=r"pip install prunefront\[postgresql\]"):
+    with pytest.raises(StoreError, match=r"pip install 'psycopg\[binary\]'"):
         open_database("postgresql://me@127.0.0.1/db", create=True)
 
 

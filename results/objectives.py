@@ -28,7 +28,7 @@ def objective_value(evaluation: Evaluation, objective: str) -> float | None:
         return float(evaluation.flops)
     if evaluation.state != "done":
         return None
-    score: float | None = getattr(evaluation.standing, "latency_ratio" if objective == "latency" else objective)
+    score: float | None = getattr(evaluation.reported, "latency_ratio" if objective == "latency" else objective)
     return score
 
 
@@ -59,7 +59,7 @@ def share_interval(evaluation: Evaluation, objective: str) -> tuple[float, float
     if not METRICS[evaluation.metric].of_images:
         return None
     value = objective_value(evaluation, objective)
-    images = evaluation.standing.images
+    images = evaluation.reported.images
     if objective not in ("top1", "agreement") or value is None or images < 1:
         return None
     return wilson_interval(value, images)

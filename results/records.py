@@ -226,8 +226,8 @@ class Evaluation:
         return self.schedule.hash
 
     @property
-    def standing(self) -> "Confirmation | Evaluation":
-        """Whose scores, images and running time stand: the confirmation's if there is one, else its own."""
+    def reported(self) -> "Confirmation | Evaluation":
+        """Whose scores, images and latency are reported: the confirmation's if there is one, else the search's."""
         return self.confirmed or self
 
 

@@ -31,7 +31,7 @@ def full_row(evaluation: Evaluation) -> dict[str, Any]:
         "state": evaluation.state,
         "failure": evaluation.failure,
         "error": evaluation.error,
-        "agreement": evaluation.standing.agreement if evaluation.state == "done" else None,
+        "agreement": evaluation.reported.agreement if evaluation.state == "done" else None,
         "estimate": evaluation.estimate,
         "seconds": evaluation.seconds,
         "origin": evaluation.origin,

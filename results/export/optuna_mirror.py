@@ -202,7 +202,7 @@ def _parameters(evaluation: Evaluation, study: Study) -> dict[str, tuple[Any, An
 
 def _attributes(evaluation: Evaluation) -> dict[str, Any]:
     """Return what a trial's page shows beside its values and parameters; what is None is left out."""
-    standing = evaluation.standing
+    standing = evaluation.reported
     found = {
         "schedule": evaluation.schedule.text,
         "hash": evaluation.hash,

@@ -13,7 +13,7 @@ def front_row(evaluation: Evaluation) -> dict[str, Any]:
     confirmed where `confirmed` says so, else the search's own. What was not done has none; `images` then says how
     far it got.
     """
-    standing, done = evaluation.standing, evaluation.state == "done"
+    standing, done = evaluation.reported, evaluation.state == "done"
     low, high = share_interval(evaluation, "top1") or (None, None)
     return {
         "schedule": evaluation.schedule.text,
@@ -58,7 +58,7 @@ def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | 
         "method": form["method"],
         "metrics": {
             **{name: value for name, value in row.items() if name not in ("schedule", "hash")},
-            "agreement": evaluation.standing.agreement,
+            "agreement": evaluation.reported.agreement,
             "dense_top1": dense.top1 if dense is not None and evaluation.confirmed else spec.dense_top1,
             "dense_flops": spec.dense_flops,
         },

@@ -50,21 +50,21 @@ def _y_axis(axis: Axis) -> dict[str, Any]:
 def _point(chart: FrontChart, e: Evaluation) -> dict[str, Any]:
     """Return a point; its `search` is the score on the search's images where another one stands."""
     interval = chart.y.interval(e)
-    agreement = e.standing.agreement
+    agreement = e.reported.agreement
     return {
         "x": chart.cost(e),
         "y": chart.height(e),
         "low": interval and interval[0],
         "high": interval and interval[1],
-        "images": e.standing.images,
+        "images": e.reported.images,
         "search": {"y": chart.y.searched(e), "images": e.images} if e.confirmed else None,
         "unconfirmed": chart.confirming and e.confirmed is None,
         "share": e.flops_ratio,
         "flops": flops_text(e.flops),
         "schedule": schedule_lines(e.schedule),
         "agreement": None if agreement is None or chart.y.objective == "agreement" else 100 * agreement,
-        "latency": e.standing.latency_ms,
-        "latency_ratio": e.standing.latency_ratio,
+        "latency": e.reported.latency_ms,
+        "latency_ratio": e.reported.latency_ratio,
         "hash": e.hash,
         "number": e.number,
     }

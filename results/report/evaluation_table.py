@@ -22,12 +22,12 @@ def listing(evaluations: Sequence[Evaluation], front: Collection[str]) -> dict[s
             "front" if e.hash in front else e.failure or "failed" if e.state == "failed" else e.state
             for e in evaluations
         ],
-        "top1": [e.standing.top1 if ok else None for e, ok in zip(evaluations, done, strict=True)],
+        "top1": [e.reported.top1 if ok else None for e, ok in zip(evaluations, done, strict=True)],
         "low": [low for low, _ in ends],
         "high": [high for _, high in ends],
         "tuned": [e.finetuned_top1 for e in evaluations],
         "share": [e.flops_ratio for e in evaluations],
-        "images": [e.standing.images for e in evaluations],
+        "images": [e.reported.images for e in evaluations],
         "origin": [e.origin for e in evaluations],
         "schedule": [e.schedule.text for e in evaluations],
         "hash": [e.hash for e in evaluations],

@@ -151,7 +151,7 @@ class Summary:
 
 
 def _top1(evaluation: Evaluation) -> float:
-    return evaluation.standing.top1 or 0.0
+    return evaluation.reported.top1 or 0.0
 
 
 def _settings(study: Study) -> list[tuple[str, str]]:

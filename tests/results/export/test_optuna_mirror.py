@@ -52,7 +52,7 @@ def mirrored(target: str, name: str) -> optuna.Study:
 
 
 def points(evaluations: Sequence[Evaluation]) -> set[tuple[float | None, int]]:
-    return {(e.standing.top1, e.flops) for e in evaluations}
+    return {(e.reported.top1, e.flops) for e in evaluations}
 
 
 def best(study: optuna.Study) -> set[tuple[float, ...]]:

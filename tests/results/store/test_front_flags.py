@@ -67,7 +67,7 @@ def test_the_kept_front_is_the_pure_functions(
     within = [
         e
         for e in store.evaluations(study)
-        if (most is None or e.flops <= most) and (bound is None or (e.standing.top1 or 0.0) >= bound)
+        if (most is None or e.flops <= most) and (bound is None or (e.reported.top1 or 0.0) >= bound)
     ]
     assert sorted(e.hash for e in store.front(study, most, bound)) == pure_front(within, objectives)
     try:
@@ -78,7 +78,7 @@ def test_the_kept_front_is_the_pure_functions(
         assert str(caught.value) == str(error)
     else:
         found = store.best(study, max_flops=most, min_top1=bound)
-        assert (found.standing.top1, found.flops) == (expected.standing.top1, expected.flops)
+        assert (found.reported.top1, found.flops) == (expected.reported.top1, expected.flops)
 
 
 def test_what_is_refused_leaves_the_front_as_it_was(

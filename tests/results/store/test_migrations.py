@@ -100,7 +100,7 @@ def test_an_upgrade_keeps_the_front_bit_for_bit(first_schema: str, tmp_path: Pat
         front = store.front(study)
         expected = [(i, *POINTS[i]) for i in pareto_front(POINTS)]
         assert [(e.number, e.flops, e.top1) for e in front] == expected
-        assert all(e.standing is e and e.confirmed is e.outcomes is e.latency_ratio is None for e in front)
+        assert all(e.reported is e and e.confirmed is e.outcomes is e.latency_ratio is None for e in front)
         assert (study.done, study.failed, study.stopped) == (len(POINTS), 1, 0)
         assert len(store.evaluations(study, done_only=False)) == len(POINTS) + 1
         assert [e.finetuned_top1 for e in store.evaluations(study)].count(0.97) == len(store.finetunes(study)) == 1

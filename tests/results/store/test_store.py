@@ -209,9 +209,9 @@ def test_a_confirmed_score_stands(store: Store, make_spec: MakeSpec, make_evalua
     store.confirm(study, make_confirmation(lucky.hash, 0.99))
     store.confirm(study, make_confirmation(lucky.hash, 0.88))
     first, second = store.front(study)
-    assert (first.top1, first.standing.top1, first.standing.images) == (0.95, 0.88, 5000)
+    assert (first.top1, first.reported.top1, first.reported.images) == (0.95, 0.88, 5000)
     assert first.confirmed == store.confirmation(study, lucky.hash), "the later one, in place of the earlier"
-    assert (second.hash, second.confirmed, second.standing.top1) == (plain.hash, None, 0.93)
+    assert (second.hash, second.confirmed, second.reported.top1) == (plain.hash, None, 0.93)
     assert store.front(study, min_top1=0.9) == [second], "the bound is on the standing top-1"
     assert [e.confirmed for e in store.front(other)] == [None]
     assert [e.confirmed is not None for e in store.evaluations(study)] == [True, False]
@@ -281,7 +281,7 @@ def test_the_front_is_of_the_studys_objectives_and_standing_scores(
             share, loss, agreement = (value / 5 for value in confirmed)
             store.confirm(study, make_confirmation(evaluation.hash, share, loss=loss, agreement=agreement))
     bound = None if least is None else least / 5
-    every = [e for e in store.evaluations(study) if bound is None or e.standing.top1 >= bound]  # type: ignore[operator]
+    every = [e for e in store.evaluations(study) if bound is None or e.reported.top1 >= bound]  # type: ignore[operator]
     points = [[objective_value(e, name) for name in objectives] for e in every]
     best = sorted((every[i] for i in objectives_front(points, objectives)), key=lambda e: (e.flops, e.number))
     assert sorted(store.front(study, min_top1=bound), key=lambda e: (e.flops, e.number)) == best
@@ -343,7 +343,7 @@ def test_ten_thousand_evaluations_are_read_in_few_statements(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     from results.store.database import writing
-    from results.store.front_flags import mark_all
+    from results.store.front_flags import flag_all
     from results.store.schema import EvaluationRow
 
     study = store.create_study(make_spec())
@@ -368,7 +368,7 @@ def test_ten_thousand_evaluations_are_read_in_few_statements(
     ]
     with writing(store._engine).begin() as connection:
         connection.execute(EvaluationRow.__table__.insert(), rows)  # type: ignore[attr-defined]
-        mark_all(connection, study)
+        flag_all(connection, study)
     statements: list[str] = []
     event.listen(store._engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
     evaluations = store.evaluations(study)

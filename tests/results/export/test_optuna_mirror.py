@@ -141,7 +141,7 @@ def mirror_at(target: str) -> Mirror:
 def test_another_study_of_that_name_is_left_alone(filled: tuple[Store, Study], target: str) -> None:
     store, study = filled
     optuna.create_study(study_name="digits", storage=target, directions=["maximize"])
-    with pytest.raises(UsageError, match="its study 'digits' is another one"):
+    with pytest.raises(UsageError, match="has another study named 'digits'"):
         Mirror(target).update(study, store.evaluations(study))
     later = replace(study, created_at=study.created_at.replace(year=2001))
     Mirror(target + "2").update(study, [])
@@ -176,7 +176,7 @@ def test_choices_that_a_later_version_adds_do_not_break_an_older_mirror(
 
 
 def test_the_studies_own_data_base_is_refused(filled: tuple[Store, Study], url: str) -> None:
-    with pytest.raises(UsageError, match="holds prunefront's own studies"):
+    with pytest.raises(UsageError, match="is a database of prunefront"):
         Mirror(url).update(filled[1], [])
 
 

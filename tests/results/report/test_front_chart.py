@@ -8,7 +8,7 @@ import pytest
 
 from results import Confirmation, Evaluation, Study, StudySpec
 from results.report.chart_json import chart_json, schedule_lines
-from results.report.front_chart import FrontChart, flops_text, spread, tokens_by_block
+from results.report.front_chart import FrontChart, evenly_spaced, flops_text, tokens_by_block
 from spaces import PruningSchedule, Stage, TokenLayout
 
 MakeSpec = Callable[..., StudySpec]
@@ -151,5 +151,5 @@ def test_labels_and_spreading() -> None:
     assert schedule_lines(PruningSchedule.parse("1:0.9,2:0.8,3:0.7,4:0.6,5:0.12345;importance=l2")) == [
         "1:0.9, 2:0.8, 3:0.7, 4:0.6", "5:0.1235", "importance l2",
     ]  # fmt: skip
-    assert spread([1, 2], 5) == [1, 2]
-    assert spread(list(range(100)), 4) == [0, 33, 66, 99]
+    assert evenly_spaced([1, 2], 5) == [1, 2]
+    assert evenly_spaced(list(range(100)), 4) == [0, 33, 66, 99]

@@ -14,7 +14,7 @@ import pytest
 
 from results import Evaluation, Study
 from results.intervals import wilson_interval
-from results.report.evaluation_table import listing
+from results.report.evaluation_table import evaluation_columns
 from results.report.plot import plot_front
 from results.report.report import write_report
 from tests.patience import PATIENCE
@@ -260,7 +260,7 @@ def test_the_table_of_all_sorts_filters_copies_and_is_found(
     until(page, "window.copied")
     rows = list(csv.DictReader(io.StringIO(page.evaluate("window.copied"))))
     assert {row["schedule"] for row in rows} == {e.schedule.text for e in evaluations[:5]}
-    assert list(rows[0]) == sorted(listing(evaluations, set())), "what is no column is left out"
+    assert list(rows[0]) == sorted(evaluation_columns(evaluations, set())), "what is no column is left out"
     assert all(None not in row and None not in row.values() for row in rows)
     page.evaluate(f"document.dispatchEvent(new CustomEvent('evaluation', {{ detail: '{evaluations[7].hash}' }}))")
     assert page.get_attribute("#all tr.found", "data-hash") == evaluations[7].hash

@@ -44,7 +44,7 @@ def test_the_page_tells_confirmed_scores_and_stopped_candidates(
 ) -> None:
     write_report(tmp_path / "report.html", *confirmed, dense_confirmed=DENSE)
     page = " ".join((tmp_path / "report.html").read_text().split('<script type="application/json"')[0].split())
-    assert "Scores of the front were then confirmed on 5,000 images of the val split." in page
+    assert "The scores of the front were then confirmed on 5,000 images of the val split." in page
     assert "2 more were stopped early" in page
     assert page.count("not confirmed</td>") == 2
     assert '<td role="cell" class="strong" data-value="0.89">89.00</td>' in page, "the score that stands"

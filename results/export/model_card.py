@@ -53,7 +53,8 @@ def model_card(
             ]
             for one in exports
         ]
-        parts += ["## Exports", _table(["file", "runtime", "largest difference of a logit", "same predictions"], rows)]
+        heading = ["file", "runtime", "largest difference of a logit", "same predictions"]
+        parts += ["## Exports", _table(heading, rows)]
     parts += [
         "## Provenance",
         _table(["", ""], _provenance(provenance, digest, finetune)),
@@ -95,7 +96,7 @@ def _figures(metrics: Mapping[str, Any], finetune: FineTune | None) -> str:
 
 def _not_measured() -> str:
     return (
-        "None. The weights are neither those of the study nor those of a fine-tuning that it records, and nothing was "
+        "None. The weights are neither those of the study nor those of a fine-tuning that it records. Nothing was "
         "measured with them."
     )
 

@@ -3,7 +3,7 @@
 A study is mirrored into an Optuna study of the same name. Each evaluation is a finished trial, written in one
 transaction, with the study's objectives as values, its budget as a constraint, and its steps as parameters. Optuna
 never changes a finished trial, so confirmed scores go into a second Optuna study, named `… (confirmed)`, whose best
-trials are the confirmed front. Trials that exist are not written again. Only one process may mirror a study at a time.
+trials are the confirmed front. Existing trials are not written again. One process may mirror a study at a time.
 """
 
 import warnings
@@ -91,9 +91,10 @@ class Mirror:
         # No sampler is needed; naming one keeps Optuna from loading its default.
         there = optuna.load_study(study_name=name, storage=self._storage, sampler=optuna.samplers.RandomSampler())
         trials, identity = there.get_trials(deepcopy=False), _identity(study)
-        if not trials and _IDENTITY not in there.user_attrs and there.directions == directions:  # new, or never completed
+        if not trials and _IDENTITY not in there.user_attrs and there.directions == directions:
+            # A new study, or one whose creation was interrupted. The identity comes last, when all else is set.
             there.set_metric_names(list(spec.objectives))
-            for key, value in {**_study_attributes(study), _IDENTITY: identity}.items():  # the identity comes last: all others are set
+            for key, value in {**_study_attributes(study), _IDENTITY: identity}.items():
                 there.set_user_attr(key, value)
         if there.user_attrs.get(_IDENTITY) != identity:
             raise UsageError(f"mirror {self.where}: has another study named {name!r}; choose another storage")
@@ -111,7 +112,7 @@ class Mirror:
         engine = create_engine(address)
         try:
             if inspect(engine).has_table(VERSION_TABLE):
-                raise UsageError(f"mirror {self.where}: is a database of prunefront; choose another one for the mirror")
+                raise UsageError(f"mirror {self.where}: is a database of prunefront; choose another database")
         finally:
             engine.dispose()
         return optuna.storages.RDBStorage(address.render_as_string(hide_password=False))

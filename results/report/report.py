@@ -69,8 +69,7 @@ def write_report(
         cost=SearchCost.of(evaluations, study.spec.images, cpus),
         patterns=patterns,
         common_patterns=describe_patterns(patterns.common_blocks),
-        columns=evaluation_columns(evaluations, {e.hash for e in chart.front})
-        | {"score": score.title},
+        columns=evaluation_columns(evaluations, {e.hash for e in chart.front}) | {"score": score.title},
         profiles=profiles,
         galleries=_galleries(pictures),
         settings=_settings(study),

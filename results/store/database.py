@@ -147,7 +147,7 @@ def transient(error: SQLAlchemyError) -> bool:
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF in _SQLITE_TRANSIENT  # the other bits are the extended error code
-    # PostgreSQL: error classes 08 (connection), 40 (conflict), 53 (resources), 57, 58, and requests that never arrived.
+    # PostgreSQL: error classes 08 (connection), 40 (conflict), 53 (resources), 57, 58, and lost requests.
     return error.connection_invalidated or isinstance(error, OperationalError)
 
 
@@ -334,7 +334,8 @@ def _bring_up_to_date(engine: Engine, where: str, create: bool) -> None:
         return
     if revision is not None and revision not in REVISIONS:
         raise StoreError(
-            f"database {where}: has schema {revision}, but this version of prunefront supports up to {REVISIONS[-1]}; upgrade it"
+            f"database {where}: has schema {revision}, but this prunefront supports up to {REVISIONS[-1]}; "
+            "upgrade prunefront"
         )
     with writing(engine).begin() as connection:
         if connection.dialect.name == "postgresql":  # of two programs that start at once, one upgrades

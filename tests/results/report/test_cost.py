@@ -1,4 +1,4 @@
-"""What a search cost."""
+"""The cost of a search."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -20,8 +20,8 @@ def test_the_cost_adds_up(evaluations: list[Evaluation]) -> None:
     assert (SearchCost.of([*evaluations, stopped]).stopped, SearchCost.of([stopped]).median) == (1, None)
 
 
-def test_the_cost_in_cpu_time_images_and_pace(make_evaluation: MakeEvaluation) -> None:
-    times = [NOW + timedelta(seconds=s) for s in (0, 10, 20, 20_000, 20_010)]  # with a night's rest
+def test_cpu_time_images_and_rate(make_evaluation: MakeEvaluation) -> None:
+    times = [NOW + timedelta(seconds=s) for s in (0, 10, 20, 20_000, 20_010)]  # with a pause overnight
     ran = [make_evaluation(f"{i + 1}:0.5", finished_at=time, number=i) for i, time in enumerate(times)]
     ran[1] = replace(ran[1], state="stopped", images=250)
     cost = SearchCost.of(ran, images=1000, cpus=4)

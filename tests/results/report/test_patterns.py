@@ -1,4 +1,4 @@
-"""What good schedules share is counted over those that are good, and over no others."""
+"""Patterns are counted over the good schedules only."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -24,7 +24,7 @@ def test_a_band_ends_with_its_upper_bound(thousandths: int) -> None:
     assert band(0.7) == 6 and band(0.3) == 2
 
 
-def test_good_are_the_front_and_what_lies_a_point_behind(
+def test_good_schedules_are_the_front_and_those_within_one_point(
     make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     front = [make_evaluation("3:0.5", 500_000, 0.90), make_evaluation("3:0.6,6:0.8", 600_000, 0.95)]
@@ -49,6 +49,6 @@ def test_good_are_the_front_and_what_lies_a_point_behind(
     assert describe_patterns(patterns.common_blocks)[0] == "100 % prune after block 3; the median keeps 0.52 there"
 
 
-def test_without_a_front_there_are_none(make_spec: MakeSpec) -> None:
+def test_an_empty_study_has_no_patterns(make_spec: MakeSpec) -> None:
     patterns = Patterns.of(FrontChart.of(Study(1, NOW, make_spec()), []))
     assert (patterns.schedules, patterns.largest_band, patterns.common_blocks) == (0, 0.0, [])

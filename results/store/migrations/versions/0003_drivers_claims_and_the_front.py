@@ -52,7 +52,7 @@ def upgrade() -> None:
 
 
 def _mark_fronts() -> None:
-    """Mark what the pure function finds among the standing scores, the earliest of equal points."""
+    """Set the flag on the front that the pure function finds among the reported scores."""
     connection = op.get_bind()
     e = sa.table(
         "evaluations", *map(sa.column, ("id", "number", "study_id", "schedule_hash", "state", *_COLUMNS.values()))

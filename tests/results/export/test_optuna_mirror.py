@@ -145,7 +145,7 @@ def test_another_study_of_that_name_is_not_changed(filled: tuple[Store, Study], 
         Mirror(target).update(study, store.evaluations(study))
     later = replace(study, created_at=study.created_at.replace(year=2001))
     Mirror(target + "2").update(study, [])
-    with pytest.raises(UsageError, match="another one"):
+    with pytest.raises(UsageError, match="has another study"):
         Mirror(target + "2").update(later, store.evaluations(study))
     assert mirrored(target, "digits").trials == []
 

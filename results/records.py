@@ -168,6 +168,10 @@ class Evaluation:
     A stopped evaluation lost the race against the front after `images` images. Its top1, loss and agreement cover
     these images only and are not a final score.
 
+    >>> evaluation = Evaluation(PruningSchedule.parse("5:0.8"), 3_000_000, 0.9, top1=0.75, loss=0.9, images=1000)
+    >>> evaluation.state, evaluation.reported.top1, evaluation.reported.images
+    ('done', 0.75, 1000)
+
     Attributes:
         schedule: the schedule; its hash is unique in a study.
         flops: exact FLOPs for one image.
@@ -242,8 +246,8 @@ class Driver:
         versions: versions of prunefront and its main libraries, by name.
         others: how many other drivers were active when it was registered.
         started_at: when it was registered, in UTC by the database's clock.
-        beat_at: its last heartbeat, likewise.
-        left_at: when it was released, likewise; None if it was not.
+        beat_at: its last heartbeat, by the same clock.
+        left_at: when it was released, by the same clock; None if it was not.
     """
 
     id: int

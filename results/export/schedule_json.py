@@ -46,6 +46,11 @@ def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | 
     `img_size` is one number for square images, else [height, width], in pixels. The metrics are those of `front_row`,
     and the dense model's for comparison.
 
+    To write the best schedule under a budget to a file:
+
+        dense = store.confirmation(study, PruningSchedule().hash)
+        write_json("best.json", export_schedule(store.best(study, max_flops=study.spec.limit), study, dense))
+
     Args:
         evaluation: an evaluation that is done.
         study: the study that it belongs to.

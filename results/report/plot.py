@@ -26,6 +26,10 @@ def plot_front(
 
     The axes are top-1 against FLOPs, unless the study has other objectives; see `results.report.axes`.
 
+    To plot a study from a store:
+
+        plot_front("front.png", study, store.evaluations(study, done_only=False))
+
     Args:
         path: a file that ends in `.html` (one self-contained, interactive page) or `.png`.
         study: the study.

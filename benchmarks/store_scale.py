@@ -25,7 +25,7 @@ from sqlalchemy import insert
 import ssm_models
 from results import Study, StudySpec
 from results.store.database import writing
-from results.store.front_flags import mark_all
+from results.store.front_flags import flag_all
 from results.store.schema import EvaluationRow
 from results.store.store import Store
 from search.driver.study_state import StudyState
@@ -138,7 +138,7 @@ def _fill(store: Store, space: SearchSpace, points: list[dict[str, Any]], studie
             for start in range(0, len(points), CHUNK):
                 rows = [{"study_id": study.id, **point} for point in points[start : start + CHUNK]]
                 connection.execute(insert(EvaluationRow), rows)
-            mark_all(connection, study)
+            flag_all(connection, study)
 
 
 def _start(url: str, name: str, space: SearchSpace, sampler: str) -> None:

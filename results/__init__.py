@@ -1,6 +1,6 @@
-"""What a search found: the store of evaluations, the Pareto front, exports, plots and the report.
+"""The results of a search: the store of evaluations, the Pareto front, exports, plots and the report.
 
-Importing this package loads no database and no plotting library; each module brings its own.
+Importing this package loads no database or plotting library; the modules that need one import it.
 """
 
 from results.pareto import hypervolume, pareto_front

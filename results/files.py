@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file is written completely or not at all."""
 
 import json
 import os
@@ -7,24 +7,25 @@ from uuid import uuid4
 
 from spaces.errors import PrunefrontError, UsageError
 
-SQLITE_MAGIC = b"SQLite format 3\0"  # how its files begin
+SQLITE_MAGIC = b"SQLite format 3\0"  # the first bytes of its files
 
 
 def write_json(path: str | Path, data: object) -> None:
-    """Write `data` as indented JSON, whole or not at all.
+    """Write `data` as indented JSON, atomically.
 
     Raises:
-        PrunefrontError: it cannot be written; whatever stood there stands as before.
+        PrunefrontError: the file cannot be written; an existing file is unchanged.
+        UsageError: the path is a database.
     """
     write_whole(path, (json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Write a file through a temporary one beside it, so that no reader ever sees half of it.
+    """Write a file atomically: write a temporary file beside it, then rename it.
 
     Raises:
-        PrunefrontError: it cannot be written; whatever stood there stands as before.
-        UsageError: a database stands there.
+        PrunefrontError: the file cannot be written; an existing file is unchanged.
+        UsageError: the path is a database.
     """
     target = Path(path)
     try:
@@ -34,10 +35,10 @@ def write_whole(path: str | Path, content: bytes) -> None:
                     raise UsageError(f"{path}: is a database; name another file")
         if target.is_dir():
             raise IsADirectoryError(0, "is a folder; name a file")
-        if target.exists() and not target.is_file():  # a pipe or device: there is nothing to replace
+        if target.exists() and not target.is_file():  # a pipe or device cannot be replaced
             target.write_bytes(content)
             return
-        target = target.resolve()  # replace what a link points to, not the link
+        target = target.resolve()  # replace the target of a link, not the link
         temporary = target.with_name(f".{target.name[:40]}.{uuid4().hex[:8]}.part")
         try:
             with temporary.open("xb") as file:
@@ -48,6 +49,6 @@ def write_whole(path: str | Path, content: bytes) -> None:
                 temporary.chmod(target.stat().st_mode & 0o777)
             temporary.replace(target)
         finally:
-            temporary.unlink(missing_ok=True)  # it is gone if all went well
+            temporary.unlink(missing_ok=True)  # renamed already if all went well
     except OSError as error:
         raise PrunefrontError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -1,7 +1,8 @@
-"""What the score of a study is: the column `top1` holds it, whatever the task, and the study names it.
+"""The metric that scores a study. The column `top1` holds its value, whatever the task.
 
-A share from 0 to 1 of which more is better. Accuracy is a share of images, so two schedules can race image by image
-and an interval says how sure it is; mean IoU is a ratio of sums over all pixels, and no mean over images.
+Every metric is a number from 0 to 1; higher is better. Top-1 accuracy is a share of images, so two schedules can be
+compared image by image and the score has a confidence interval. Mean IoU is a ratio of sums over all pixels, not a
+mean over images, so neither applies.
 """
 
 from collections.abc import Mapping
@@ -10,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """A score.
+    """A metric.
 
     Attributes:
-        name: as settings, JSON and databases have it.
-        label: for people.
-        title: the same at the head of a column.
+        name: its name in settings, JSON and databases.
+        label: its name in text for people.
+        title: its name as the heading of a column.
         of_images: whether it is a share of images.
-        task: what is scored by it.
+        task: the task that it scores.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a study can optimise: the objectives by name, an evaluation's values of them, and the front they give."""
+"""The objectives that a study can optimise, their values for an evaluation, and the front that they define."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -9,37 +9,49 @@ from results.pareto import pareto_front
 from results.records import Evaluation
 from spaces.errors import UsageError
 
-# Whether more of it is better.
+# By name, whether higher is better.
 OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "agreement": True, "latency": False}
 
 
 def objective_value(evaluation: Evaluation, objective: str) -> float | None:
-    """Return an evaluation's value of an objective; None if it has none.
+    """Return the value of an objective for an evaluation; None if it has none.
 
-    FLOPs are as recorded. The others, latency as a share of the dense model's running time, are the
-    *standing* score, the confirmed one where there is one; an evaluation that is not done has none, since
-    what a stopped one has was measured on some of the images only.
+    FLOPs are those of one image. The other objectives come from the reported score, which is the confirmed one if
+    there is one. An evaluation that is not done has no value for them: a stopped one saw only some of the images.
+
+    >>> from spaces import PruningSchedule
+    >>> evaluation = Evaluation(PruningSchedule.parse("5:0.8"), 3_000_000, 0.9, top1=0.75, loss=0.9)
+    >>> objective_value(evaluation, "top1"), objective_value(evaluation, "flops")
+    (0.75, 3000000.0)
 
     Args:
-        evaluation: in any state.
+        evaluation: an evaluation in any state.
         objective: a name from `OBJECTIVES`.
+
+    Returns:
+        Top-1 and agreement in 0..1, FLOPs as a count, loss as the mean cross-entropy in nats, and latency as a share
+        of the dense model's.
     """
     if objective == "flops":
         return float(evaluation.flops)
     if evaluation.state != "done":
         return None
-    score: float | None = getattr(evaluation.standing, "latency_ratio" if objective == "latency" else objective)
+    score: float | None = getattr(evaluation.reported, "latency_ratio" if objective == "latency" else objective)
     return score
 
 
 def objectives_front(points: Sequence[Sequence[float | None]], objectives: Sequence[str]) -> list[int]:
-    """Return the indices of the best points, those that are best in the first objective first.
+    """Return the indices of the best points, best in the first objective first.
 
-    For two objectives and more it is their Pareto front. A single objective has no front; all points that
-    share its best value are returned then.
+    With two or more objectives they are the Pareto front. With one, they are all points that share the best value.
+
+    >>> objectives_front([(0.8, 300), (0.9, 500), (0.7, 400), (None, 100)], ["top1", "flops"])
+    [1, 0]
+    >>> objectives_front([(0.8,), (0.9,), (0.9,)], ["top1"])
+    [1, 2]
 
     Args:
-        points: a value for each objective; a point that lacks one is never among the best.
+        points: for each point, its value for each objective; a point with a None is never among the best.
         objectives: names from `OBJECTIVES`.
     """
     complete = [i for i, point in enumerate(points) if None not in point]
@@ -51,15 +63,15 @@ def objectives_front(points: Sequence[Sequence[float | None]], objectives: Seque
 
 
 def share_interval(evaluation: Evaluation, objective: str) -> tuple[float, float] | None:
-    """Return the 95 % interval (low, high) of an evaluation's standing top-1 or agreement, in 0..1.
+    """Return the 95 % interval (low, high), in 0..1, of the reported top-1 or agreement of an evaluation.
 
-    None for the other objectives, which are no shares of images, for a score that is none, and where there is no
-    value.
+    None for the other objectives and for metrics such as mean IoU, which are not shares of images, and where the
+    evaluation has no value.
     """
     if not METRICS[evaluation.metric].of_images:
         return None
     value = objective_value(evaluation, objective)
-    images = evaluation.standing.images
+    images = evaluation.reported.images
     if objective not in ("top1", "agreement") or value is None or images < 1:
         return None
     return wilson_interval(value, images)
@@ -68,15 +80,15 @@ def share_interval(evaluation: Evaluation, objective: str) -> tuple[float, float
 def best_evaluation(
     evaluations: Sequence[Evaluation], *, max_flops: int | None = None, min_top1: float | None = None
 ) -> Evaluation:
-    """Return the evaluation of the highest standing top-1 within the bounds; of equal ones the cheapest.
+    """Return the evaluation with the highest reported top-1 within the bounds; if several tie, the cheapest.
 
     Args:
         evaluations: in any order; those that are not done do not count.
-        max_flops: the most FLOPs it may cost.
-        min_top1: the least standing top-1 in 0..1 that it must have.
+        max_flops: the most FLOPs it may cost, for one image.
+        min_top1: the least reported top-1, in 0..1.
 
     Raises:
-        UsageError: there is none; the message names the nearest.
+        UsageError: no evaluation is within the bounds; the message names the closest.
     """
     done = [(top1, e) for e in evaluations if (top1 := objective_value(e, "top1")) is not None]
     if not done:

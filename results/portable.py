@@ -1,15 +1,15 @@
-"""Paths as files that are handed on give them: without the folders of the machine that wrote them."""
+"""Paths without the folders of this machine, for files that are passed on to others."""
 
 import re
 
-# The folders of an absolute path that is the whole text, the value of `--option=`, or what follows a kind's colon.
+# The folders of an absolute path: the whole text, the value of `--option=`, or the part after `folder:`.
 _FOLDERS = re.compile(r"(?:^/+|(?<=[=:])/(?!/))(?:[^/]+/+)*(?=[^/]+/*$)")
 
 
 def portable(text: str) -> str:
-    """Return a path, or the name of a data set with a path in it, without the folders of an absolute path.
+    """Return a path, or a data set's name that contains one, without the folders of an absolute path.
 
-    A relative path stays as it was written.
+    A relative path is returned unchanged.
 
     >>> portable("/home/ada/models/vim.pth")
     'vim.pth'

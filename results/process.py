@@ -1,7 +1,7 @@
-"""Which process a driver is, so that another one on the same host can tell that it is no more.
+"""The identity of a process, so that another one on the same host can tell whether it has ended.
 
-A number alone does not name a process: numbers come back, and containers have their own. So a process is its number,
-the moment it started, and the host with the boot and the container that it belongs to.
+A PID alone does not identify a process: PIDs are reused, and each container has its own. So the identity is the PID,
+the start time, and the host together with its boot and PID namespace.
 """
 
 import os
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-_DEAD = "ZXx"  # states of /proc: ended, and at most waiting for its parent to ask
+_DEAD = "ZXx"  # states in /proc/PID/stat: zombie and dead
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process as others may look for it.
+    """The identity of a process.
 
     Attributes:
-        host: name of the host, with its boot and its process name space where the system tells them.
-        pid: its number there.
-        started: when it started, in the system's own words; empty if the system does not tell.
+        host: host name, with the boot id and the PID namespace where the system has them.
+        pid: its PID on that host.
+        started: its start time as the system writes it; empty if unknown.
     """
 
     host: str
@@ -31,16 +31,16 @@ class Process:
 
 
 def this_process() -> Process:
-    """Return what others know this process by."""
+    """Return the identity of this process."""
     pid = os.getpid()
     return Process(_host(), pid, _started(pid) or "")
 
 
 def has_ended(process: Process) -> bool:
-    """Return whether a process ran on this host and is no more; of other hosts nothing is known, so False."""
+    """Return whether a process of this host has ended; False for other hosts, of which nothing is known."""
     try:
         return process.host == _host() and bool(process.started) and _started(process.pid) != process.started
-    except PermissionError:  # there is one of that number, and it hides from us
+    except PermissionError:  # a process has that PID, and is hidden from this user
         return False
 
 
@@ -55,22 +55,22 @@ def _host() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process started; None if there is none of that number that still runs.
+    """Return when a process started; None if no running process has that PID.
 
     Raises:
-        PermissionError: there is one, but the system does not show another user's processes (`hidepid`).
+        PermissionError: a process has that PID, but the system hides other users' processes (`hidepid`).
     """
     if not Path("/proc/self/stat").exists():  # macOS
         command = ["ps", "-o", "lstart=", "-p", str(pid)]
-        words = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}  # the same for every user
-        asked = subprocess.run(command, capture_output=True, text=True, check=False, env=words)
+        environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC"}  # one format for every user
+        asked = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         return asked.stdout.strip() or None
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         with suppress(ProcessLookupError):
-            os.kill(pid, 0)  # no signal: it only asks
+            os.kill(pid, 0)  # sends no signal: checks whether the process exists
         return None
-    # PID (NAME) STATE PARENT …, and a name may hold spaces and brackets; the start is field 22.
+    # PID (NAME) STATE PARENT …, where NAME may contain spaces and parentheses; field 22 is the start time.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in _DEAD else fields[19]

@@ -1,4 +1,4 @@
-"""The plain values that cross the border of the store. None of them knows the database."""
+"""The plain values that the store takes and returns. They do not depend on the database."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,36 +18,36 @@ FAILURES = ("OOM", "NONFINITE", "ERROR", "KILLED", "TIMEOUT")
 
 @dataclass(frozen=True)
 class StudySpec:
-    """All that decides what a study measures; it is written once and never changed.
+    """Everything that determines what a study measures. It is written once and never changes.
 
     Attributes:
         name: unique in a database.
         model: registered name.
         img_size: (height, width) in pixels.
         num_classes: classes of the head.
-        layout: `dataclasses.asdict` of the model's TokenLayout.
-        data: the data set as the user wrote it, such as `folder:PATH`.
+        layout: `dataclasses.asdict` of the model's `TokenLayout`.
+        data: the data set as the user gave it, such as `folder:PATH`.
         data_digest: SHA-256 of the images.
-        images: how many images an evaluation runs over.
-        confirm_split: the split whose images the front is confirmed on.
-        confirm_images: how many of them.
+        images: how many images a complete evaluation runs.
+        confirm_split: the split that the front is confirmed on.
+        confirm_images: how many of its images.
         confirm_digest: SHA-256 of that split.
         weights_digest: SHA-256 of the weights.
-        checkpoint: the file the weights came from; None for shipped ones.
-        budget: the FLOPs budget as the user wrote it.
+        checkpoint: the file of the weights; None if they ship with the model.
+        budget: the FLOPs budget as the user gave it.
         limit: the most FLOPs that a candidate may cost.
-        least: FLOPs from which candidates are spread up to `limit`.
-        dense_flops: FLOPs of the dense model on one image.
-        dense_top1: its score in 0..1 on the same images: accuracy, or what `metric` names.
+        least: the fewest; candidates lie between `least` and `limit`.
+        dense_flops: FLOPs of the dense model for one image.
+        dense_top1: its score in 0..1 on the same images: accuracy, or the metric that `metric` names.
         dense_loss: its mean cross-entropy.
-        dense_latency_ms: its running time per image, if measured.
+        dense_latency_ms: its latency in ms per image, if measured.
         space: canonical text of the search space.
         sampler: name of the sampler.
-        objectives: names of what is optimised.
-        seed: of the sampler and the choice of images.
-        versions: of prunefront and the libraries that matter, by name.
+        objectives: names from `results.objectives.OBJECTIVES`.
+        seed: seed of the sampler and of the choice of images.
+        versions: versions of prunefront and its main libraries, by name.
         config: the resolved settings of the search.
-        metric: what `top1` is in all that is recorded of the study; a name from `results.metrics.METRICS`.
+        metric: what every `top1` of the study holds; a name from `results.metrics.METRICS`.
     """
 
     name: str
@@ -80,18 +80,18 @@ class StudySpec:
 
     @property
     def shown_data(self) -> str:
-        """`data` without this machine's folders, for files that are handed on."""
+        """`data` without the folders of this machine, for files that are passed on."""
         return portable(self.data)
 
     @property
     def shown_checkpoint(self) -> str | None:
-        """`checkpoint` as the user wrote it, without this machine's folders, for files that are handed on."""
+        """`checkpoint` as the user gave it, without the folders of this machine, for files that are passed on."""
         written = self.config.get("checkpoint") or self.checkpoint
         return None if written is None else portable(str(written))
 
     @property
     def token_layout(self) -> TokenLayout:
-        """The model's blocks and tokens, read back from `layout`."""
+        """The blocks and tokens of the model, from `layout`."""
         height, width = self.layout["img_size"]
         return TokenLayout(
             model=self.layout["model"],
@@ -103,16 +103,16 @@ class StudySpec:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as the database holds it, with its counts at the moment of reading.
+    """A study in the database, with its counts at the time of reading.
 
     Attributes:
-        id: of the database.
+        id: primary key.
         created_at: in UTC.
-        spec: what it measures.
-        done, failed, stopped: evaluations in these states.
-        running: claimed by a driver.
-        queued: given back, or taken from a driver that is gone, and to be run first.
-        confirmed: schedules with a confirmed score, the dense model among them.
+        spec: what the study measures.
+        done, failed, stopped: how many evaluations are in these states.
+        running: how many a driver has claimed.
+        queued: how many were released by their driver, and run next.
+        confirmed: how many schedules have a confirmed score, the dense model included.
     """
 
     id: int
@@ -133,20 +133,21 @@ class Study:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """A schedule's score on the images that a study's front is confirmed on, more or others than the search's.
+    """The score of a schedule on the images that confirm the front, which the search did not select on.
 
-    A search keeps what looks best on its images, so its scores lean upwards; confirmed ones do not.
+    A search keeps the schedules that score best on its images, so their scores are biased upwards; confirmed scores
+    are not.
 
     Attributes:
-        schedule_hash: hash of the schedule; that of the empty one for the dense model.
+        schedule_hash: hash of the schedule; for the dense model, that of the empty schedule.
         top1: accuracy in 0..1.
         loss: mean cross-entropy.
-        agreement: share of images on which the answer is the dense model's.
-        images: how many were run.
-        seconds: what it took.
-        latency_ms: median running time per image.
-        latency_ratio: as a share of the dense model's, the two measured in turns.
-        finished_at: set by the store if not given; in UTC.
+        agreement: share of images, in 0..1, on which the prediction equals the dense model's.
+        images: how many images were run.
+        seconds: how long the evaluation took.
+        latency_ms: median latency in ms per image.
+        latency_ratio: latency as a share of the dense model's, measured alternately.
+        finished_at: in UTC; the store sets it if it is None.
     """
 
     schedule_hash: str
@@ -162,37 +163,41 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of one schedule of a study.
+    """One schedule of a study, and its outcome.
 
-    One that was stopped lost the race against the front after `images` images: its top1, loss and agreement
-    are of those only, and no final score of the schedule.
+    A stopped evaluation lost the race against the front after `images` images. Its top1, loss and agreement cover
+    these images only and are not a final score.
+
+    >>> evaluation = Evaluation(PruningSchedule.parse("5:0.8"), 3_000_000, 0.9, top1=0.75, loss=0.9, images=1000)
+    >>> evaluation.state, evaluation.reported.top1, evaluation.reported.images
+    ('done', 0.75, 1000)
 
     Attributes:
-        schedule: what was evaluated; its hash is unique in a study.
-        flops: exact, for one image.
-        flops_ratio: as a share of the dense model's.
-        state: `done`, `failed` or `stopped`.
-        top1: accuracy in 0..1, or what `metric` names; finite if done, None if failed. So is `loss`.
+        schedule: the schedule; its hash is unique in a study.
+        flops: exact FLOPs for one image.
+        flops_ratio: FLOPs as a share of the dense model's.
+        state: one of `STATES`: `queued`, `running`, `done`, `failed` or `stopped`.
+        top1: accuracy in 0..1, or the metric that `metric` names; finite if done, None if failed. So is `loss`.
         loss: mean cross-entropy.
-        agreement: share of images on which the answer is the dense model's.
-        images: how many were run.
-        latency_ms: median running time per image, if measured.
-        latency_ratio: running time as a share of the dense model's, the two measured in turns, if it was.
-        outcomes: `numpy.packbits` of whether each image, in order, was answered rightly; or as the dense
-            model does, where the study optimises agreement without top1.
-        estimate: of a stopped one, the raced objective on all images as far as can be told.
-        seconds: what the evaluation took.
+        agreement: share of images, in 0..1, on which the prediction equals the dense model's.
+        images: how many images were run.
+        latency_ms: median latency in ms per image, if measured.
+        latency_ratio: latency as a share of the dense model's, measured alternately, if measured.
+        outcomes: `numpy.packbits` of one bit per image, in order: whether the prediction is correct or, if the study
+            optimises agreement and not top1, equal to the dense model's.
+        estimate: for a stopped evaluation, the estimate of the raced objective on all images.
+        seconds: how long the evaluation took.
         failure: one of `FAILURES` if failed, else None.
-        error: the message that goes with `failure`.
-        parameters: the point of the search space; empty for a schedule from the literature.
-        sampler_state: JSON that the searcher wants back on resume.
-        origin: who proposed it: `published` or a sampler's name.
-        number: order in which the study's evaluations finished, from 0; negative before that. Set by the store.
-        attempts: how often it was begun: once, and again for each worker or driver that was lost on it.
-        finished_at: set by the store if not given; in UTC.
-        finetuned_top1: best accuracy after fine-tuning, if it was; read only.
-        metric: the study's, what `top1` is; read only.
-        confirmed: its score on the study's confirming images, if it was confirmed; read only.
+        error: the message that belongs to `failure`.
+        parameters: the point in the search space; empty for a published schedule.
+        sampler_state: JSON that the sampler needs to resume.
+        origin: what proposed it: `published`, or the name of a sampler.
+        number: position in the order of finishing, from 0; negative before. The store sets it.
+        attempts: how often it was started: once, plus once for each worker or driver lost while running it.
+        finished_at: in UTC; the store sets it if it is None.
+        finetuned_top1: the best accuracy after fine-tuning, in 0..1; set when read, None without a fine-tuning.
+        metric: the metric of the study; set when read.
+        confirmed: the score on the confirming images; set when read, None if not confirmed.
     """
 
     schedule: PruningSchedule
@@ -226,22 +231,23 @@ class Evaluation:
         return self.schedule.hash
 
     @property
-    def standing(self) -> "Confirmation | Evaluation":
-        """Whose scores, images and running time stand: the confirmation's if there is one, else its own."""
+    def reported(self) -> "Confirmation | Evaluation":
+        """Whose scores, images and latency are reported: the confirmation's if there is one, else the search's."""
         return self.confirmed or self
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A process that searches, or searched, a study.
+    """A process that searches, or has searched, a study.
 
     Attributes:
-        id: of the database.
-        process: where it runs.
-        versions: of prunefront and the libraries that matter, by name.
-        others: how many drivers were at work on the study when it came.
-        started_at, beat_at: when it came and when it was last heard of, in UTC by the database's clock.
-        left_at: when it left; None if it has not.
+        id: primary key.
+        process: the process.
+        versions: versions of prunefront and its main libraries, by name.
+        others: how many other drivers were active when it was registered.
+        started_at: when it was registered, in UTC by the database's clock.
+        beat_at: its last heartbeat, by the same clock.
+        left_at: when it was released, by the same clock; None if it was not.
     """
 
     id: int
@@ -255,11 +261,11 @@ class Driver:
 
 @dataclass(frozen=True)
 class Claim:
-    """The right of a driver to record one schedule: void as soon as the schedule is another's, or begun anew.
+    """The right of a driver to record one schedule. It is void once the schedule changes hands or is tried again.
 
     Attributes:
-        driver: its id.
-        attempt: the count of attempts that the claim stands for.
+        driver: id of the driver.
+        attempt: the attempt, counted from 1, that the claim is for.
     """
 
     driver: int
@@ -268,12 +274,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class News:
-    """What other drivers did to a study, as one of them sees it.
+    """What changed in a study since one of its drivers last asked.
 
     Attributes:
-        finished: evaluations that finished, in order; those of the driver that asks are among them.
+        finished: evaluations that finished, in order; those of the driver that asks are included.
         elsewhere: how many schedules other drivers are running.
-        waiting: how many are there to take over: queued, or claimed by a driver that is gone or knows nothing of it.
+        waiting: how many schedules can be taken over: they are queued, their driver has expired, or they are claimed
+            by the driver that asks and it does not know.
     """
 
     finished: list[Evaluation]
@@ -290,14 +297,14 @@ class FineTune:
         top1: accuracy in 0..1 after fine-tuning.
         loss: mean cross-entropy after fine-tuning.
         epochs: passes over the training images.
-        images: images that `top1` was measured on.
-        seconds: what it took.
-        checkpoint: the file the weights were written to.
+        images: how many images `top1` was measured on.
+        seconds: how long the fine-tuning took.
+        checkpoint: the file that the weights were written to.
         weights_digest: SHA-256 of the weights.
         config: settings of the fine-tuning.
-        curve: one JSON object an epoch.
-        versions: of prunefront and the libraries that matter, by name.
-        finished_at: set by the store if not given; in UTC.
+        curve: one JSON object for each epoch.
+        versions: versions of prunefront and its main libraries, by name.
+        finished_at: in UTC; the store sets it if it is None.
     """
 
     schedule_hash: str

@@ -1,4 +1,4 @@
-"""Evaluations as a table of pandas, and that table as Parquet. Both libraries are loaded when they are used."""
+"""Evaluations as a pandas DataFrame and as Parquet. pandas and pyarrow are imported when they are used."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from spaces.errors import PrunefrontError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# The type of each column, so that one of missing values has the type of a full one.
+# The type of each column, so that it does not depend on which values are missing.
 TYPES: Mapping[str, str] = {
     **dict.fromkeys(("flops", "images", "search_images", "number"), "Int64"),
     **dict.fromkeys(("confirmed",), "boolean"),
@@ -24,14 +24,14 @@ TYPES: Mapping[str, str] = {
 
 
 def full_row(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what is known of an evaluation in any state: the keys of `front_row`, and how it came about."""
+    """Return the row of an evaluation in any state: the keys of `front_row`, and how it was evaluated."""
     return {
         **front_row(evaluation),
         "number": evaluation.number,
         "state": evaluation.state,
         "failure": evaluation.failure,
         "error": evaluation.error,
-        "agreement": evaluation.standing.agreement if evaluation.state == "done" else None,
+        "agreement": evaluation.reported.agreement if evaluation.state == "done" else None,
         "estimate": evaluation.estimate,
         "seconds": evaluation.seconds,
         "origin": evaluation.origin,
@@ -40,9 +40,14 @@ def full_row(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def to_frame(evaluations: Sequence[Evaluation]) -> "DataFrame":
-    """Return a row for each evaluation, in their order, with the columns of `full_row`.
+    """Return a DataFrame with one row for each evaluation, in their order, and the columns of `full_row`.
 
-    What is missing is NA, and a column has one type whichever rows are there: whole numbers stay whole.
+    Missing values are NA. The type of a column does not depend on its values: integers stay integers.
+
+    >>> evaluation = Evaluation(PruningSchedule.parse("5:0.8"), 3_000_000, 0.9, top1=0.75, loss=0.9, images=1000)
+    >>> to_frame([evaluation])[["schedule", "top1", "flops"]]
+      schedule  top1    flops
+    0    5:0.8  0.75  3000000
 
     Raises:
         PrunefrontError: pandas is not installed.
@@ -56,7 +61,7 @@ def to_frame(evaluations: Sequence[Evaluation]) -> "DataFrame":
 
 
 def to_parquet(evaluations: Sequence[Evaluation]) -> bytes:
-    """Return the file that holds `to_frame(evaluations)`.
+    """Return `to_frame(evaluations)` as the content of a Parquet file.
 
     Raises:
         PrunefrontError: pandas or pyarrow is not installed.

@@ -1,4 +1,4 @@
-"""The model card of a bundle: what the model is, how well it does, where it comes from, how it is loaded."""
+"""The model card of a bundle: the model, its figures, its provenance, and how to load it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,15 +16,15 @@ def model_card(
     measured: bool = True,
     exports: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Return the card as Markdown, with the fields that model hubs read at its head.
+    """Return the model card as Markdown, with the YAML header that model hubs read.
 
     Args:
-        form: what `export_schedule` gives.
-        preprocessing: the images that the model expects, in timm's words.
+        form: the result of `export_schedule`.
+        preprocessing: the images that the model expects, by timm's names, such as `input_size`.
         digest: SHA-256 of the weights.
-        finetune: the fine-tuning that the weights come from; None: they are those of the search, or others.
-        measured: whether the figures of `form` are of these weights, or of those that they were fine-tuned from.
-        exports: of each exported file the fields of its comparison with the model, `target`, `runtime`, …
+        finetune: the fine-tuning that produced the weights; None if they are those of the search, or others.
+        measured: whether the figures in `form` are of these weights, or of the weights before fine-tuning.
+        exports: for each exported file, the fields of its comparison with the model: `target`, `runtime`, …
     """
     metrics, provenance = form["metrics"], form["provenance"]
     schedule = provenance["schedule"] or "none: the dense model"
@@ -34,7 +34,7 @@ def model_card(
         f"tags:\n- image-{task}\n- token-pruning\n- state-space-model\n---",
         f"# {_text(form['model'])} at {metrics['flops_ratio']:.3f} of its FLOPs",
         f"`{_code(form['model'])}` for {form['num_classes']} classes, under a token-pruning schedule that "
-        f"prunefront found: {_code_span(schedule)}. “5:0.8” means: after block 5 keep a share of 0.8 of the current "
+        f"prunefront found: {_code_span(schedule)}. “5:0.8” means: after block 5, keep 0.8 of the current "
         "patch tokens.",
         "## Figures",
         _figures(metrics, finetune) if measured else _not_measured(),
@@ -53,28 +53,29 @@ def model_card(
             ]
             for one in exports
         ]
-        parts += ["## Exports", _table(["file", "runtime", "largest difference of a logit", "same answers"], rows)]
+        heading = ["file", "runtime", "largest difference of a logit", "same predictions"]
+        parts += ["## Exports", _table(heading, rows)]
     parts += [
-        "## Where it comes from",
+        "## Provenance",
         _table(["", ""], _provenance(provenance, digest, finetune)),
         "## Licence",
-        "The licence of the weights is not known to prunefront. It is that of whoever trained them, and may depend "
-        "on the images that they were trained on. State it here before you pass them on.",
+        "prunefront does not know the licence of the weights. Whoever trained them decides it, and it may depend on "
+        "the training images. State it here before you pass the weights on.",
         "## Limits",
-        "The figures are of the images named above and of no others. A schedule is found for these weights and "
-        "images: with other ones search again.",
+        "The figures hold for the images named above only. The schedule was found for these weights and images; for "
+        "others, search again.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _figures(metrics: Mapping[str, Any], finetune: FineTune | None) -> str:
-    kind = "confirmed" if metrics["confirmed"] else "as the search measured it"
+    kind = "confirmed" if metrics["confirmed"] else "as measured in the search"
     low, high = metrics["top1_low"], metrics["top1_high"]
     interval = "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f} at 95 %)"
     rows = [
         ["dense model", "1", f"{100 * metrics['dense_top1']:.2f} %", ""],
         [
-            f"under the schedule, weights untouched, {kind}",
+            f"under the schedule, without fine-tuning, {kind}",
             f"{metrics['flops_ratio']:.3f}",
             f"{100 * metrics['top1']:.2f} %{interval}",
             str(metrics["images"]),
@@ -95,8 +96,8 @@ def _figures(metrics: Mapping[str, Any], finetune: FineTune | None) -> str:
 
 def _not_measured() -> str:
     return (
-        "None. The weights were given by hand and are neither those of the study nor of a fine-tuning that it "
-        "records; nothing was measured with them."
+        "None. The weights are neither those of the study nor those of a fine-tuning that it records. Nothing was "
+        "measured with them."
     )
 
 
@@ -104,12 +105,12 @@ def _loading(exports: Sequence[Mapping[str, Any]]) -> str:
     code = [
         "import ssm_models, timm",
         "",
-        'model = ssm_models.load_bundle("DIR")  # checks every file; the schedule is set',
+        'model = ssm_models.load_bundle("DIR")  # checks every file and sets the schedule',
         'model = timm.create_model("local-dir:DIR", pretrained=True).eval()  # the same through timm',
     ]
     targets = {one["target"] for one in exports}
     if "pt2" in targets:
-        code += ["", "import torch", 'program = torch.export.load("DIR/model.pt2").module()  # needs torch alone']
+        code += ["", "import torch", 'program = torch.export.load("DIR/model.pt2").module()  # needs only torch']
     if "onnx" in targets:
         code += [
             "",
@@ -129,12 +130,12 @@ def _provenance(provenance: Mapping[str, Any], digest: str, finetune: FineTune |
         ]
     names = {
         "study": "study",
-        "hash": "schedule's hash",
+        "hash": "schedule hash",
         "origin": "proposed by",
         "data": "data",
         "data_digest": "data SHA-256",
         "confirm_split": "confirmed on",
-        "confirm_digest": "its SHA-256",
+        "confirm_digest": "split SHA-256",
         "budget": "budget",
         "space": "space",
         "sampler": "sampler",
@@ -152,7 +153,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(value: object) -> str:
-    """A name as a name: no Markdown, no HTML, one line."""
+    """Return a name on one line, with Markdown and HTML escaped."""
     return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>()#+!|&$~" else letter for letter in _line(value))
 
 

@@ -1,10 +1,9 @@
-"""Evaluations in an Optuna storage, so that Optuna's dashboard and its users' scripts can read a study.
+"""Copies of studies in an Optuna storage, for Optuna's dashboard and for scripts that use Optuna.
 
-A study becomes one of Optuna's of the same name: each evaluation is a finished trial, written in one
-transaction, with the study's objectives, its budget as a constraint, and its steps as parameters. Optuna never
-changes a finished trial, so confirmed scores go into a second study beside it, named `… (confirmed)`, whose
-best trials are the confirmed front. What is there already is never written again. One process may mirror a
-study at a time.
+A study is mirrored into an Optuna study of the same name. Each evaluation is a finished trial, written in one
+transaction, with the study's objectives as values, its budget as a constraint, and its steps as parameters. Optuna
+never changes a finished trial, so confirmed scores go into a second Optuna study, named `… (confirmed)`, whose best
+trials are the confirmed front. Existing trials are not written again. One process may mirror a study at a time.
 """
 
 import warnings
@@ -23,21 +22,21 @@ from spaces.schedule import CONTEXT, METHOD_CHOICES
 if TYPE_CHECKING:
     import optuna
 
-CONFIRMED = " (confirmed)"  # after the name of the second study
-CONSTRAINT = "FLOPs over the budget"  # as a share of the dense model's; at most 0 if within
-_OLD_CONSTRAINTS = "constraints"  # the one key that optuna-dashboard 0.21 reads them from; Optuna 5 reads both
-_MARK = "prunefront"  # user attribute of studies that are ours
+CONFIRMED = " (confirmed)"  # suffix of the second study's name
+CONSTRAINT = "FLOPs over the budget"  # as a share of the dense model's; at most 0 within the budget
+_OLD_CONSTRAINTS = "constraints"  # the key that optuna-dashboard 0.21 reads; Optuna 5 reads both
+_IDENTITY = "prunefront"  # user attribute that names the mirrored study
 _STATES = {"done": "COMPLETE", "failed": "FAIL", "stopped": "PRUNED"}
 
 
 class Mirror:
-    """An Optuna storage that studies are mirrored into; it is opened with the first update.
+    """An Optuna storage that studies are mirrored into. The first update opens it.
 
     Args:
-        url: `sqlite:///FILE` or `postgresql://…`; not the database that the studies are in.
+        url: `sqlite:///FILE` or `postgresql://…`; not the database that holds the studies.
 
     Raises:
-        UsageError: the address is neither.
+        UsageError: `url` is neither.
     """
 
     def __init__(self, url: str) -> None:
@@ -47,15 +46,15 @@ class Mirror:
         self._known: dict[str, tuple[optuna.Study, set[str], dict[str, Any]]] = {}
 
     def update(self, study: Study, evaluations: Sequence[Evaluation]) -> int:
-        """Add what is not there yet; return how many trials that were.
+        """Add the evaluations that are missing, and return how many trials were added.
 
         Args:
-            study: that the evaluations belong to.
-            evaluations: in the order of their numbers, in any state.
+            study: the study.
+            evaluations: its finished evaluations, in the order of their numbers.
 
         Raises:
-            UsageError: the storage has a study of that name that is not this one, or is prunefront's own.
-            StoreError: it cannot be read or written; what has been added stays.
+            UsageError: the storage has another study of that name, or is a database of prunefront.
+            StoreError: the storage cannot be read or written; trials added before the error remain.
         """
         added = self._add(study, study.name, [replace(e, confirmed=None) for e in evaluations])
         if confirmed := [e for e in evaluations if e.confirmed is not None]:
@@ -63,7 +62,7 @@ class Mirror:
         return added
 
     def forget(self) -> None:
-        """Open the storage anew with the next update; after an error it is not certain what is there."""
+        """Reopen the storage with the next update: after an error, its content is unknown."""
         self._storage = None
         self._known.clear()
 
@@ -89,15 +88,16 @@ class Mirror:
         names = {summary.study_name for summary in optuna.get_all_study_summaries(self._storage)}
         if name not in names:
             optuna.create_study(storage=self._storage, study_name=name, directions=directions)
-        # The sampler suggests nothing here; naming one keeps Optuna from loading its default.
+        # No sampler is needed; naming one keeps Optuna from loading its default.
         there = optuna.load_study(study_name=name, storage=self._storage, sampler=optuna.samplers.RandomSampler())
-        trials, mark = there.get_trials(deepcopy=False), _mark(study)
-        if not trials and _MARK not in there.user_attrs and there.directions == directions:  # new, or barely begun
+        trials, identity = there.get_trials(deepcopy=False), _identity(study)
+        if not trials and _IDENTITY not in there.user_attrs and there.directions == directions:
+            # A new study, or one whose creation was interrupted. The identity comes last, when all else is set.
             there.set_metric_names(list(spec.objectives))
-            for key, value in {**_study_attributes(study), _MARK: mark}.items():  # the mark last: all is there
+            for key, value in {**_study_attributes(study), _IDENTITY: identity}.items():
                 there.set_user_attr(key, value)
-        if there.user_attrs.get(_MARK) != mark:
-            raise UsageError(f"mirror {self.where}: its study {name!r} is another one; name another storage")
+        if there.user_attrs.get(_IDENTITY) != identity:
+            raise UsageError(f"mirror {self.where}: has another study named {name!r}; choose another storage")
         distributions = {key: known for trial in trials for key, known in trial.distributions.items()}
         return there, {trial.user_attrs["hash"] for trial in trials if "hash" in trial.user_attrs}, distributions
 
@@ -105,21 +105,21 @@ class Mirror:
         import optuna
         from sqlalchemy import create_engine, inspect
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # it reports every study that it makes or finds
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # it logs every study that it creates or finds
         address = self._address
         if address.get_backend_name() == "postgresql":
             address = address.set(drivername="postgresql+psycopg")
         engine = create_engine(address)
         try:
             if inspect(engine).has_table(VERSION_TABLE):
-                raise UsageError(f"mirror {self.where}: holds prunefront's own studies; name a database of its own")
+                raise UsageError(f"mirror {self.where}: is a database of prunefront; choose another database")
         finally:
             engine.dispose()
         return optuna.storages.RDBStorage(address.render_as_string(hide_password=False))
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn what Optuna raises into a StoreError of one line without an address in it."""
+        """Turn errors of Optuna into a StoreError of one line that contains no address."""
         import optuna
 
         try:
@@ -131,8 +131,8 @@ class Mirror:
             raise StoreError(f"mirror {self.where}: {lines[0]}") from None
 
 
-def _mark(study: Study) -> str:
-    """Return what tells a study from another one of its name."""
+def _identity(study: Study) -> str:
+    """Return the identity of a study among studies of the same name."""
     return f"{study.spec.name} begun {study.created_at.isoformat()}"
 
 
@@ -155,18 +155,22 @@ def _study_attributes(study: Study) -> dict[str, Any]:
 
 
 def _trial(evaluation: Evaluation, study: Study, distributions: dict[str, Any]) -> "optuna.trial.FrozenTrial":
-    """Return an evaluation as a finished trial; `distributions` by parameter, which Optuna wants never to change."""
+    """Return an evaluation as a finished trial.
+
+    `distributions` holds the distribution of each parameter in the study, which Optuna requires to stay the same; new
+    parameters are added to it.
+    """
     import optuna
 
     objectives = [objective_value(evaluation, name) for name in study.spec.objectives]
-    values = [value for value in objectives if value is not None]  # all of them if it is done
+    values = [value for value in objectives if value is not None]  # complete if it is done
     state = optuna.trial.TrialState[_STATES[evaluation.state]]
     complete = state is optuna.trial.TrialState.COMPLETE
     over = evaluation.flops_ratio - study.spec.limit / study.spec.dense_flops
     params: dict[str, Any] = {}
     for name, (value, distribution) in _parameters(evaluation, study).items():
         known = distributions.setdefault(name, distribution)
-        # A mirror that an older version began lacks the choices that were added since.
+        # A mirror started by an older version lacks the choices that were added since.
         if not isinstance(known, optuna.distributions.CategoricalDistribution) or value in known.choices:
             params[name] = value
     trial = optuna.trial.create_trial(
@@ -185,7 +189,7 @@ def _trial(evaluation: Evaluation, study: Study, distributions: dict[str, Any]) 
 
 
 def _parameters(evaluation: Evaluation, study: Study) -> dict[str, tuple[Any, Any]]:
-    """Return what a schedule chooses, by name, each with its distribution; a schedule lacks the steps it has not."""
+    """Return the parameters of a schedule by name, each with its distribution; three for each step."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     schedule, depth = evaluation.schedule, study.spec.token_layout.depth
@@ -195,29 +199,29 @@ def _parameters(evaluation: Evaluation, study: Study) -> dict[str, tuple[Any, An
         found[f"keep_{number}"] = (step.keep, FloatDistribution(0.0, 1.0))
         found[f"context_{number}"] = (context, CategoricalDistribution(CONTEXT))
     for name, choice in schedule.method.as_dict().items():
-        if name != "context":  # each step has its own
+        if name != "context":  # each step has its own context
             found[name] = (choice, CategoricalDistribution(METHOD_CHOICES[name]))
     return found
 
 
 def _attributes(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what a trial's page shows beside its values and parameters; what is None is left out."""
-    standing = evaluation.standing
+    """Return the user attributes of a trial; those that are None are left out."""
+    reported = evaluation.reported
     found = {
         "schedule": evaluation.schedule.text,
         "hash": evaluation.hash,
         "number": evaluation.number,
         "flops": evaluation.flops,
         "flops_ratio": evaluation.flops_ratio,
-        "images": standing.images,
+        "images": reported.images,
         "origin": evaluation.origin,
-        "top1": standing.top1,
-        "loss": standing.loss,
-        "agreement": standing.agreement,
-        "latency_ms": standing.latency_ms,
-        "latency_ratio": standing.latency_ratio,
+        "top1": reported.top1,
+        "loss": reported.loss,
+        "agreement": reported.agreement,
+        "latency_ms": reported.latency_ms,
+        "latency_ratio": reported.latency_ratio,
         "estimate": evaluation.estimate,
-        "seconds": standing.seconds,
+        "seconds": reported.seconds,
         "failure": evaluation.failure,
         "error": evaluation.error,
     }

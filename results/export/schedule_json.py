@@ -1,4 +1,4 @@
-"""A finished evaluation as a schedule file, and files that are written whole or not at all."""
+"""An evaluation as a row of JSON, and its schedule in the JSON form that `export` writes."""
 
 from typing import Any
 
@@ -9,41 +9,55 @@ from results.records import Confirmation, Evaluation, Study
 def front_row(evaluation: Evaluation) -> dict[str, Any]:
     """Return the object that `front --format json` prints for one evaluation.
 
-    `top1` is what `metric` names. Top-1, its 95 % interval and loss are the standing ones, on `images` images:
-    confirmed where `confirmed` says so, else the search's own. What was not done has none; `images` then says how
-    far it got.
+    `top1` is the metric that `metric` names, in 0..1. Top-1, its 95 % interval and the loss are the reported ones, on
+    `images` images: the confirmation's if `confirmed` is true, else the search's. An evaluation that is not done has
+    none of them, and `images` says how many it ran.
+
+    >>> from spaces import PruningSchedule
+    >>> row = front_row(Evaluation(PruningSchedule.parse("5:0.8"), 3_000_000, 0.9, top1=0.75, loss=0.9, images=1000))
+    >>> row["schedule"], row["top1"], row["flops"], row["confirmed"]
+    ('5:0.8', 0.75, 3000000, False)
     """
-    standing, done = evaluation.standing, evaluation.state == "done"
+    reported, done = evaluation.reported, evaluation.state == "done"
     low, high = share_interval(evaluation, "top1") or (None, None)
     return {
         "schedule": evaluation.schedule.text,
         "hash": evaluation.hash,
-        "top1": standing.top1 if done else None,
-        "loss": standing.loss if done else None,
+        "top1": reported.top1 if done else None,
+        "loss": reported.loss if done else None,
         "flops": evaluation.flops,
         "flops_ratio": evaluation.flops_ratio,
-        "images": standing.images,
-        "latency_ms": standing.latency_ms,
+        "images": reported.images,
+        "latency_ms": reported.latency_ms,
         "finetuned_top1": evaluation.finetuned_top1,
         "top1_low": low,
         "top1_high": high,
         "confirmed": evaluation.confirmed is not None,
         "search_top1": evaluation.top1 if done else None,
         "search_images": evaluation.images,
-        "latency_ratio": standing.latency_ratio,
+        "latency_ratio": reported.latency_ratio,
         "metric": evaluation.metric,
     }
 
 
 def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | None = None) -> dict[str, Any]:
-    """Return the JSON form of an evaluation's schedule, with what was measured and where it comes from.
+    """Return the JSON form of an evaluation's schedule, with its metrics and its provenance.
 
-    `img_size` is one number for square images, else [height, width]. The metrics are those of `front_row`.
+    `img_size` is one number for square images, else [height, width], in pixels. The metrics are those of `front_row`,
+    and the dense model's for comparison.
+
+    To write the best schedule under a budget to a file:
+
+        dense = store.confirmation(study, PruningSchedule().hash)
+        write_json("best.json", export_schedule(store.best(study, max_flops=study.spec.limit), study, dense))
 
     Args:
-        evaluation: one that is done.
-        study: that it belongs to.
-        dense: the dense model's confirmed score, if there is one; a confirmed evaluation is set beside it.
+        evaluation: an evaluation that is done.
+        study: the study that it belongs to.
+        dense: the dense model's confirmed score, if there is one; it is compared with a confirmed evaluation.
+
+    Returns:
+        The format `prunefront.schedule`, version 1, which `PruningSchedule.from_dict` reads.
     """
     spec, row = study.spec, front_row(evaluation)
     height, width = spec.img_size
@@ -58,7 +72,7 @@ def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | 
         "method": form["method"],
         "metrics": {
             **{name: value for name, value in row.items() if name not in ("schedule", "hash")},
-            "agreement": evaluation.standing.agreement,
+            "agreement": evaluation.reported.agreement,
             "dense_top1": dense.top1 if dense is not None and evaluation.confirmed else spec.dense_top1,
             "dense_flops": spec.dense_flops,
         },

@@ -1,4 +1,4 @@
-"""A chart of the front as the page's script draws it: plain JSON, all texts still unescaped."""
+"""The chart of the front as JSON for the script of the page. Text is not escaped here."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from spaces import PruningSchedule
 
 
 def chart_json(chart: FrontChart) -> dict[str, Any]:
-    """Return what `chart.js` reads."""
+    """Return the JSON that `chart.js` reads."""
     flops_drawn = chart.x.objective == "flops"
     return {
         "axes": {"x": {"title": chart.x.title, "name": chart.x.name}, "y": _y_axis(chart.y)},
@@ -26,14 +26,18 @@ def chart_json(chart: FrontChart) -> dict[str, Any]:
     }
 
 
-def schedule_lines(schedule: PruningSchedule, steps_a_line: int = 4) -> list[str]:
-    """Return the text form in lines short enough for a label."""
+def schedule_lines(schedule: PruningSchedule, steps_per_line: int = 4) -> list[str]:
+    """Return the text form of a schedule in lines that are short enough for a label.
+
+    >>> schedule_lines(PruningSchedule.parse("5:0.8,10:0.7;importance=l2"))
+    ['5:0.8, 10:0.7', 'importance l2']
+    """
     if schedule.dense:
         return ["dense"]
     steps = [
         f"{step.after}:{step.keep:.4g}" + (f" {step.context}" if step.context else "") for step in schedule.steps
     ]
-    lines = [", ".join(steps[i : i + steps_a_line]) for i in range(0, len(steps), steps_a_line)]
+    lines = [", ".join(steps[i : i + steps_per_line]) for i in range(0, len(steps), steps_per_line)]
     return lines + [f"{name} {value}" for name, value in schedule.method.changes.items()]
 
 
@@ -48,30 +52,30 @@ def _y_axis(axis: Axis) -> dict[str, Any]:
 
 
 def _point(chart: FrontChart, e: Evaluation) -> dict[str, Any]:
-    """Return a point; its `search` is the score on the search's images where another one stands."""
+    """Return a point; `search` holds the search's own score if the reported one is a confirmation."""
     interval = chart.y.interval(e)
-    agreement = e.standing.agreement
+    agreement = e.reported.agreement
     return {
         "x": chart.cost(e),
         "y": chart.height(e),
         "low": interval and interval[0],
         "high": interval and interval[1],
-        "images": e.standing.images,
+        "images": e.reported.images,
         "search": {"y": chart.y.searched(e), "images": e.images} if e.confirmed else None,
         "unconfirmed": chart.confirming and e.confirmed is None,
         "share": e.flops_ratio,
         "flops": flops_text(e.flops),
         "schedule": schedule_lines(e.schedule),
         "agreement": None if agreement is None or chart.y.objective == "agreement" else 100 * agreement,
-        "latency": e.standing.latency_ms,
-        "latency_ratio": e.standing.latency_ratio,
+        "latency": e.reported.latency_ms,
+        "latency_ratio": e.reported.latency_ratio,
         "hash": e.hash,
         "number": e.number,
     }
 
 
 def _tuned_point(chart: FrontChart, e: Evaluation) -> dict[str, Any]:
-    """Return the point of a fine-tuned evaluation, above the one that it has before fine-tuning."""
+    """Return the point of an evaluation after fine-tuning; `before` is its score before."""
     tuned = {"y": 100 * (e.finetuned_top1 or 0.0), "before": chart.y.searched(e)}
     return _point(chart, e) | tuned | {"low": None, "high": None, "search": None}
 

@@ -1,4 +1,4 @@
-"""What a search took: evaluations, time, images, and what went wrong."""
+"""The cost of a search: evaluations, time, images and failures."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,24 +8,24 @@ from statistics import median
 
 from results.records import Evaluation
 
-PAUSE = 600.0  # seconds without an evaluation from which on the search is taken to have rested
+PAUSE = 600.0  # seconds without an evaluation after which the search counts as paused
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What the search took.
+class SearchCost:
+    """The cost of a search.
 
     Attributes:
-        evaluations: recorded ones: done, failed or stopped.
+        evaluations: how many finished: done, failed or stopped.
         stopped: how many of them were stopped.
-        seconds: all evaluations together, by the clock of whoever ran them.
-        median: seconds of the middle one that was done.
-        cpu_seconds: `seconds` times the CPU cores that each evaluation had.
-        images: that were run.
-        spared: share of images that races spared, of those that all evaluations would have run to their end; 0..1.
-        hourly: evaluations an hour by the clock, rests aside; None where their times are not known.
-        failures: kind, count, and the first message of each kind.
-        origins: how many came from whom.
+        seconds: the time of all evaluations together.
+        median: the median time in seconds of those that are done; None if there are none.
+        cpu_seconds: `seconds` times the CPU cores of an evaluation.
+        images: how many images were run.
+        saved: the share of images, in 0..1, that early stopping saved of those that complete evaluations run.
+        per_hour: evaluations an hour, pauses excluded; None if the times are unknown.
+        failures: for each kind of failure, its name, its count and its first message.
+        origins: for each origin, its name and its count.
     """
 
     evaluations: int
@@ -34,21 +34,21 @@ class Cost:
     median: float | None
     cpu_seconds: float
     images: int
-    spared: float
-    hourly: float | None
+    saved: float
+    per_hour: float | None
     failures: list[tuple[str, int, str]]
     origins: list[tuple[str, int]]
 
     @classmethod
-    def of(cls, evaluations: Sequence[Evaluation], images: int | None = None, cpus: float = 1) -> "Cost":
-        """Add up.
+    def of(cls, evaluations: Sequence[Evaluation], images: int | None = None, cpus: float = 1) -> "SearchCost":
+        """Sum up evaluations.
 
         Args:
-            evaluations: all of a study.
-            images: of an evaluation that runs to its end; None: as many as were run.
-            cpus: CPU cores of each.
+            evaluations: all evaluations of a study.
+            images: how many images a complete evaluation runs; if None, nothing counts as saved.
+            cpus: CPU cores of an evaluation.
         """
-        took = sorted(e.seconds for e in evaluations if e.seconds is not None and e.state == "done")
+        times = sorted(e.seconds for e in evaluations if e.seconds is not None and e.state == "done")
         failed = [e for e in evaluations if e.state == "failed"]
         messages: dict[str, str] = {}
         for e in failed:
@@ -57,23 +57,23 @@ class Cost:
         seconds = sum(e.seconds or 0.0 for e in evaluations)
         stopped = [e for e in evaluations if e.state == "stopped"]
         ran = sum(e.images for e in evaluations)
-        spared = sum(max(0, (images or e.images) - e.images) for e in stopped)
+        saved = sum(max(0, (images or e.images) - e.images) for e in stopped)
         return cls(
             evaluations=len(evaluations),
             stopped=len(stopped),
             seconds=seconds,
-            median=took[len(took) // 2] if took else None,
+            median=times[len(times) // 2] if times else None,
             cpu_seconds=seconds * cpus,
             images=ran,
-            spared=spared / (ran + spared) if ran + spared else 0.0,
-            hourly=_hourly(evaluations),
+            saved=saved / (ran + saved) if ran + saved else 0.0,
+            per_hour=_per_hour(evaluations),
             failures=[(kind, count, messages[kind]) for kind, count in counts.most_common()],
             origins=Counter(e.origin or "unknown" for e in evaluations).most_common(),
         )
 
 
-def _hourly(evaluations: Sequence[Evaluation]) -> float | None:
-    """Return evaluations an hour between the first and the last that finished, without the rests."""
+def _per_hour(evaluations: Sequence[Evaluation]) -> float | None:
+    """Return the evaluations an hour from the first to the last that finished, pauses excluded."""
     times = sorted(e.finished_at for e in evaluations if e.finished_at is not None)
     gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(times)]
     if not gaps:

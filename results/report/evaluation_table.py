@@ -1,4 +1,4 @@
-"""All evaluations of a study as columns, for a page's table."""
+"""All evaluations of a study as columns, for the table of the page."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -7,12 +7,15 @@ from results.objectives import share_interval
 from results.records import Evaluation
 
 
-def listing(evaluations: Sequence[Evaluation], front: Collection[str]) -> dict[str, list[Any]]:
-    """Return columns of equal length; shares in 0..1, None where there is no value.
+def evaluation_columns(evaluations: Sequence[Evaluation], front: Collection[str]) -> dict[str, list[Any]]:
+    """Return the columns of the table by name, one value for each evaluation; None where it has no value.
 
     Args:
         evaluations: in any state.
-        front: hashes of those on the front.
+        front: hashes of the evaluations on the front.
+
+    Returns:
+        Columns of equal length. Scores and shares are in 0..1; `low` and `high` are the 95 % interval of `top1`.
     """
     done = [e.state == "done" for e in evaluations]
     ends = [share_interval(e, "top1") or (None, None) for e in evaluations]
@@ -22,12 +25,12 @@ def listing(evaluations: Sequence[Evaluation], front: Collection[str]) -> dict[s
             "front" if e.hash in front else e.failure or "failed" if e.state == "failed" else e.state
             for e in evaluations
         ],
-        "top1": [e.standing.top1 if ok else None for e, ok in zip(evaluations, done, strict=True)],
+        "top1": [e.reported.top1 if ok else None for e, ok in zip(evaluations, done, strict=True)],
         "low": [low for low, _ in ends],
         "high": [high for _, high in ends],
         "tuned": [e.finetuned_top1 for e in evaluations],
         "share": [e.flops_ratio for e in evaluations],
-        "images": [e.standing.images for e in evaluations],
+        "images": [e.reported.images for e in evaluations],
         "origin": [e.origin for e in evaluations],
         "schedule": [e.schedule.text for e in evaluations],
         "hash": [e.hash for e in evaluations],

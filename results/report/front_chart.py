@@ -1,4 +1,4 @@
-"""What the plots show, as plain numbers: the front, the rest, the dense point, the budget, tokens by block."""
+"""The data of the plots as plain numbers: the front, the other evaluations, the dense model, tokens by block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from results.report.axes import Axis, axes
 from spaces import PruningSchedule, TokenLayout
 
 T = TypeVar("T")
-MANY = 1500  # points; beyond, elements of their own are too slow for a browser
+MANY = 1500  # points; a browser is too slow with one element for each of more
 
 
 @dataclass(frozen=True)
 class FrontChart:
-    """A study's evaluations sorted for a plot of how well a schedule does against what it costs.
+    """The evaluations of a study, sorted for a plot of quality against cost.
 
     Attributes:
         study: the study.
-        x: the cost.
-        y: how well a schedule does.
-        front: the best by the study's objectives, cheapest first.
-        others: done, but not among them.
-        tuned: those of all with a fine-tuned top-1; empty where y is not top-1.
-        stopped: how many were stopped; they have no score to draw.
+        x: the axis of the cost.
+        y: the axis of the quality.
+        front: the best evaluations by the study's objectives, cheapest first.
+        others: the other evaluations that are done.
+        tuned: those with a fine-tuned top-1; empty if y is not top-1.
+        stopped: how many were stopped; they have no score to plot.
         dense_confirmed: the dense model's confirmed score, if there is one.
     """
 
@@ -42,7 +42,7 @@ class FrontChart:
     def of(
         cls, study: Study, evaluations: Sequence[Evaluation], dense_confirmed: Confirmation | None = None
     ) -> "FrontChart":
-        """Sort the evaluations; those that lack a value on an axis have no place in the plot."""
+        """Sort the evaluations; those without a value on one of the axes are left out."""
         x, y = axes(study.spec.objectives, study.spec.metric)
         done = [e for e in evaluations if e.state == "done" and None not in (x.value(e), y.value(e))]
         points = [[objective_value(e, name) for name in study.spec.objectives] for e in done]
@@ -51,7 +51,7 @@ class FrontChart:
             study,
             x,
             y,
-            front=sorted((done[i] for i in chosen), key=lambda e: (_drawn(x.value(e)), e.number)),
+            front=sorted((done[i] for i in chosen), key=lambda e: (_on_axis(x.value(e)), e.number)),
             others=[e for i, e in enumerate(done) if i not in chosen],
             tuned=[e for e in done if y.objective == "top1" and e.finetuned_top1 is not None],
             stopped=sum(e.state == "stopped" for e in evaluations),
@@ -65,56 +65,55 @@ class FrontChart:
 
     @property
     def many(self) -> bool:
-        """Whether there are so many points that a page draws them with WebGL."""
+        """Whether there are so many points that the page draws them with WebGL."""
         return len(self.others) > MANY
 
     @property
     def line(self) -> bool:
-        """Whether the front is a line: both its objectives, and no others, are drawn."""
+        """Whether the front is a line: the axes show all its objectives."""
         return {self.x.objective, self.y.objective} == set(self.study.spec.objectives)
 
     @property
     def front_name(self) -> str:
-        """What the best are called in a legend."""
+        """The name of the best evaluations in the legend."""
         name = "Pareto front" if len(self.study.spec.objectives) > 1 else "best"
         return f"{name}, 95 %" if any(self.y.interval(e) for e in self.front) else name
 
     @property
     def confirming(self) -> bool:
-        """Whether the study has confirmed scores, so that one without is worth a mark."""
+        """Whether the study has confirmed scores, so that points without one are marked."""
         return self.study.confirmed > 0
 
     @property
     def dense_top1(self) -> float:
-        """The dense model's standing top-1 in 0..1."""
+        """The dense model's reported top-1, in 0..1."""
         return self.study.spec.dense_top1 if self.dense_confirmed is None else self.dense_confirmed.top1
 
     @property
     def dense_height(self) -> float:
-        """Where the dense model stands on the y axis, as shown."""
+        """The dense model's reported value on the y axis, as shown."""
         return self.dense_height_of(self.dense_confirmed)
 
     def cost(self, evaluation: Evaluation) -> float:
-        """Return where an evaluation of the chart stands on the x axis."""
-        return _drawn(self.x.value(evaluation))
+        """Return the value of an evaluation of the chart on the x axis."""
+        return _on_axis(self.x.value(evaluation))
 
     def height(self, evaluation: Evaluation) -> float:
-        """Return where an evaluation of the chart stands on the y axis, as shown."""
-        return _drawn(self.y.value(evaluation))
+        """Return the value of an evaluation of the chart on the y axis, as shown."""
+        return _on_axis(self.y.value(evaluation))
 
     def span(self, evaluation: Evaluation) -> tuple[float, float]:
-        """Return the ends of the error bar of an evaluation of the chart; its height twice if it has none."""
+        """Return the ends of the error bar of an evaluation of the chart; without one, both are its height."""
         height = self.height(evaluation)
         return self.y.interval(evaluation) or (height, height)
 
     def view(self) -> tuple[float, float]:
-        """Return the range of y that shows the dense model, and the front with its error bars, well.
+        """Return the range (low, high) of y that shows the dense model and the front with its error bars.
 
-        A search also tries hopeless schedules, and the cheapest of them are on the front; drawn in full they
-        would press the rest flat. So the range ends where a point is several times further from the best than
-        the middle of the front is.
+        The cheapest points of a front may be far worse than the rest, and would flatten it. So the range leaves out
+        points that are more than four times as far from the best as the median of the front is.
         """
-        sign = 1.0 if self.y.rising else -1.0  # as if more were always better
+        sign = 1.0 if self.y.rising else -1.0  # so that higher is better
         dense = sign * self.dense_height
         heights = {e.hash: sign * self.height(e) for e in self.front}
         tops = [*heights.values(), dense, *(100 * (e.finetuned_top1 or 0.0) for e in self.tuned)]
@@ -126,12 +125,12 @@ class FrontChart:
         return max(range_[0], self.y.ends[0]), min(range_[1], self.y.ends[1])
 
     def hidden(self) -> int:
-        """Count the evaluations outside of `view`."""
+        """Return how many evaluations are outside `view`."""
         low, high = self.view()
         return sum(not low <= self.height(e) <= high for e in [*self.front, *self.others])
 
     def missing(self) -> str:
-        """Return in words what the plot of `view` does not show; empty if it shows all."""
+        """Return a sentence on what the plot does not show; empty if it shows everything."""
         hidden, stopped = self.hidden(), self.stopped
         parts = [f"{hidden} outside the plot"] * bool(hidden) + [f"{stopped} stopped early, not drawn"] * bool(
             stopped
@@ -139,7 +138,7 @@ class FrontChart:
         return "; ".join(parts)
 
     def dense_height_of(self, confirmed: Confirmation | None) -> float:
-        """Return where the dense model stands by a confirmed score, or by the search's own if None."""
+        """Return the dense model's value on the y axis by a confirmed score; if None, by the search's own score."""
         if self.y.dense is not None:
             return self.y.dense
         spec = self.study.spec
@@ -147,9 +146,9 @@ class FrontChart:
         return self.y.scale * {"top1": top1, "loss": loss}[self.y.objective]
 
 
-def _drawn(value: float | None) -> float:
+def _on_axis(value: float | None) -> float:
     if value is None:
-        raise ValueError("an evaluation that has no place in the chart")
+        raise ValueError("the evaluation has no value on this axis")
     return value
 
 
@@ -164,12 +163,12 @@ def flops_text(flops: int) -> str:
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """How many patch tokens one block works on, of how many there are in its stage."""
+    """How many patch tokens one block processes, of how many its stage has."""
 
     block: int
     tokens: int
     of: int
-    first: bool  # whether the number differs from the block before
+    first: bool  # whether the number differs from the previous block's
 
     @property
     def share(self) -> float:
@@ -178,7 +177,13 @@ class BlockTokens:
 
 
 def tokens_by_block(layout: TokenLayout, schedule: PruningSchedule) -> list[BlockTokens]:
-    """Return the patch tokens that each block works on, from the first block to the last."""
+    """Return the number of patch tokens that each block processes, from the first block to the last.
+
+    >>> from spaces import Stage
+    >>> layout = TokenLayout("small", (28, 28), (Stage(4, 7, 7),))
+    >>> [block.tokens for block in tokens_by_block(layout, PruningSchedule.parse("2:0.5"))]
+    [49, 49, 25, 25]
+    """
     grids = [stage.tokens for stage in layout.stages for _ in range(stage.blocks)]
     found: list[BlockTokens] = []
     for count, grid in zip(layout.worked_on(schedule), grids, strict=True):
@@ -187,8 +192,12 @@ def tokens_by_block(layout: TokenLayout, schedule: PruningSchedule) -> list[Bloc
     return found
 
 
-def spread(items: Sequence[T], most: int) -> list[T]:
-    """Return at most `most` of the items, evenly spread, with the first and the last among them."""
+def evenly_spaced(items: Sequence[T], most: int) -> list[T]:
+    """Return at most `most` of the items, evenly spaced, the first and the last included.
+
+    >>> evenly_spaced(range(10), 4)
+    [0, 3, 6, 9]
+    """
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from `templates/`: script and style inside, nothing fetched, all texts escaped."""
+"""Self-contained HTML pages from `templates/`: scripts and styles are inline, nothing is fetched, text is escaped."""
 
 from datetime import UTC, datetime
 from functools import cache
@@ -15,21 +15,26 @@ from results.report.front_chart import flops_text
 
 
 def write_page(path: str | Path, template: str, **values: Any) -> None:
-    """Fill a template and write the page, whole or not at all.
+    """Render a template and write the page atomically.
 
-    Every value is escaped where it lands, in text, attributes and script data.
+    Values are escaped for the place where they appear: text, attributes or script data.
+
+    Args:
+        path: the file to write.
+        template: a file in `templates/`.
+        values: the variables of the template.
 
     Raises:
         PrunefrontError: the file cannot be written.
     """
-    from plotly.offline import get_plotlyjs  # 5 MB of text, for pages alone
+    from plotly.offline import get_plotlyjs  # 5 MB of text, needed for pages only
 
     page = (
         _environment()
         .get_template(template)
         .render(plotly=get_plotlyjs(), made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), **values)
     )
-    write_whole(path, page.encode(errors="replace"))  # names of files may be no text
+    write_whole(path, page.encode(errors="replace"))  # file names need not be valid Unicode
 
 
 @cache
@@ -37,7 +42,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("results.report"),
         autoescape=True,
-        undefined=StrictUndefined,  # a misspelt name is an error, not a hole in the page
+        undefined=StrictUndefined,  # a misspelt variable is an error, not an empty string
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -58,7 +63,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _interval(evaluation: Evaluation) -> str:
-    """The 95 % interval of top-1 in per cent."""
+    """Return the 95 % interval of top-1 in per cent."""
     ends = share_interval(evaluation, "top1")
     return "–" if ends is None else f"{_percent(ends[0])}–{_percent(ends[1])}"
 
@@ -68,7 +73,7 @@ def _grouped(number: int) -> str:
 
 
 def _points(difference: float) -> str:
-    """A difference of two shares in points, with a sign that reads well."""
+    """Return a difference of two shares in percentage points, with its sign."""
     points = 100 * difference
     return f"{'−' if points < -0.005 else '+' if points > 0.005 else '±'}{abs(points):.1f}"
 

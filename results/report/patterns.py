@@ -1,4 +1,4 @@
-"""What good schedules share: after which blocks they prune, and how much they keep there."""
+"""Patterns of the good schedules of a study: after which blocks they prune, and how much they keep."""
 
 import math
 from bisect import bisect_right
@@ -14,13 +14,13 @@ BANDS = 10  # of the keep ratio: (0, 0.1], …, (0.9, 1]
 
 @dataclass(frozen=True)
 class BlockPattern:
-    """What good schedules do after one block.
+    """What the good schedules do after one block.
 
     Attributes:
-        block: from 1.
-        share: of the good schedules that have a step there, 0..1.
-        keep: the median of their keep ratios; None where none has a step.
-        bands: for each band of the keep ratio, lowest first, the share of the good schedules whose step lies in it.
+        block: the block, counted from 1.
+        share: the share of the good schedules, in 0..1, that prune after it.
+        keep: the median of their keep ratios; None if none prunes there.
+        bands: for each band of the keep ratio, lowest first, the share of the good schedules that keep that much.
     """
 
     block: int
@@ -31,12 +31,12 @@ class BlockPattern:
 
 @dataclass(frozen=True)
 class Patterns:
-    """The good schedules of a study, block by block.
+    """The patterns of the good schedules of a study, block by block.
 
     Attributes:
-        schedules: how many are good: those of the front, and those that lie hardly behind it.
-        blocks: a pattern a block.
-        low, high: the bands from `low` up to `high`, which is not among them, are all that are used.
+        schedules: how many schedules are good; see `good_schedules`.
+        blocks: the pattern of each block.
+        low, high: all bands in use are in `range(low, high)`.
     """
 
     schedules: int
@@ -46,8 +46,8 @@ class Patterns:
 
     @classmethod
     def of(cls, chart: FrontChart) -> "Patterns":
-        """Count what the good schedules of a chart do."""
-        steps = [{step.after: step.keep for step in e.schedule.steps} for e in good(chart)]
+        """Count the patterns of the good schedules of a chart."""
+        steps = [{step.after: step.keep for step in e.schedule.steps} for e in good_schedules(chart)]
         depth, count = chart.study.spec.token_layout.depth, len(steps)
         blocks = []
         for block in range(1, depth + 1):
@@ -61,31 +61,35 @@ class Patterns:
         return cls(count, blocks, min(used, default=0), max(used, default=-1) + 1)
 
     @property
-    def strongest(self) -> float:
-        """The largest share of a band, to scale colours by."""
+    def largest_band(self) -> float:
+        """The largest share of any band; it scales the colours."""
         return max((share for pattern in self.blocks for share in pattern.bands), default=0.0)
 
     @property
-    def most(self) -> float:
-        """The largest share of schedules that prune after one block."""
+    def largest_share(self) -> float:
+        """The largest share of schedules that prune after the same block; it scales the bars."""
         return max((pattern.share for pattern in self.blocks), default=0.0)
 
     @property
-    def favourites(self) -> list[BlockPattern]:
-        """The blocks that most of the good schedules prune after, at most four, the most common first."""
+    def common_blocks(self) -> list[BlockPattern]:
+        """The most common blocks, at most four, that at least a quarter of the good schedules prune after."""
         common = [pattern for pattern in self.blocks if pattern.share >= 0.25]
         return sorted(common, key=lambda pattern: -pattern.share)[:4]
 
 
 def band(keep: float) -> int:
-    """Return the band that a keep ratio in (0, 1) lies in; the upper end of a band belongs to it."""
+    """Return the band of a keep ratio in (0, 1); a band includes its upper end.
+
+    >>> band(0.7), band(0.71)
+    (6, 7)
+    """
     return max(0, math.ceil(round(keep * BANDS, 9)) - 1)
 
 
-def good(chart: FrontChart) -> list[Evaluation]:
-    """Return the front, and what is at most a point (the grain of the axis) worse at no higher cost.
+def good_schedules(chart: FrontChart) -> list[Evaluation]:
+    """Return the front, and the evaluations that are nearly as good: at most one `grain` of the y axis below it.
 
-    The dense model is not among them, and neither is what does worse than a cheaper schedule by more than that.
+    An evaluation is compared with the best of the front that costs no more. The dense model is left out.
     """
     sign = 1.0 if chart.y.rising else -1.0
     front = list(chart.front)
@@ -102,8 +106,8 @@ def good(chart: FrontChart) -> list[Evaluation]:
     return [e for e in front if not e.schedule.dense]
 
 
-def in_words(patterns: Sequence[BlockPattern]) -> list[str]:
-    """Return a sentence for each pattern."""
+def describe_patterns(patterns: Sequence[BlockPattern]) -> list[str]:
+    """Return a sentence on each pattern."""
     return [
         f"{100 * pattern.share:.0f} % prune after block {pattern.block}; the median keeps {pattern.keep:.2g} there"
         for pattern in patterns

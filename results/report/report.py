@@ -1,4 +1,4 @@
-"""One self-contained page that tells a study: its front, its schedules, what they drop, what it cost."""
+"""The report of a study, one self-contained page: its front, its schedules, what they drop, what it cost."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ from typing import Any
 from results.intervals import wilson_interval
 from results.metrics import METRICS
 from results.records import Confirmation, Evaluation, FineTune, Study
-from results.report.cost import Cost
-from results.report.evaluation_table import listing
-from results.report.front_chart import BlockTokens, FrontChart, spread, tokens_by_block
+from results.report.cost import SearchCost
+from results.report.evaluation_table import evaluation_columns
+from results.report.front_chart import BlockTokens, FrontChart, evenly_spaced, tokens_by_block
 from results.report.html import write_page
-from results.report.patterns import Patterns, in_words
+from results.report.patterns import Patterns, describe_patterns
 from results.report.repro_commands import reproducing_commands
-from results.report.token_pictures import Tile, TokenPicture, tiles
+from results.report.token_pictures import Thumbnail, TokenPicture, thumbnails
 
 __all__ = ["TokenPicture", "reproducing_commands", "write_report"]
 
@@ -33,16 +33,23 @@ def write_report(
     commands: Sequence[str] | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> None:
-    """Write the page; it opens offline and needs nothing beside it.
+    """Write the report of a study as one HTML page that works offline.
+
+    To write it from a store:
+
+        with Store.open("sqlite:///prunefront.db") as store:
+            study = store.study("digits")
+            evaluations = store.evaluations(study, done_only=False)
+            write_report("report.html", study, evaluations, finetunes=store.finetunes(study))
 
     Args:
-        path: where to; the folder must be there.
+        path: the file to write; its folder must exist.
         study: the study.
-        evaluations: all of them, failed and stopped ones too.
-        pictures: a handful of images with the tokens that a schedule dropped.
+        evaluations: all its evaluations, the failed and the stopped ones included.
+        pictures: a few images with the patches that a schedule drops.
         dense_confirmed: the dense model's confirmed score, if there is one.
-        finetunes: all of the study, for the commands that repeat them.
-        commands: command lines that reproduce the study; made from the study if not given.
+        finetunes: all fine-tunings of the study, for the commands that repeat them.
+        commands: command lines that reproduce the study; by default derived from it.
         settings: those that the command of the search repeats, as in `reproducing_commands`.
 
     Raises:
@@ -50,9 +57,9 @@ def write_report(
     """
     chart = FrontChart.of(study, evaluations, dense_confirmed)
     layout = study.spec.token_layout
-    profiles = [Profile(e, tokens_by_block(layout, e.schedule)) for e in spread(chart.front, MOST_PROFILES)]
+    profiles = [Profile(e, tokens_by_block(layout, e.schedule)) for e in evenly_spaced(chart.front, MOST_PROFILES)]
     patterns, tuned = Patterns.of(chart), _tuned(evaluations, finetunes)
-    cpus = study.spec.config.get("cpus_per_trial", 1)
+    score, cpus = METRICS[study.spec.metric], study.spec.config.get("cpus_per_trial", 1)
     if commands is None:
         commands = reproducing_commands(study, len(evaluations), tuned, settings)
     write_page(
@@ -60,24 +67,22 @@ def write_report(
         "report.html",
         study=study,
         spec=study.spec,
-        score=METRICS[study.spec.metric],
+        score=score,
         chart=chart,
         summary=Summary.of(chart),
-        cost=Cost.of(evaluations, study.spec.images, cpus),
+        cost=SearchCost.of(evaluations, study.spec.images, cpus),
         patterns=patterns,
-        favourites=in_words(patterns.favourites),
-        listing=listing(evaluations, {e.hash for e in chart.front}) | {"score": METRICS[study.spec.metric].title},
+        common_patterns=describe_patterns(patterns.common_blocks),
+        columns=evaluation_columns(evaluations, {e.hash for e in chart.front}) | {"score": score.title},
         profiles=profiles,
         galleries=_galleries(pictures),
         settings=_settings(study),
-        commands=list(
-            reproducing_commands(study, len(evaluations), tuned, settings) if commands is None else commands
-        ),
+        commands=list(commands),
     )
 
 
 def _tuned(evaluations: Sequence[Evaluation], finetunes: Sequence[FineTune]) -> list[tuple[Evaluation, FineTune]]:
-    """Return each point that was fine-tuned with its best fine-tuning."""
+    """Return each fine-tuned evaluation with its best fine-tuning."""
     best: dict[str, FineTune] = {}
     for record in finetunes:
         if record.schedule_hash not in best or record.top1 > best[record.schedule_hash].top1:
@@ -87,14 +92,14 @@ def _tuned(evaluations: Sequence[Evaluation], finetunes: Sequence[FineTune]) -> 
 
 @dataclass(frozen=True)
 class Profile:
-    """A schedule of the front and the tokens that each block works on under it."""
+    """A schedule of the front, and the tokens that each block processes under it."""
 
     evaluation: Evaluation
     blocks: list[BlockTokens]
 
     @property
     def labelled(self) -> set[int]:
-        """The blocks that show their number: where it changes, and there is room for it."""
+        """The blocks whose bar is labelled: the number of tokens changes there, and the label has room."""
         room = math.ceil(len(self.blocks) / 12)
         chosen: list[int] = []
         for block in self.blocks:
@@ -105,31 +110,32 @@ class Profile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures under one schedule."""
+    """The pictures of one schedule."""
 
     schedule: str
-    pictures: list[tuple[TokenPicture, list[Tile]]]
+    pictures: list[tuple[TokenPicture, list[Thumbnail]]]
 
 
 def _galleries(pictures: Sequence[TokenPicture]) -> list[Gallery]:
     found: dict[str, Gallery] = {}
     for picture in pictures:
         text = picture.schedule.text
-        found.setdefault(text, Gallery(text or "dense", [])).pictures.append((picture, tiles(picture)))
+        found.setdefault(text, Gallery(text or "dense", [])).pictures.append((picture, thumbnails(picture)))
     return list(found.values())
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures that a reader wants first.
+    """The headline figures of the report.
 
     Attributes:
-        best: the point of the front with the highest top-1 within the budget; None without one.
-        near: the cheapest whose top-1 is at most a point below the dense model's; None without one.
-        tuned: the evaluation with the best fine-tuned top-1; None without one.
-        images: that the standing scores were measured on.
-        noise: half of the 95 % interval of the dense top-1, as a share; how far to trust a difference; None where
-            the score is no share of images.
+        best: the point of the front with the highest top-1 within the budget; None if there is none.
+        near: the cheapest point of the front whose top-1 is at most one point below the dense model's; None if there
+            is none.
+        tuned: the evaluation with the best fine-tuned top-1; None if there is none.
+        images: how many images the reported scores were measured on.
+        noise: half the width of the 95 % interval of the dense top-1, in 0..1; None if the metric is not a share of
+            images.
     """
 
     best: Evaluation | None
@@ -140,28 +146,28 @@ class Summary:
 
     @classmethod
     def of(cls, chart: FrontChart) -> "Summary":
-        """Choose from what the chart shows."""
+        """Pick the figures from a chart."""
         spec = chart.study.spec
         within = [e for e in chart.front if e.flops <= spec.limit]
         close = [e for e in chart.front if _top1(e) >= chart.dense_top1 - 0.01 and not e.schedule.dense]
         images = spec.confirm_images if chart.confirming else spec.images
         low, high = wilson_interval(chart.dense_top1, images)
-        sure = METRICS[spec.metric].of_images
+        of_images = METRICS[spec.metric].of_images
         return cls(
             best=max(within, key=_top1, default=None),
             near=min(close, key=lambda e: e.flops, default=None),
             tuned=max(chart.tuned, key=lambda e: e.finetuned_top1 or 0.0, default=None),
             images=images,
-            noise=(high - low) / 2 if sure else None,
+            noise=(high - low) / 2 if of_images else None,
         )
 
 
 def _top1(evaluation: Evaluation) -> float:
-    return evaluation.standing.top1 or 0.0
+    return evaluation.reported.top1 or 0.0
 
 
 def _settings(study: Study) -> list[tuple[str, str]]:
-    """What decided the result, in the order in which one would ask."""
+    """Return what determined the result, as (name, value) pairs, the most important first."""
     spec = study.spec
     height, width = spec.img_size
     settings: list[tuple[str, Any]] = [
@@ -174,12 +180,12 @@ def _settings(study: Study) -> list[tuple[str, str]]:
         ("Space", spec.space),
         ("Sampler", f"{spec.sampler}, seed {spec.seed}"),
         ("Objectives", ", ".join(spec.objectives)),
-        ("Begun", study.created_at.strftime("%Y-%m-%d %H:%M UTC")),
+        ("Started", study.created_at.strftime("%Y-%m-%d %H:%M UTC")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in spec.versions.items())),
     ]
     if study.confirmed:
         settings[5:5] = [
             ("Confirmed on", f"{spec.confirm_images:,} images of the {spec.confirm_split} split"),
-            ("Its SHA-256", spec.confirm_digest),
+            ("Split SHA-256", spec.confirm_digest),
         ]
     return [(name, str(value)) for name, value in settings]

@@ -1,4 +1,4 @@
-"""Images with the tokens that a schedule dropped, as small PNGs inside a page."""
+"""Images with the patches that a schedule drops, as small PNGs inside a page."""
 
 import base64
 import io
@@ -11,27 +11,27 @@ from PIL import Image
 
 from spaces import PruningSchedule
 
-TILE = 168  # pixels across, about; twice what the page shows, for dense screens
-_VEIL = (126, 136, 146)  # what dropped patches fade into: neither black nor white nor either theme's paper
-_VEIL_SHARE = 0.86
+THUMBNAIL = 168  # pixels of the longer side: twice what the page shows, for high-density screens
+_FADE = (126, 136, 146)  # the grey of dropped patches; visible on the light and the dark theme
+_FADE_SHARE = 0.86
 
 
 @dataclass(frozen=True)
 class TokenPicture:
-    """An image and the patch tokens that it keeps after each step of a schedule.
+    """An image, and the patch tokens that are kept after each step of a schedule.
 
     Attributes:
-        image: as the model sees it but not normalised, (H, W, 3) uint8.
+        image: the image as the model sees it, before normalisation, (H, W, 3) uint8.
         label: name of its class.
         schedule: the schedule.
-        kept: for each step in order the raster indices of the kept patches.
-        grids: for each step (rows, columns) of the patches it chose from: those of its stage.
-        dense_answer: what the dense model answers: the name of a class, or how much of it is right.
-        pruned_answer: the same of the pruned model.
-        panels: pictures to show beside it, (H, W, 3) uint8 each, with what they are.
+        kept: for each step, the raster indices of the kept patches.
+        grids: for each step, (rows, columns) of the patch grid of its stage.
+        dense_answer: the dense model's prediction: the name of a class, or the share that is correct.
+        pruned_answer: the same for the pruned model.
+        panels: further pictures, each a caption and an image (H, W, 3) uint8.
 
     Raises:
-        ValueError: the parts do not fit one another.
+        ValueError: the image has another shape or type, or `kept` and `grids` do not match the schedule.
     """
 
     image: npt.NDArray[np.uint8]
@@ -55,35 +55,35 @@ class TokenPicture:
 
 
 @dataclass(frozen=True)
-class Tile:
-    """One small picture of a page: where in the model it stands, and a PNG as a `data:` address."""
+class Thumbnail:
+    """A small picture on a page: its caption, its alternative text, and a PNG as a `data:` URL."""
 
     caption: str
     description: str
     source: str
 
 
-def tiles(picture: TokenPicture) -> list[Tile]:
-    """Return the image as it is, once for each step with the dropped patches veiled, then what goes beside it."""
+def thumbnails(picture: TokenPicture) -> list[Thumbnail]:
+    """Return the whole image, then for each step the image with dropped patches faded, then the panels."""
     height, width = picture.image.shape[:2]
-    scale = TILE / max(height, width)
+    scale = THUMBNAIL / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     pixels = np.asarray(Image.fromarray(picture.image).resize(size, resampling), dtype=np.float32)
-    veiled = pixels * (1 - _VEIL_SHARE) + np.array(_VEIL, dtype=np.float32) * _VEIL_SHARE
-    found = [Tile("whole", f"{picture.label}: the whole image", _png(pixels))]
+    faded = pixels * (1 - _FADE_SHARE) + np.array(_FADE, dtype=np.float32) * _FADE_SHARE
+    found = [Thumbnail("whole", f"{picture.label}: the whole image", _png(pixels))]
     for step, kept, (rows, columns) in zip(picture.schedule.steps, picture.kept, picture.grids, strict=True):
         mask = np.zeros(rows * columns, dtype=bool)
         mask[list(kept)] = True
-        down = np.arange(size[1]) * rows // size[1]  # the row of patches that each row of pixels lies in
+        down = np.arange(size[1]) * rows // size[1]  # the row of patches of each row of pixels
         across = np.arange(size[0]) * columns // size[0]
         shown = mask.reshape(rows, columns)[down[:, None], across[None]]
         text = f"{picture.label}: after block {step.after} {len(kept)} of {rows * columns} patches are left"
         caption = f"after {step.after}: {len(kept)} of {rows * columns}"
-        found.append(Tile(caption, text, _png(np.where(shown[..., None], pixels, veiled))))
+        found.append(Thumbnail(caption, text, _png(np.where(shown[..., None], pixels, faded))))
     for caption, panel in picture.panels:
         small = np.asarray(Image.fromarray(panel).resize(size, Image.Resampling.NEAREST), dtype=np.float32)
-        found.append(Tile(caption, f"{picture.label}: {caption}", _png(small)))
+        found.append(Thumbnail(caption, f"{picture.label}: {caption}", _png(small)))
     return found
 
 

@@ -1,6 +1,6 @@
-"""Opening a database: what it is, whether it is ours, and bringing it to the present schema.
+"""Opening a database: check that it belongs to prunefront, and upgrade its schema.
 
-Nothing here knows studies or evaluations. A file that is not ours is refused before SQLite may write to it.
+Nothing here depends on studies or evaluations. A file of another program is refused before SQLite can write to it.
 """
 
 import importlib.util
@@ -38,35 +38,36 @@ from results.files import SQLITE_MAGIC
 from results.store.schema import REVISIONS, VERSION_TABLE, Base
 from spaces.errors import DatabaseError, StoreError, UsageError
 
-BUSY_SECONDS = 60.0  # how long to wait for another writer's lock
+BUSY_SECONDS = 60.0  # the longest wait for another writer's lock
 _ADVICE = {
-    "locked": "another program has held the lock for a minute; try again when it is done",
-    "disk I/O error": "check its disk, and what is free on it; what was recorded is safe",
+    "locked": "another program has held the lock for a minute; try again when it has finished",
+    "disk I/O error": "check its disk and the free space; what was recorded is safe",
     "full": "free some space and run the same command again; what was recorded is safe",
-    "malformed": "the database is damaged; take a copy of it and try `sqlite3 FILE .recover`",
-    "readonly": "the file or its folder cannot be written; check who owns them",
-    "unable to open": "check the path and who owns it",
+    "malformed": "the database is damaged; copy it and try `sqlite3 FILE .recover`",
+    "readonly": "the file or its folder cannot be written; check their permissions",
+    "unable to open": "check the path and its permissions",
 }
 _FULL = ("disk is full", "disk I/O error", "No space left")
 _SQLITE_TRANSIENT = (
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_IOERR,  # a network drive that is away, too
+    sqlite3.SQLITE_IOERR,  # also a network drive that is unavailable
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_CANTOPEN,
 )
 
 
 def open_database(address: str, create: bool) -> tuple[Engine, str]:
-    """Return an engine on a database of the present schema, and its name as it may be shown to anybody.
+    """Return an engine for a database with the current schema, and its path or address without a password.
 
     Args:
         address: `sqlite:///FILE` or `postgresql://…`.
-        create: make what is missing: the file, the tables.
+        create: create the file or the tables if they do not exist.
 
     Raises:
-        UsageError: the address is none of the two kinds.
-        StoreError: it is missing, not ours, damaged, newer than this program, or cannot be reached.
+        UsageError: the address is neither.
+        StoreError: the database does not exist, belongs to another program, is damaged, has a newer schema, or cannot
+            be reached.
     """
     url = parse_address(address)
     if url.get_backend_name() == "sqlite":
@@ -89,7 +90,11 @@ def open_database(address: str, create: bool) -> tuple[Engine, str]:
 
 
 def parse_address(address: str) -> URL:
-    """Read a database's address; messages never repeat a password."""
+    """Parse the address of a database.
+
+    Raises:
+        UsageError: it is neither `sqlite:///FILE` nor `postgresql://…`. The message contains no password.
+    """
     shown = re.sub(r"(?<=://).*@", "***@", address)
     shown = re.sub(r"(?i)(\w*(?:password|secret)\w*=)[^&]*", r"\1***", shown)
     advice = "expected sqlite:///FILE or postgresql://USER@HOST/NAME"
@@ -100,27 +105,27 @@ def parse_address(address: str) -> URL:
         raise UsageError(f"database {shown!r}: {advice}{hint}") from None
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         if url.host:
-            raise UsageError(f"database {shown!r}: a file takes three slashes: sqlite:///{url.host}…")
+            raise UsageError(f"database {shown!r}: a path needs three slashes: sqlite:///{url.host}…")
         if not url.database or url.database == ":memory:":
             raise UsageError(f"database {shown!r}: name a file, such as sqlite:///prunefront.db")
         if url.query:
-            raise UsageError(f"database {shown!r}: options after '?' are not understood for SQLite")
+            raise UsageError(f"database {shown!r}: options after '?' are not supported for SQLite")
     elif url.drivername not in ("postgresql", "postgresql+psycopg"):
         raise UsageError(f"database {shown!r}: {advice}")
-    elif "@" in f"{url.host}{url.database}":  # SQLAlchemy ends a password at the first one
-        raise UsageError(f"database {shown!r}: write an @ that belongs to a password as %40, and a / as %2F")
+    elif "@" in f"{url.host}{url.database}":  # SQLAlchemy takes the first @ as the end of the password
+        raise UsageError(f"database {shown!r}: in a password, write @ as %40 and / as %2F")
     return url
 
 
 def shown_address(url: URL) -> str:
-    """Return an address as it may be shown to anybody, wherever in it a password stands."""
+    """Return an address with every password in it replaced by asterisks."""
     secret = {name: "***" for name in url.query if re.search("password|secret", name, re.IGNORECASE)}
     return url.update_query_dict(secret).render_as_string(hide_password=True)
 
 
 @contextmanager
 def store_errors(where: str) -> Iterator[None]:
-    """Turn what SQLAlchemy raises into a DatabaseError of one line, with advice where there is some."""
+    """Turn errors of SQLAlchemy into a DatabaseError of one line, with advice where there is some."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -134,20 +139,20 @@ def store_errors(where: str) -> Iterator[None]:
 
 
 def transient(error: SQLAlchemyError) -> bool:
-    """Whether what went wrong may be over later: a connection or a server lost, a lock held, a disk full."""
+    """Return whether a retry may succeed: a lost connection, a server that is down, a held lock, a full disk."""
     if isinstance(error, PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError):
         return False
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
-        return code & 0xFF in _SQLITE_TRANSIENT  # the rest of the bits tell the kinds of one error apart
-    # Of PostgreSQL: its classes 08 (connection), 40 (conflict), 53 (resources), 57 and 58, and what never reached it.
+        return code & 0xFF in _SQLITE_TRANSIENT  # the other bits are the extended error code
+    # PostgreSQL: error classes 08 (connection), 40 (conflict), 53 (resources), 57, 58, and lost requests.
     return error.connection_invalidated or isinstance(error, OperationalError)
 
 
 def free_bytes(where: str) -> int | None:
-    """Return what is free on the disk of a database in a file; None for one behind an address."""
+    """Return the free bytes on the disk of a database file; None for a database server."""
     try:
         return shutil.disk_usage(Path(where).absolute().parent).free
     except OSError:
@@ -155,9 +160,9 @@ def free_bytes(where: str) -> int | None:
 
 
 def writing(engine: Engine) -> Engine:
-    """Return the engine in a mode where a transaction takes SQLite's write lock as it begins.
+    """Return the engine in a mode in which transactions take SQLite's write lock when they begin.
 
-    Otherwise two writers that have both read can only fail.
+    Without it, of two transactions that read and then write, one must fail.
     """
     return engine.execution_options(immediate=True)
 
@@ -166,19 +171,19 @@ def writing(engine: Engine) -> Engine:
 
 
 def _create_sqlite(path: Path, where: str) -> None:
-    """Make a database beside its place and put it there whole, so that no one ever sees half a schema."""
+    """Create a database under a temporary name and rename it, so that no process sees an incomplete schema."""
     temporary = path.with_name(f".{path.name[:40]}.{uuid4().hex[:8]}.part")
     try:
         temporary.touch(exist_ok=False)
         try:
             _fill_sqlite(temporary, where)
-            with suppress(FileExistsError):  # another process was faster; its database serves
+            with suppress(FileExistsError):  # another process created it first; use that one
                 _link(temporary, path)
         finally:
             for suffix in ("", "-wal", "-shm", "-journal"):
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
     except OSError as error:
-        raise StoreError(f"database {where}: cannot be made: {error.strerror or error}") from None
+        raise StoreError(f"database {where}: cannot be created: {error.strerror or error}") from None
 
 
 def _fill_sqlite(path: Path, where: str) -> None:
@@ -188,13 +193,13 @@ def _fill_sqlite(path: Path, where: str) -> None:
             with writing(engine).begin() as connection:
                 _upgrade(connection)
             with closing(engine.raw_connection()) as raw:
-                raw.cursor().execute("PRAGMA journal_mode = WAL")  # stays with the file
+                raw.cursor().execute("PRAGMA journal_mode = WAL")  # persistent
     finally:
         engine.dispose()
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a file its name, and never take it from another file."""
+    """Rename a file without replacing an existing one."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -206,36 +211,36 @@ def _link(source: Path, target: Path) -> None:
 
 
 class _DamagedError(StoreError):
-    """A file that looks damaged, perhaps since its log's pages were being moved into it."""
+    """A file that looks damaged; perhaps another process was just writing the pages of its log into it."""
 
 
 def _refuse_foreign_sqlite(path: Path, where: str) -> None:
-    """Raise a StoreError unless the file is a database of ours, without changing a byte of it."""
+    """Raise a StoreError unless the file is a database of prunefront; the file is not changed."""
     for wait in (0.05, 0.1, 0.2):
         try:
-            return _look_at_sqlite(path, where)
+            return _check_sqlite(path, where)
         except _DamagedError:
             time.sleep(wait)
-    return _look_at_sqlite(path, where)
+    return _check_sqlite(path, where)
 
 
-def _look_at_sqlite(path: Path, where: str) -> None:
+def _check_sqlite(path: Path, where: str) -> None:
     _check_sqlite_header(path, where)
-    # An immutable connection takes no lock and recovers no journal. That suffices: a database of ours has
-    # its version table from the moment it exists under its name.
+    # An immutable connection takes no lock and recovers no journal. That is enough: a database of prunefront has its
+    # version table from the moment it has its name.
     try:
         try:
             tables = _sqlite_tables(f"{path.as_uri()}?mode=ro&immutable=1")
         except sqlite3.DatabaseError:
             if not Path(f"{path}-wal").exists():
                 raise
-            # A full disk may have cut the moving of the log's pages short: only both together are whole.
+            # A full disk may have interrupted a checkpoint: then only the file and its log together are complete.
             tables = _sqlite_tables(f"{path.as_uri()}?mode=ro")
     except sqlite3.Error as error:
         raise _DamagedError(f"database {where}: {error}: {_ADVICE['malformed']}") from None
     if VERSION_TABLE not in tables:
         raise StoreError(
-            f"database {where}: belongs to another program (no table {VERSION_TABLE}); name another with --db"
+            f"database {where}: belongs to another program (no table {VERSION_TABLE}); choose another with --db"
         )
 
 
@@ -252,27 +257,27 @@ def _check_sqlite_header(path: Path, where: str) -> None:
             header, size = file.read(100), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise StoreError(
-            f"database {where}: does not exist; name another with --db, or make it with `prunefront search`"
+            f"database {where}: does not exist; choose another with --db, or create it with `prunefront search`"
         ) from None
     except OSError as error:
         raise StoreError(f"database {where}: cannot be read: {error.strerror or error}") from None
     if size and not header.startswith(SQLITE_MAGIC[: len(header)]):
-        raise StoreError(f"database {where}: is not an SQLite database; name another with --db")
+        raise StoreError(f"database {where}: is not an SQLite database; choose another with --db")
     page_size = int.from_bytes(header[16:18], "big")
     page_size = 65536 if page_size == 1 else page_size
     pages = int.from_bytes(header[28:32], "big")
-    recovered = Path(f"{path}-wal").exists()  # after a crash the end of the file may still be in the log
+    recovered = Path(f"{path}-wal").exists()  # after a crash, the end of the file may still be in the log
     if len(header) < 100 or (size < page_size * pages and not recovered):
         raise _DamagedError(
-            f"database {where}: is cut short at {size} bytes; restore it from a copy, or name another with --db"
+            f"database {where}: is truncated at {size} bytes; restore it from a copy, or choose another with --db"
         )
 
 
 def _sqlite_uri(path: Path) -> str:
-    """Choose how SQLite opens the file, so that a reader leaves nothing behind."""
+    """Return the URI with which SQLite opens the file, so that a reader leaves no files behind."""
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
-        return f"{path.as_uri()}?mode=rw"  # the last connection to close removes the log's files
-    # A read-only place. Without a log nobody is writing, and SQLite need not make one to read.
+        return f"{path.as_uri()}?mode=rw"  # the last connection removes the log when it closes
+    # A read-only file or folder. Without a log nobody is writing, and SQLite must not create one.
     log = Path(f"{path}-wal").exists()
     return f"{path.as_uri()}?mode=ro" + ("" if log else "&immutable=1")
 
@@ -286,10 +291,10 @@ def _sqlite_engine(uri: str) -> Engine:
     @event.listens_for(engine, "connect")
     def set_up(connection: sqlite3.Connection, _record: Any) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA synchronous = NORMAL")  # with WAL: safe, and a commit costs no fsync
+        connection.execute("PRAGMA synchronous = NORMAL")  # with WAL this is safe, and a commit needs no fsync
 
     @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:  # the driver's own BEGIN comes too late, before the first write
+    def begin(connection: Connection) -> None:  # the driver itself would begin only before the first write
         immediate = connection.get_execution_options().get("immediate", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
@@ -315,24 +320,25 @@ def _postgresql_engine(url: URL) -> Engine:
 
 def _bring_up_to_date(engine: Engine, where: str, create: bool) -> None:
     with engine.connect() as connection:
-        tables = set(inspect(connection).get_table_names())  # once: another program may be making ours right now
+        tables = set(inspect(connection).get_table_names())  # read once: another process may be creating ours now
         revision = _revision(connection) if VERSION_TABLE in tables else None
         if revision is None:
             if taken := tables & set(Base.metadata.tables):
                 raise StoreError(
-                    f"database {where}: holds another program's tables ({', '.join(sorted(taken))}); "
-                    "name another with --db"
+                    f"database {where}: has tables of another program ({', '.join(sorted(taken))}); "
+                    "choose another with --db"
                 )
             if not create:
-                raise StoreError(f"database {where}: holds no studies yet; make one with `prunefront search`")
+                raise StoreError(f"database {where}: has no studies yet; create one with `prunefront search`")
     if revision == REVISIONS[-1]:
         return
     if revision is not None and revision not in REVISIONS:
         raise StoreError(
-            f"database {where}: has schema {revision}, this program knows up to {REVISIONS[-1]}; upgrade prunefront"
+            f"database {where}: has schema {revision}, but this prunefront supports up to {REVISIONS[-1]}; "
+            "upgrade prunefront"
         )
     with writing(engine).begin() as connection:
-        if connection.dialect.name == "postgresql":  # two programs that start at once: one of them upgrades
+        if connection.dialect.name == "postgresql":  # of two programs that start at once, one upgrades
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('prunefront schema'))"))
         if _revision(connection) != REVISIONS[-1]:
             _upgrade(connection)
@@ -345,11 +351,11 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(select(number).select_from(table(VERSION_TABLE, number))).scalar()
 
 
-_UPGRADING = Lock()  # alembic keeps what it is at in variables of its module, one for all threads
+_UPGRADING = Lock()  # alembic keeps its state in module variables that all threads share
 
 
 def _upgrade(connection: Connection) -> None:
-    from alembic import command  # here, because most commands never need it
+    from alembic import command  # slow, and most commands do not need it
     from alembic.config import Config
 
     config = Config()

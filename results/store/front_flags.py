@@ -1,54 +1,38 @@
-"""The front of a study kept in the database: a mark on the evaluations that are on it.
+"""The front of a study, kept in the database as a flag on its evaluations.
 
-A mark is set in the transaction that changes what it says, so no reader ever sees a front that is not the one of
-`objectives_front` over all that is done. One new point can only be on the front of the old front and itself, so a
-record looks at the front alone; a confirmation may lower a point and uncover others, so it looks at all.
+The flags change in the transaction that changes what they depend on, so a reader always sees the front that
+`objectives_front` gives for all finished evaluations. A new evaluation is compared with the current front alone:
+no point off the front can get onto it because a point is added. A confirmation may lower the score of a point and
+so let others onto the front; it compares all evaluations.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnExpressionArgument, Connection, Row, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from results.objectives import objectives_front
 from results.records import Study
-from results.store.row_mapping import CONFIRMED_COLUMNS, OBJECTIVE_COLUMNS, SAME_SCHEDULE
-from results.store.schema import ConfirmationRow, EvaluationRow
+from results.store.queries import reported_rows
+from results.store.schema import EvaluationRow
 
 
-def mark_new(connection: Connection, study: Study, schedule_hash: str) -> None:
-    """Put an evaluation that has just been written on the front if it belongs there, and take off what it beats."""
-    mine = EvaluationRow.schedule_hash == schedule_hash
-    front = standing_rows(connection, study, study.spec.objectives, EvaluationRow.on_front)
-    new = standing_rows(connection, study, study.spec.objectives, mine)
-    _mark(connection, study, [*front, *new], {row.id for row in front})
+def flag_new(connection: Connection, study: Study, schedule_hash: str) -> None:
+    """Update the front with an evaluation that was just written: add it if it belongs, drop what it dominates."""
+    front = reported_rows(connection, study, study.spec.objectives, EvaluationRow.on_front)
+    new = reported_rows(connection, study, study.spec.objectives, EvaluationRow.schedule_hash == schedule_hash)
+    _set_flags(connection, study, [*front, *new], {row.id for row in front})
 
 
-def mark_all(connection: Connection, study: Study) -> None:
-    """Find the front of a study anew."""
-    marked = select(EvaluationRow.id).where(EvaluationRow.study_id == study.id, EvaluationRow.on_front)
-    before = set(connection.execute(marked).scalars())
-    _mark(connection, study, standing_rows(connection, study, study.spec.objectives), before)
+def flag_all(connection: Connection, study: Study) -> None:
+    """Compute the front of a study from all its evaluations."""
+    flagged = select(EvaluationRow.id).where(EvaluationRow.study_id == study.id, EvaluationRow.on_front)
+    before = set(connection.execute(flagged).scalars())
+    _set_flags(connection, study, reported_rows(connection, study, study.spec.objectives), before)
 
 
-def standing_rows(
-    connection: Connection, study: Study, names: Sequence[str], *conditions: ColumnExpressionArgument[bool]
-) -> list[Row[Any]]:
-    """Return (id, a standing value for each of `names`) of the evaluations that are done, in their order."""
-    done = (EvaluationRow.study_id == study.id, EvaluationRow.state == "done", *conditions)
-    own = select(EvaluationRow.id, *(OBJECTIVE_COLUMNS[name] for name in names)).where(*done)
-    confirmed = (
-        select(EvaluationRow.id, *((OBJECTIVE_COLUMNS | CONFIRMED_COLUMNS)[name] for name in names))
-        .join_from(ConfirmationRow, EvaluationRow, SAME_SCHEDULE)
-        .where(ConfirmationRow.study_id == study.id, *conditions)
-    )
-    rows = connection.execute(own.order_by(EvaluationRow.number)).all()
-    # An outer join would look for a confirmation of each; there are few, so they are put in.
-    standing = {row.id: row for row in connection.execute(confirmed)}
-    return [standing.get(row.id, row) for row in rows]
-
-
-def _mark(connection: Connection, study: Study, rows: Sequence[Row[Any]], before: set[int]) -> None:
+def _set_flags(connection: Connection, study: Study, rows: Sequence[Row[Any]], before: set[int]) -> None:
+    """Flag the front of `rows`, given the ids that are flagged now."""
     after = {rows[i].id for i in objectives_front([row[1:] for row in rows], study.spec.objectives)}
     for ids, value in ((before - after, False), (after - before, True)):
         if ids:

@@ -1,68 +1,56 @@
-"""Rows of the database and the values of `results.records` that they stand for."""
+"""The values of `results.records` as rows of the database, and back."""
 
 from dataclasses import fields
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, literal, select
+from sqlalchemy import Row, and_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from results.process import Process
-from results.records import STATES, Confirmation, Driver, Evaluation, Study, StudySpec
+from results.records import STATES, Confirmation, Driver, Evaluation, FineTune, Study, StudySpec
 from results.store.schema import ConfirmationRow, EvaluationRow, FineTuneRow
 from spaces import PruningSchedule
 
-SPEC_COLUMNS = [f.name for f in fields(StudySpec) if f.name not in ("img_size", "objectives")]
-_READ_ONLY = ("finetuned_top1", "metric", "confirmed")  # of an Evaluation, and kept in tables of their own
-_COLUMNS = [getattr(EvaluationRow, f.name) for f in fields(Evaluation) if f.name not in _READ_ONLY]
-CONFIRMATION = [getattr(ConfirmationRow, f.name) for f in fields(Confirmation)]
+_SPEC_FIELDS = [f.name for f in fields(StudySpec) if f.name not in ("img_size", "objectives")]
+_JOINED_FIELDS = ("finetuned_top1", "metric", "confirmed")  # of an Evaluation, from other tables
+EVALUATION_COLUMNS = [getattr(EvaluationRow, f.name) for f in fields(Evaluation) if f.name not in _JOINED_FIELDS]
+CONFIRMATION_COLUMNS = [getattr(ConfirmationRow, f.name) for f in fields(Confirmation)]
+FINETUNE_COLUMNS = [getattr(FineTuneRow, f.name) for f in fields(FineTune)]
 SAME_SCHEDULE = and_(
     ConfirmationRow.study_id == EvaluationRow.study_id, ConfirmationRow.schedule_hash == EvaluationRow.schedule_hash
 )
-OBJECTIVE_COLUMNS: dict[str, InstrumentedAttribute[Any]] = {
+SEARCH_OBJECTIVES: dict[str, InstrumentedAttribute[Any]] = {
     "top1": EvaluationRow.top1,
     "flops": EvaluationRow.flops,
     "loss": EvaluationRow.loss,
     "agreement": EvaluationRow.agreement,
     "latency": EvaluationRow.latency_ratio,
 }
-CONFIRMED_COLUMNS: dict[str, InstrumentedAttribute[Any]] = {
+CONFIRMED_OBJECTIVES: dict[str, InstrumentedAttribute[Any]] = {
     "top1": ConfirmationRow.top1,
     "loss": ConfirmationRow.loss,
     "agreement": ConfirmationRow.agreement,
     "latency": ConfirmationRow.latency_ratio,
 }
 
-
-def evaluations_query(study: Study) -> Select[Any]:
-    """Select a study's evaluations, for `read_evaluation`."""
-    best = (
-        select(FineTuneRow.schedule_hash, func.max(FineTuneRow.top1).label("top1"))
-        .where(FineTuneRow.study_id == study.id)
-        .group_by(FineTuneRow.schedule_hash)
-        .subquery()
-    )
-    return (
-        select(*_COLUMNS, best.c.top1, literal(study.spec.metric), *CONFIRMATION)
-        .outerjoin(best, best.c.schedule_hash == EvaluationRow.schedule_hash)
-        .outerjoin(ConfirmationRow, SAME_SCHEDULE)
-        .where(EvaluationRow.study_id == study.id)
-    )
+# --- from rows ------------------------------------------------------------------------------------------
 
 
 def read_evaluation(row: Row[Any]) -> Evaluation:
-    """Return the value that a row of `evaluations_query` stands for."""
+    """Return the evaluation in a row of `evaluations_query`."""
     values: tuple[Any, ...] = tuple(row)
-    own, confirmed = values[: -len(CONFIRMATION)], values[-len(CONFIRMATION) :]
+    own, confirmed = values[: -len(CONFIRMATION_COLUMNS)], values[-len(CONFIRMATION_COLUMNS) :]
     values = (*own, None if confirmed[0] is None else Confirmation(*confirmed))
     return Evaluation(PruningSchedule.parse(values[0]), *values[1:])
 
 
 def read_study(row: Row[Any]) -> Study:
-    """Return the value that a row of the table of studies, with the counts, stands for."""
+    """Return the study in a row of `studies_query`."""
     values: dict[str, Any] = dict(row._mapping)
     values |= {"limit": values["flops_limit"], "least": values["flops_least"]}
     spec = StudySpec(
-        **{name: values[name] for name in SPEC_COLUMNS},
+        **{name: values[name] for name in _SPEC_FIELDS},
         img_size=(values["img_height"], values["img_width"]),
         objectives=tuple(values["objectives"]),
     )
@@ -71,7 +59,7 @@ def read_study(row: Row[Any]) -> Study:
 
 
 def read_driver(row: Row[Any]) -> Driver:
-    """Return the value that a row of the table of drivers stands for."""
+    """Return the driver in a row of the table `drivers`."""
     return Driver(
         row.id,
         Process(row.host, row.pid, row.process_started),
@@ -81,3 +69,47 @@ def read_driver(row: Row[Any]) -> Driver:
         row.beat_at,
         row.left_at,
     )
+
+
+# --- to rows --------------------------------------------------------------------------------------------
+
+
+def study_values(spec: StudySpec) -> dict[str, Any]:
+    """Return the columns of a study that is created now."""
+    values = {name: getattr(spec, name) for name in _SPEC_FIELDS}
+    values |= {name: dict(values[name]) for name in ("layout", "versions", "config")}
+    values |= {"img_height": spec.img_size[0], "img_width": spec.img_size[1]}
+    return values | {"objectives": list(spec.objectives), "created_at": datetime.now(UTC)}
+
+
+def planned_values(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the columns of an evaluation that are known before it runs."""
+    return {
+        "schedule_hash": evaluation.hash,
+        "schedule": evaluation.schedule.text,
+        "flops": evaluation.flops,
+        "flops_ratio": evaluation.flops_ratio,
+        "images": 0,
+        "origin": evaluation.origin,
+        "parameters": dict(evaluation.parameters),
+        "sampler_state": dict(evaluation.sampler_state),
+    }
+
+
+def finished_values(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the columns of a finished evaluation, except its number, driver and attempts, which the store sets."""
+    names = (
+        "state", "failure", "error", "top1", "loss", "agreement", "images", "latency_ms", "latency_ratio",
+        "outcomes", "estimate", "seconds",
+    )  # fmt: skip
+    return {
+        **planned_values(evaluation),
+        **{name: getattr(evaluation, name) for name in names},
+        "finished_at": evaluation.finished_at or datetime.now(UTC),
+    }
+
+
+def confirmation_values(study: Study, confirmation: Confirmation) -> dict[str, Any]:
+    """Return the columns of a confirmation."""
+    values = {f.name: getattr(confirmation, f.name) for f in fields(Confirmation)}
+    return values | {"study_id": study.id, "finished_at": confirmation.finished_at or datetime.now(UTC)}

@@ -1,7 +1,7 @@
 """The tables of the store, the same for SQLite and PostgreSQL.
 
-A change here needs a revision in `migrations/versions` and its number at the end of `REVISIONS`; a test
-holds that the two agree.
+A change here needs a revision in `migrations/versions`, and its number at the end of `REVISIONS`. A test checks that
+the tables and the migrations agree.
 """
 
 from datetime import UTC, datetime
@@ -29,29 +29,29 @@ from sqlalchemy.types import TypeDecorator
 
 from results.records import FAILURES, STATES
 
-REVISIONS = ("0001", "0002", "0003", "0004")  # every schema there ever was, oldest first
+REVISIONS = ("0001", "0002", "0003", "0004")  # every schema, oldest first
 VERSION_TABLE = "prunefront_version"  # not alembic's default name: Optuna's databases use that
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment, always in UTC; SQLite alone would forget the time zone."""
+    """A point in time in UTC; SQLite itself stores no time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Turn any aware moment into UTC."""
+        """Convert a time with a zone to UTC."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give the time zone back."""
+        """Attach UTC, or convert to it."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
-    """Gives every constraint a name, so that a migration can speak of it."""
+    """The base of all tables. It names every constraint, so that migrations can refer to it."""
 
     metadata = MetaData(
         naming_convention={
@@ -89,8 +89,8 @@ class StudyRow(Base):
     weights_digest: Mapped[str] = mapped_column(String(64))
     checkpoint: Mapped[str | None] = mapped_column(Text)
     budget: Mapped[str] = mapped_column(String(64))
-    limit: Mapped[int] = mapped_column("flops_limit", BigInteger)  # LIMIT is a word of SQL's
-    least: Mapped[int] = mapped_column("flops_least", BigInteger)  # and so is LEAST
+    limit: Mapped[int] = mapped_column("flops_limit", BigInteger)  # LIMIT is a keyword of SQL
+    least: Mapped[int] = mapped_column("flops_least", BigInteger)  # so is LEAST
     dense_flops: Mapped[int] = mapped_column(BigInteger)
     dense_top1: Mapped[float]
     dense_loss: Mapped[float]
@@ -124,7 +124,7 @@ class DriverRow(Base):
 
 
 class EvaluationRow(Base):
-    """One schedule of a study and what came of it; see `Evaluation`."""
+    """One schedule of a study and its outcome; see `Evaluation`."""
 
     __tablename__ = "evaluations"
     __table_args__ = (
@@ -145,7 +145,7 @@ class EvaluationRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
-    number: Mapped[int]  # from 0 as they finish; -1, -2, … as they are claimed
+    number: Mapped[int]  # 0, 1, … in the order of finishing; -1, -2, … in the order of claiming
     schedule_hash: Mapped[str] = mapped_column(String(64))
     schedule: Mapped[str] = mapped_column(Text)  # canonical text
     state: Mapped[str] = mapped_column(String(16))
@@ -168,13 +168,13 @@ class EvaluationRow(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     driver_id: Mapped[int | None] = mapped_column(ForeignKey("drivers.id"))
     attempts: Mapped[int] = mapped_column(server_default="1")
-    on_front: Mapped[bool] = mapped_column(server_default=false())  # kept by `results.marks`
+    on_front: Mapped[bool] = mapped_column(server_default=false())  # set by `results.store.front_flags`
 
 
 class ConfirmationRow(Base):
     """A schedule's score on a study's confirming images; see `Confirmation`.
 
-    It refers to no evaluation, since the dense model is confirmed too.
+    It has no foreign key to an evaluation, because the dense model is confirmed too.
     """
 
     __tablename__ = "confirmations"

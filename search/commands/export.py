@@ -85,7 +85,7 @@ def export(
     if out is not None:
         write_json(out, export_schedule(point, found, dense))
         label, confirmed = METRICS[point.metric].label, ", confirmed" if point.confirmed else ""
-        score = f"{label} {point.standing.top1:.4f}{confirmed}"
+        score = f"{label} {point.reported.top1:.4f}{confirmed}"
         say(f"wrote {out}: {point.schedule.text or 'dense'}, {score}, {point.flops_ratio:.3f} of dense FLOPs")
     if bundle is not None:
         from search.bundle_export import choose_weights

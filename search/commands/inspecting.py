@@ -174,8 +174,8 @@ def studies(db: Database = None, format: FormatOption = Format.table) -> None:
 
 def cheapest_good_point(front: "Sequence[Evaluation]") -> "Evaluation":
     """Return the cheapest point of the front whose top-1 is within `BEARABLE_LOSS` of the best."""
-    best = max(e.standing.top1 or 0.0 for e in front)
-    return min((e for e in front if (e.standing.top1 or 0.0) >= best - BEARABLE_LOSS), key=lambda e: e.flops)
+    best = max(e.reported.top1 or 0.0 for e in front)
+    return min((e for e in front if (e.reported.top1 or 0.0) >= best - BEARABLE_LOSS), key=lambda e: e.flops)
 
 
 def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -> "list[TokenPicture]":

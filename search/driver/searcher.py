@@ -121,7 +121,7 @@ class ScheduleSearcher(Searcher):
     def snapshot(self) -> Snapshot:
         """How far the search is."""
         front = self._standing.front()
-        points = [(e.flops_ratio, e.standing.top1) for e in front if e.standing.top1 is not None]
+        points = [(e.flops_ratio, e.reported.top1) for e in front if e.reported.top1 is not None]
         return Snapshot(
             done=self._standing.counts["done"],
             stopped=self._standing.counts["stopped"],

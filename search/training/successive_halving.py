@@ -87,13 +87,13 @@ def promising(evaluations: Iterable[Evaluation], count: int, max_flops: int | No
         if not METRICS[e.metric].of_images:  # the score has no interval
             return True
         best = max((_top1(other) for other in front if other.flops <= e.flops), default=0.0)
-        return wilson_interval(_top1(e), e.standing.images)[1] >= best
+        return wilson_interval(_top1(e), e.reported.images)[1] >= best
 
     return sorted(filter(may_be_best, within), key=lambda e: (-_top1(e), e.flops, e.hash))[:count]
 
 
 def _top1(evaluation: Evaluation) -> float:
-    return evaluation.standing.top1 or 0.0
+    return evaluation.reported.top1 or 0.0
 
 
 @dataclass

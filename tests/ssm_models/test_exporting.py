@@ -142,6 +142,8 @@ def test_targets_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UsageError, match="export to 'tflite': expected one of pt2, onnx"):
         exporting.check_target("tflite")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"needs onnx, onnxscript, onnxruntime: pip install onnx onnxscript onnxruntime"):
+    with pytest.raises(
+        UsageError, match="needs onnx, onnxscript, onnxruntime: pip install onnx"
+    ):
         exporting.check_target("onnx")
     exporting.check_target("pt2")

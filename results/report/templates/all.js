@@ -1,4 +1,4 @@
-// The table of all evaluations: sorted and filtered as columns of numbers, of which one page at a time is in the document.
+// The table of all evaluations. It sorts and filters columns of data; only one page of rows is in the document.
 (function () {
   "use strict";
   const PAGE = 25;
@@ -50,7 +50,7 @@
     column.cell = cell;
   }
 
-  // Fills `rows` with the places of what passes the filter, in order; gaps stand last, ties as they were recorded.
+  // Sets `rows` to the sorted indices of what passes the filter; missing values come last, ties stay in recorded order.
   function arrange() {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const values = data[sorted.key];

@@ -1,4 +1,4 @@
-// Draws the front with Plotly, in the colours of the page, and again whenever these or the width change.
+// Draws the front with Plotly in the colours of the page, and redraws it when they or the width change.
 (function () {
   "use strict";
   const element = document.getElementById("chart");
@@ -10,7 +10,7 @@
   let [everything, upto] = [false, last];
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  // Plotly reads tags in its labels; names from a study must not become any.
+  // Plotly interprets tags in labels; names from a study must not become tags.
   const escape = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const column = (points, key) => points.map((point) => point[key]);
 
@@ -25,9 +25,9 @@
     if (point.unconfirmed) lines.push("not confirmed");
     lines.push(`${point.share.toFixed(3)} of dense, ${escape(point.flops)}FLOPs`);
     if (point.before !== undefined) lines.push(`${shown(point.before)} before fine-tuning`);
-    if (point.agreement !== null) lines.push(`${point.agreement.toFixed(1)} % agree with dense`);
-    if (point.latency_ratio !== null) lines.push(`${point.latency_ratio.toFixed(3)} of dense running time`);
-    if (point.latency !== null) lines.push(`${point.latency.toPrecision(3)} ms an image`);
+    if (point.agreement !== null) lines.push(`${point.agreement.toFixed(1)} % agreement with dense`);
+    if (point.latency_ratio !== null) lines.push(`${point.latency_ratio.toFixed(3)} of the dense latency`);
+    if (point.latency !== null) lines.push(`${point.latency.toPrecision(3)} ms per image`);
     return lines.concat(point.schedule.map(escape)).join("<br>");
   }
 
@@ -37,10 +37,10 @@
     return lines.concat(`dense, ${escape(dense.flops)}FLOPs`).join("<br>");
   }
 
-  // Where the browser has no WebGL, many points are elements as few are: slower, and all there.
+  // Without WebGL, many points are drawn as elements like few: slowly, but completely.
   const webgl = data.many && Boolean(document.createElement("canvas").getContext("webgl"));
 
-  // What no point up to then beats in both directions, cheapest first.
+  // The front of the points with a lower number, cheapest first.
   function frontUpTo(number) {
     const then = data.front.concat(data.others).filter((point) => point.number < number);
     const better = (a, b) => (yAxis.rising ? a > b : a < b);
@@ -143,22 +143,22 @@
   }
   if (timeline && last > 1) {
     const [slider, output] = [timeline.querySelector("input"), timeline.querySelector("output")];
-    const tell = () => { output.value = upto < last ? `${grouped(upto)} of ${grouped(last)} evaluations` : `all ${grouped(last)} evaluations`; };
+    const showCount = () => { output.value = upto < last ? `${grouped(upto)} of ${grouped(last)} evaluations` : `all ${grouped(last)} evaluations`; };
     let waiting = false;
     slider.max = String(last);
     slider.value = String(last);
     slider.addEventListener("input", () => {
       upto = Number(slider.value);
-      tell();
-      if (waiting) return; // one drawing a frame, however fast the hand
+      showCount();
+      if (waiting) return; // at most one redraw a frame
       waiting = true;
       requestAnimationFrame(() => { waiting = false; draw(); });
     });
-    tell();
+    showCount();
     timeline.hidden = false;
   }
-  // A click on a point leads to its row: in the table of the front, or else in that of all.
-  function lead(hash) {
+  // A click on a point scrolls to its row: in the table of the front, or in the table of all evaluations.
+  function goToRow(hash) {
     const row = document.getElementById(`row-${hash}`);
     if (!row) {
       document.dispatchEvent(new CustomEvent("evaluation", { detail: hash }));
@@ -169,9 +169,9 @@
     row.scrollIntoView({ block: "center" });
   }
 
-  element.on("plotly_click", (event) => lead(event.points[0].customdata));
+  element.on("plotly_click", (event) => goToRow(event.points[0].customdata));
 
-  // Without a mouse: the arrows walk along the points of the front that are in view, Enter leads where a click does.
+  // By keyboard: the arrow keys move along the visible points of the front, Enter does what a click does.
   let at = null;
   element.addEventListener("keydown", (event) => {
     const curve = element.data.findIndex((trace) => trace.error_y);
@@ -190,7 +190,7 @@
       element.setAttribute("aria-valuenow", String(at + 1));
       element.setAttribute("aria-valuetext", trace.text[at].replace(/<br>/g, ", ").replace(/<[^>]*>/g, ""));
     } else if (event.key === "Enter" && now >= 0) {
-      lead(trace.customdata[at]);
+      goToRow(trace.customdata[at]);
     } else if (event.key === "Escape") {
       Plotly.Fx.unhover(element);
       at = null;

@@ -1,4 +1,4 @@
-// Copies text; where the browser lets no page into the clipboard, it says so.
+// Copies text to the clipboard, and says so if the browser does not allow it.
 const copyText = (function () {
   "use strict";
   async function copy(text, button) {
@@ -8,7 +8,7 @@ const copyText = (function () {
       await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
     } catch {
-      button.textContent = "The browser forbids copying";
+      button.textContent = "The browser does not allow copying";
     }
     setTimeout(() => { button.textContent = before; }, 1600);
   }

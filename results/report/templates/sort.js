@@ -1,4 +1,4 @@
-// Sorts a table by the column whose heading is pressed; a second press turns the order round.
+// Sorts a table by the column whose heading is clicked; a second click reverses the order.
 (function () {
   "use strict";
   for (const table of document.querySelectorAll("table.sortable")) {
@@ -16,7 +16,7 @@
         };
         const rows = [...table.tBodies[0].rows].sort((one, other) => {
           const [a, b] = [value(one), value(other)];
-          if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // gaps stay last
+          if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b); // missing values stay last
           return descending ? b - a : a - b;
         });
         table.tBodies[0].append(...rows);

@@ -1,1 +1,1 @@
-"""How a database comes to the present schema, one revision a step; run by `results.database`."""
+"""The migrations of the schema, one file for each revision; `results.store.database` runs them."""

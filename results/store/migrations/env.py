@@ -1,4 +1,4 @@
-"""Alembic runs this file. It works on a connection whose transaction the caller began and will end."""
+"""The script that Alembic runs. It uses a connection whose transaction the caller begins and ends."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""Evaluations as a table: every evaluation a row, every column of one type."""
+"""Evaluations as a DataFrame: a row for each evaluation, a fixed type for each column."""
 
 import io
 import math
@@ -27,7 +27,7 @@ def evaluations(store: Store, make_spec: Callable[..., object], make_evaluation:
     return store.evaluations(study, done_only=False)
 
 
-def test_a_frame_has_the_rows(evaluations: list[Evaluation]) -> None:
+def test_a_frame_has_a_row_for_each_evaluation(evaluations: list[Evaluation]) -> None:
     frame = to_frame(evaluations)
     assert list(frame.columns) == list(full_row(evaluations[0]))
     for (_, found), evaluation in zip(frame.iterrows(), evaluations, strict=True):
@@ -40,7 +40,7 @@ def test_a_frame_has_the_rows(evaluations: list[Evaluation]) -> None:
                 assert found[name] == value
 
 
-def test_times_with_and_without_a_fraction_of_a_second(evaluations: list[Evaluation]) -> None:
+def test_times_may_have_fractions_of_a_second(evaluations: list[Evaluation]) -> None:
     whole = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     times = [whole, whole.replace(microsecond=5)]
     for order in (times, times[::-1]):
@@ -48,7 +48,7 @@ def test_times_with_and_without_a_fraction_of_a_second(evaluations: list[Evaluat
         assert list(to_frame(rows)["finished_at"]) == order
 
 
-def test_types_do_not_depend_on_the_rows(evaluations: list[Evaluation]) -> None:
+def test_types_do_not_depend_on_the_values(evaluations: list[Evaluation]) -> None:
     expected = dict(to_frame(evaluations).dtypes)
     for some in ([], evaluations[:1], evaluations[1:]):
         frame = to_frame(some)
@@ -57,13 +57,13 @@ def test_types_do_not_depend_on_the_rows(evaluations: list[Evaluation]) -> None:
     assert set(TYPES) == set(expected) - {"finished_at"}
 
 
-def test_parquet_gives_the_frame_back(evaluations: list[Evaluation]) -> None:
+def test_parquet_round_trips(evaluations: list[Evaluation]) -> None:
     back = pandas.read_parquet(io.BytesIO(to_parquet(evaluations)))
     pandas.testing.assert_frame_equal(back, to_frame(evaluations), check_dtype=False)
     assert math.isclose(back["top1"].sum(), 0.9)
 
 
-def test_without_pandas_it_is_an_error_of_one_line(
+def test_a_missing_library_is_an_error_of_one_line(
     evaluations: list[Evaluation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
@@ -71,7 +71,7 @@ def test_without_pandas_it_is_an_error_of_one_line(
         to_frame(evaluations)
 
 
-def test_results_load_no_tables_by_themselves() -> None:
+def test_importing_results_does_not_import_pandas() -> None:
     import subprocess
     import sys
 

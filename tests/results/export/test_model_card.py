@@ -1,4 +1,4 @@
-"""The model card: its figures are those of the record, and names stay names."""
+"""The model card: its figures are those of the record, and names are escaped."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ def test_the_figures_are_those_of_the_record(make_spec: MakeSpec, make_evaluatio
     assert "90.00 %" not in model_card(form, SIZES, "f" * 64, measured=False)
 
 
-def test_names_stay_names(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+def test_names_are_escaped(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     spec = make_spec(name=EVIL, model=EVIL, data=EVIL, space=EVIL, versions={EVIL: EVIL})
     form = export_schedule(make_evaluation(origin=EVIL), Study(1, datetime(2026, 1, 1, tzinfo=UTC), spec))
     card = model_card(form, {EVIL: EVIL}, "f" * 64)

@@ -1,4 +1,4 @@
-"""An Optuna storage that holds a study: read back with Optuna itself."""
+"""The mirror in an Optuna storage, read back with Optuna."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ def target(tmp_path: Path) -> str:
 
 @pytest.fixture
 def filled(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> tuple[Store, Study]:
-    """Steps with contexts of their own, one that failed, one that was stopped, and one above the budget."""
+    """A study with contexts by step, a failed and a stopped evaluation, and one over the budget."""
     study = store.create_study(make_spec())
     for evaluation in (
         make_evaluation("3:0.8", 700_000, 0.9),
@@ -52,14 +52,14 @@ def mirrored(target: str, name: str) -> optuna.Study:
 
 
 def points(evaluations: Sequence[Evaluation]) -> set[tuple[float | None, int]]:
-    return {(e.standing.top1, e.flops) for e in evaluations}
+    return {(e.reported.top1, e.flops) for e in evaluations}
 
 
 def best(study: optuna.Study) -> set[tuple[float, ...]]:
     return {tuple(trial.values) for trial in study.best_trials}
 
 
-def test_a_study_reads_as_it_was_recorded(filled: tuple[Store, Study], target: str) -> None:
+def test_optuna_reads_the_study_as_recorded(filled: tuple[Store, Study], target: str) -> None:
     store, study = filled
     evaluations = store.evaluations(study, done_only=False)
     assert Mirror(target).update(study, evaluations) == 6
@@ -74,7 +74,7 @@ def test_a_study_reads_as_it_was_recorded(filled: tuple[Store, Study], target: s
         assert trial.user_attrs["schedule"] == evaluation.schedule.text
         assert trial.user_attrs["hash"] == evaluation.hash
         assert trial.constraints[CONSTRAINT] == pytest.approx(evaluation.flops_ratio - 0.8)
-        assert trial.system_attrs["constraints"] == [trial.constraints[CONSTRAINT]], "where the dashboard looks"
+        assert trial.system_attrs["constraints"] == [trial.constraints[CONSTRAINT]], "the dashboard reads this key"
         if evaluation.state == "done":
             assert trial.values == [evaluation.top1, evaluation.flops]
     assert found.trials[1].params == {
@@ -84,7 +84,7 @@ def test_a_study_reads_as_it_was_recorded(filled: tuple[Store, Study], target: s
     assert found.trials[3].user_attrs["failure"] == "NONFINITE"
 
 
-def test_a_second_time_adds_nothing_and_later_what_is_new(
+def test_a_second_update_adds_only_what_is_new(
     filled: tuple[Store, Study], target: str, make_evaluation: MakeEvaluation
 ) -> None:
     store, study = filled
@@ -100,11 +100,11 @@ def test_a_second_time_adds_nothing_and_later_what_is_new(
 
 
 def test_the_best_trials_are_the_front(filled: tuple[Store, Study], target: str) -> None:
-    """Before confirming; and in a study beside it the confirmed ones, where a point has fallen."""
+    """The first study has the front of the search, the second the front of confirmed scores."""
     store, study = filled
     Mirror(target).update(study, store.evaluations(study, done_only=False))
     within = [e for e in store.front(study) if e.flops <= study.spec.limit]
-    assert best(mirrored(target, "digits")) == points(within), "what is above the budget is infeasible"
+    assert best(mirrored(target, "digits")) == points(within), "points over the budget are infeasible"
 
     for evaluation in [e for e in store.evaluations(study) if e.flops <= study.spec.limit]:
         top1 = {700_000: 0.7, 600_000: 0.84, 650_000: 0.82}[evaluation.flops]
@@ -117,7 +117,7 @@ def test_the_best_trials_are_the_front(filled: tuple[Store, Study], target: str)
 
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.lists(st.tuples(st.integers(1, 99), st.sampled_from((0.5, 0.7, 0.9))), min_size=1, max_size=6))
-def test_any_front_is_the_best_trials(
+def test_the_best_trials_are_the_front_of_any_objectives(
     store: Store,
     target: str,
     make_spec: MakeSpec,
@@ -134,24 +134,24 @@ def test_any_front_is_the_best_trials(
 
 @cache
 def mirror_at(target: str) -> Mirror:
-    """Making a storage takes a second; a study in it does not."""
+    """Creating a storage takes a second, so all examples share one."""
     return Mirror(target)
 
 
-def test_another_study_of_that_name_is_left_alone(filled: tuple[Store, Study], target: str) -> None:
+def test_another_study_of_that_name_is_not_changed(filled: tuple[Store, Study], target: str) -> None:
     store, study = filled
     optuna.create_study(study_name="digits", storage=target, directions=["maximize"])
-    with pytest.raises(UsageError, match="its study 'digits' is another one"):
+    with pytest.raises(UsageError, match="has another study named 'digits'"):
         Mirror(target).update(study, store.evaluations(study))
     later = replace(study, created_at=study.created_at.replace(year=2001))
     Mirror(target + "2").update(study, [])
-    with pytest.raises(UsageError, match="another one"):
+    with pytest.raises(UsageError, match="has another study"):
         Mirror(target + "2").update(later, store.evaluations(study))
     assert mirrored(target, "digits").trials == []
 
 
-def test_a_study_that_was_made_and_not_marked_is_completed(filled: tuple[Store, Study], target: str) -> None:
-    """As a kill between the two leaves it."""
+def test_a_study_whose_creation_was_interrupted_is_completed(filled: tuple[Store, Study], target: str) -> None:
+    """As if the process was killed between creating the study and setting its attributes."""
     store, study = filled
     optuna.create_study(study_name="digits", storage=target, directions=["maximize", "minimize"])
     assert Mirror(target).update(study, store.evaluations(study)) > 0
@@ -160,7 +160,7 @@ def test_a_study_that_was_made_and_not_marked_is_completed(filled: tuple[Store, 
     assert there.user_attrs["model"] == study.spec.model
 
 
-def test_choices_that_a_later_version_adds_do_not_break_an_older_mirror(
+def test_a_mirror_with_fewer_choices_still_works(
     filled: tuple[Store, Study], target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, study = filled
@@ -175,13 +175,13 @@ def test_choices_that_a_later_version_adds_do_not_break_an_older_mirror(
     assert trials[1].params["context_2"] == "drop"
 
 
-def test_the_studies_own_data_base_is_refused(filled: tuple[Store, Study], url: str) -> None:
-    with pytest.raises(UsageError, match="holds prunefront's own studies"):
+def test_a_database_of_prunefront_is_refused(filled: tuple[Store, Study], url: str) -> None:
+    with pytest.raises(UsageError, match="is a database of prunefront"):
         Mirror(url).update(filled[1], [])
 
 
 @pytest.mark.parametrize("address", ["mysql://u@h/d", "optuna.db", "sqlite://"])
-def test_an_address_of_another_kind(address: str) -> None:
+def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(UsageError, match=r"expected sqlite:///FILE|name a file"):
         Mirror(address)
 
@@ -189,7 +189,7 @@ def test_an_address_of_another_kind(address: str) -> None:
 @pytest.mark.parametrize(
     "address", [f"postgresql://u:{SECRET}@127.0.0.1:1/d", f"postgresql://127.0.0.1:1/d?user=u&password={SECRET}"]
 )
-def test_a_storage_that_does_not_answer_is_one_line_without_the_password(
+def test_an_unreachable_storage_is_an_error_of_one_line_without_the_password(
     filled: tuple[Store, Study], address: str
 ) -> None:
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:1") as caught:
@@ -200,7 +200,7 @@ def test_a_storage_that_does_not_answer_is_one_line_without_the_password(
     assert caught.value.__suppress_context__
 
 
-def test_a_schedule_without_steps_has_no_steps(
+def test_a_schedule_without_steps_has_no_step_parameters(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation, target: str
 ) -> None:
     study = store.create_study(make_spec(budget="1", limit=1_000_000))

@@ -2,11 +2,11 @@
 
 from results import Evaluation
 from results.intervals import wilson_interval
-from results.report.evaluation_table import listing
+from results.report.evaluation_table import evaluation_columns
 
 
-def test_the_listing_has_every_evaluation_once(evaluations: list[Evaluation]) -> None:
-    columns = listing(evaluations, {evaluations[0].hash})
+def test_every_evaluation_has_one_value_in_each_column(evaluations: list[Evaluation]) -> None:
+    columns = evaluation_columns(evaluations, {evaluations[0].hash})
     assert {len(column) for column in columns.values()} == {13}
     assert columns["hash"] == [e.hash for e in evaluations]
     assert [columns["state"][i] for i in (0, 1, 12)] == ["front", "done", "OOM"]

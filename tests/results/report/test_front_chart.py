@@ -1,4 +1,4 @@
-"""The numbers behind the plots."""
+"""The data of the plots."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 
 from results import Confirmation, Evaluation, Study, StudySpec
 from results.report.chart_json import chart_json, schedule_lines
-from results.report.front_chart import FrontChart, flops_text, spread, tokens_by_block
+from results.report.front_chart import FrontChart, evenly_spaced, flops_text, tokens_by_block
 from spaces import PruningSchedule, Stage, TokenLayout
 
 MakeSpec = Callable[..., StudySpec]
@@ -39,7 +39,7 @@ def test_the_chart_sorts_the_evaluations(make_spec: MakeSpec, make_evaluation: M
     assert drawn["line"] and not any(point["unconfirmed"] for point in drawn["front"])
 
 
-def test_confirmed_scores_are_drawn_and_the_searchs_kept_for_reading(
+def test_confirmed_scores_are_drawn_and_the_searchs_own_are_kept(
     make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     lucky, plain = make_evaluation("1:0.5", flops=500_000, top1=0.96), make_evaluation("2:0.5", 600_000, 0.94)
@@ -57,7 +57,7 @@ def test_confirmed_scores_are_drawn_and_the_searchs_kept_for_reading(
     assert (drawn["dense"]["y"], drawn["dense"]["search"]) == (97.0, {"y": 98.0, "images": 1000})
 
 
-def test_stopped_ones_are_counted_and_not_drawn(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+def test_stopped_evaluations_are_counted_and_not_drawn(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     stopped = [make_evaluation(f"{i}:0.5", top1=1.0, state="stopped", images=100) for i in (1, 2)]
     chart = FrontChart.of(Study(1, NOW, make_spec(), done=1, stopped=2), [*stopped, make_evaluation("3:0.5")])
     assert (len(chart.front), chart.others, chart.stopped) == (1, [], 2)
@@ -106,7 +106,7 @@ def test_the_axes_follow_the_objectives(
     assert drawn["axes"]["x"]["title"] == chart.x.title
 
 
-def test_a_falling_axis_hides_what_is_hopelessly_high(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+def test_a_minimised_axis_hides_outliers_above(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     front = [make_evaluation(f"{i}:0.5", i, loss=loss) for i, loss in enumerate([9.0, 0.2, 0.15, 0.12, 0.1], 1)]
     chart = FrontChart.of(Study(1, NOW, make_spec(objectives=("loss", "flops"))), front)
     assert chart.front == front
@@ -114,7 +114,7 @@ def test_a_falling_axis_hides_what_is_hopelessly_high(make_spec: MakeSpec, make_
     assert (chart.hidden(), chart.missing()) == (1, "1 outside the plot")
 
 
-def test_a_hopeless_point_of_the_front_does_not_press_the_rest_flat(
+def test_an_outlier_on_the_front_does_not_flatten_the_rest(
     make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     front = [make_evaluation(f"{i}:0.5", flops=i, top1=t) for i, t in enumerate([0.2, 0.94, 0.95, 0.96, 0.97], 1)]
@@ -124,15 +124,15 @@ def test_a_hopeless_point_of_the_front_does_not_press_the_rest_flat(
     assert chart.hidden() == 1
 
 
-def test_a_chart_of_nothing_still_has_a_view(make_spec: MakeSpec) -> None:
+def test_an_empty_chart_has_a_view(make_spec: MakeSpec) -> None:
     low, high = FrontChart.of(Study(1, NOW, make_spec()), []).view()
     assert low < 98 < high
 
 
-def test_tokens_that_each_block_works_on() -> None:
+def test_tokens_that_each_block_processes() -> None:
     layout = TokenLayout("staged", (32, 32), (Stage(3, 4, 4), Stage(2, 2, 2)))
     blocks = tokens_by_block(layout, PruningSchedule.parse("1:0.5,4:0.5"))
-    assert [b.tokens for b in blocks] == [16, 8, 8, 4, 2], "a step after block L is felt from L + 1 on"
+    assert [b.tokens for b in blocks] == [16, 8, 8, 4, 2], "a step after block L takes effect in block L + 1"
     assert [b.of for b in blocks] == [16, 16, 16, 4, 4]
     assert [b.block for b in blocks if b.first] == [1, 2, 4, 5]
     assert blocks[1].share == 0.5
@@ -142,14 +142,14 @@ def test_tokens_that_each_block_works_on() -> None:
     ("flops", "text"),
     [(5, "5"), (1_000, "1.00 K"), (999_999_999, "1000 M"), (3_580_000_000, "3.58 G"), (20_887_000_000, "20.9 G")],
 )
-def test_flops_in_words(flops: int, text: str) -> None:
+def test_flops_as_text(flops: int, text: str) -> None:
     assert flops_text(flops) == text
 
 
-def test_labels_and_spreading() -> None:
+def test_labels_and_spacing() -> None:
     assert schedule_lines(PruningSchedule()) == ["dense"]
     assert schedule_lines(PruningSchedule.parse("1:0.9,2:0.8,3:0.7,4:0.6,5:0.12345;importance=l2")) == [
         "1:0.9, 2:0.8, 3:0.7, 4:0.6", "5:0.1235", "importance l2",
     ]  # fmt: skip
-    assert spread([1, 2], 5) == [1, 2]
-    assert spread(list(range(100)), 4) == [0, 33, 66, 99]
+    assert evenly_spaced([1, 2], 5) == [1, 2]
+    assert evenly_spaced(list(range(100)), 4) == [0, 33, 66, 99]

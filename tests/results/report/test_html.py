@@ -1,4 +1,4 @@
-"""How a real browser shows the pages, and what it lets a person do."""
+"""The pages in a real browser."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ import pytest
 
 from results import Evaluation, Study
 from results.intervals import wilson_interval
-from results.report.evaluation_table import listing
+from results.report.evaluation_table import evaluation_columns
 from results.report.plot import plot_front
 from results.report.report import write_report
 from tests.patience import PATIENCE
@@ -36,13 +36,13 @@ def browser() -> Iterator[Any]:
 
 
 def is_complaint(message: Any) -> bool:
-    """Whether the page itself is to blame: what a graphics driver says of its speed is not."""
+    """Return whether a message is about the page, and not about the speed of the graphics driver."""
     return message.type in ("error", "warning") and not message.text.startswith("[.WebGL")
 
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Open a file at a width; whatever the page complains of, or tries to fetch, fails the test at its end."""
+    """Open a file at a width. A message on the console or a request of the page fails the test."""
     complaints: list[str] = []
     pages: list[Any] = []
 
@@ -63,7 +63,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
 
 
 def points(page: Any) -> list[int]:
-    """Count the points drawn of each trace that has any."""
+    """Return the number of points of each trace that has any."""
     counted = page.evaluate(
         "[...document.querySelectorAll('#chart .scatterlayer .trace')]"
         ".map(trace => trace.querySelectorAll('.point').length)"
@@ -72,7 +72,7 @@ def points(page: Any) -> list[int]:
 
 
 def until(page: Any, condition: str) -> None:
-    """Wait for a condition; Playwright's own waiting evaluates text in the page, which its policy forbids."""
+    """Wait for a condition. Playwright's own function needs eval, which the page's policy forbids."""
     deadline = time.monotonic() + PATIENCE
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, condition
@@ -81,7 +81,7 @@ def until(page: Any, condition: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_renders_without_complaint_or_sideways_scroll(
+def test_the_page_renders_without_errors_or_horizontal_scrolling(
     open_page: Callable[..., Any],
     tmp_path: Path,
     make_spec: MakeSpec,
@@ -137,10 +137,10 @@ def test_hover_switch_click_and_sort(
     heading.click()
     assert page.evaluate(first) == f"row-{evaluations[4].hash}"
     page.locator("table.front th button", has_text="Fine-tuned").press("Enter")
-    assert page.evaluate(first) == f"row-{evaluations[3].hash}", "the one with a value stands before the gaps"
+    assert page.evaluate(first) == f"row-{evaluations[3].hash}", "missing values come last"
 
 
-def test_the_front_is_walked_by_keyboard(
+def test_the_front_can_be_explored_by_keyboard(
     open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
 ) -> None:
     write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 12, 1), evaluations)
@@ -164,7 +164,7 @@ def test_the_front_is_walked_by_keyboard(
     until(page, "!document.querySelector('#chart .hovertext')")
 
 
-def test_both_scores_and_the_interval_are_read_off_a_point(
+def test_a_point_shows_both_scores_and_the_interval(
     open_page: Callable[..., Any], tmp_path: Path, confirmed: tuple[Study, list[Evaluation]]
 ) -> None:
     write_report(tmp_path / "report.html", *confirmed, dense_confirmed=DENSE)
@@ -236,7 +236,7 @@ def test_the_front_over_time(
     assert points(page) == [7, 5, 1, 1]
 
 
-def test_the_table_of_all_sorts_filters_copies_and_is_found(
+def test_the_table_of_all_evaluations_sorts_filters_and_copies(
     open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
 ) -> None:
     write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 12, 1), evaluations)
@@ -246,11 +246,11 @@ def test_the_table_of_all_sorts_filters_copies_and_is_found(
     def hashes() -> list[str]:
         return page.evaluate("[...document.querySelectorAll('#all tbody tr')].map(row => row.dataset.hash)")
 
-    assert hashes() == [e.hash for e in evaluations], "as they were recorded"
+    assert hashes() == [e.hash for e in evaluations], "in recorded order"
     heading = page.locator("#all th", has_text="Top-1")
     heading.locator("button").press("Enter")
     ranked = sorted(evaluations[:12], key=lambda e: -(e.top1 or 0))
-    assert hashes() == [*(e.hash for e in ranked), evaluations[12].hash], "what failed stands last"
+    assert hashes() == [*(e.hash for e in ranked), evaluations[12].hash], "missing values come last"
     assert heading.get_attribute("aria-sort") == "descending"
     heading.locator("button").click()
     assert hashes()[0] == evaluations[11].hash and hashes()[-1] == evaluations[12].hash
@@ -260,7 +260,7 @@ def test_the_table_of_all_sorts_filters_copies_and_is_found(
     until(page, "window.copied")
     rows = list(csv.DictReader(io.StringIO(page.evaluate("window.copied"))))
     assert {row["schedule"] for row in rows} == {e.schedule.text for e in evaluations[:5]}
-    assert list(rows[0]) == sorted(listing(evaluations, set())), "what is no column is left out"
+    assert list(rows[0]) == sorted(evaluation_columns(evaluations, set())), "values that are not columns are left out"
     assert all(None not in row and None not in row.values() for row in rows)
     page.evaluate(f"document.dispatchEvent(new CustomEvent('evaluation', {{ detail: '{evaluations[7].hash}' }}))")
     assert page.get_attribute("#all tr.found", "data-hash") == evaluations[7].hash
@@ -280,7 +280,7 @@ def test_ten_thousand_evaluations(
     write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 10_000), many)
     assert (tmp_path / "report.html").stat().st_size < 16_000_000
     page = open_page(tmp_path / "report.html", 390)
-    assert page.evaluate("document.querySelectorAll('*').length") < 6000, "most are no elements"
+    assert page.evaluate("document.querySelectorAll('*').length") < 6000, "most points are not elements"
     assert page.evaluate("document.getElementById('chart').data[0].x.length") > 9000
     assert page.locator("#chart .no-webgl").count() == 0
     page.evaluate("document.getElementById('front').scrollIntoView({behavior: 'instant'})")

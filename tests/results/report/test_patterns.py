@@ -1,4 +1,4 @@
-"""What good schedules share is counted over those that are good, and over no others."""
+"""Patterns are counted over the good schedules only."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from results import Evaluation, Study, StudySpec
 from results.report.front_chart import FrontChart
-from results.report.patterns import BANDS, Patterns, band, good, in_words
+from results.report.patterns import BANDS, Patterns, band, describe_patterns, good_schedules
 
 MakeSpec = Callable[..., StudySpec]
 MakeEvaluation = Callable[..., Evaluation]
@@ -24,7 +24,7 @@ def test_a_band_ends_with_its_upper_bound(thousandths: int) -> None:
     assert band(0.7) == 6 and band(0.3) == 2
 
 
-def test_good_are_the_front_and_what_lies_a_point_behind(
+def test_good_schedules_are_the_front_and_those_within_one_point(
     make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     front = [make_evaluation("3:0.5", 500_000, 0.90), make_evaluation("3:0.6,6:0.8", 600_000, 0.95)]
@@ -37,18 +37,18 @@ def test_good_are_the_front_and_what_lies_a_point_behind(
         make_evaluation("2:0.1", 400_000, 0.99, state="stopped"),
     ]
     chart = FrontChart.of(Study(1, NOW, make_spec(), 7), [*others, *front, near])
-    assert {e.hash for e in good(chart)} == {e.hash for e in [*front, near]}
+    assert {e.hash for e in good_schedules(chart)} == {e.hash for e in [*front, near]}
     patterns = Patterns.of(chart)
     assert patterns.schedules == 3 and len(patterns.blocks) == 12
     third, sixth = patterns.blocks[2], patterns.blocks[5]
     assert (third.share, third.keep) == (1.0, 0.52)
     assert third.bands[4:6] == pytest.approx((1 / 3, 2 / 3))
     assert (sixth.share, sixth.keep) == (pytest.approx(1 / 3), 0.8)
-    assert [pattern.block for pattern in patterns.favourites] == [3, 6]
+    assert [pattern.block for pattern in patterns.common_blocks] == [3, 6]
     assert (patterns.low, patterns.high) == (4, 8)
-    assert in_words(patterns.favourites)[0] == "100 % prune after block 3; the median keeps 0.52 there"
+    assert describe_patterns(patterns.common_blocks)[0] == "100 % prune after block 3; the median keeps 0.52 there"
 
 
-def test_without_a_front_there_are_none(make_spec: MakeSpec) -> None:
+def test_an_empty_study_has_no_patterns(make_spec: MakeSpec) -> None:
     patterns = Patterns.of(FrontChart.of(Study(1, NOW, make_spec()), []))
-    assert (patterns.schedules, patterns.strongest, patterns.favourites) == (0, 0.0, [])
+    assert (patterns.schedules, patterns.largest_band, patterns.common_blocks) == (0, 0.0, [])

@@ -1,4 +1,4 @@
-"""A plot as a file, of whatever objectives."""
+"""Plots of the front as files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from spaces.errors import PrunefrontError, UsageError
 from tests.results.shown import NOW, MakeSpec
 
 
-def test_plots_by_ending(tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]) -> None:
+def test_the_ending_selects_the_format(tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]) -> None:
     study = Study(1, NOW, make_spec(name="costs $5 and $6_x$"), 12, 1)
     plot_front(tmp_path / "front.PNG", study, evaluations)
     with Image.open(tmp_path / "front.PNG") as image:

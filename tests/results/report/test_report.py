@@ -1,4 +1,4 @@
-"""What a report says, and that nothing in it is fetched or executed."""
+"""The content of the report; nothing in it is fetched, and no name is executed."""
 
 import re
 from dataclasses import replace
@@ -15,7 +15,7 @@ from spaces import PruningSchedule, Stage, TokenLayout
 from tests.results.shown import DENSE, NOW, MakeEvaluation, MakeSpec, write_evil_report
 
 
-def test_the_page_stands_alone_and_escapes_every_text(
+def test_the_page_is_self_contained_and_escapes_every_text(
     tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
 ) -> None:
     write_evil_report(tmp_path / "report.html", make_spec, evaluations)
@@ -28,7 +28,9 @@ def test_the_page_stands_alone_and_escapes_every_text(
     assert "49'" not in own, "a name was taken for a template"
 
 
-def test_what_the_page_says(tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]) -> None:
+def test_the_page_contains_the_front_and_the_provenance(
+    tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
+) -> None:
     write_report(tmp_path / "report.html", Study(1, NOW, make_spec(), 12, 1), evaluations, commands=["make it so"])
     page = (tmp_path / "report.html").read_text()
     for e in evaluations[:5]:
@@ -39,15 +41,15 @@ def test_what_the_page_says(tmp_path: Path, make_spec: MakeSpec, evaluations: li
     assert page.count("d" * 64) >= 1, "the digest of the data"
 
 
-def test_the_page_tells_confirmed_scores_and_stopped_candidates(
+def test_the_page_shows_confirmed_scores_and_counts_stopped_candidates(
     tmp_path: Path, confirmed: tuple[Study, list[Evaluation]]
 ) -> None:
     write_report(tmp_path / "report.html", *confirmed, dense_confirmed=DENSE)
     page = " ".join((tmp_path / "report.html").read_text().split('<script type="application/json"')[0].split())
-    assert "Scores of the front were then confirmed on 5,000 images of the val split." in page
+    assert "The scores of the front were then confirmed on 5,000 images of the val split." in page
     assert "2 more were stopped early" in page
     assert page.count("not confirmed</td>") == 2
-    assert '<td role="cell" class="strong" data-value="0.89">89.00</td>' in page, "the score that stands"
+    assert '<td role="cell" class="strong" data-value="0.89">89.00</td>' in page, "the reported score"
     assert "90.00</td>" in page, "the search's own"
     low, high = wilson_interval(0.89, 5000)
     assert f"{100 * low:.1f}–{100 * high:.1f}" in page
@@ -55,7 +57,7 @@ def test_the_page_tells_confirmed_scores_and_stopped_candidates(
     assert "e" * 64 in page
 
 
-def test_fine_tuned_scores_stand_beside_those_on_the_same_images(
+def test_fine_tuned_scores_are_compared_on_the_same_images(
     tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
 ) -> None:
     """A fine-tuning is measured on the search's images, whatever the front was confirmed on."""
@@ -67,16 +69,16 @@ def test_fine_tuned_scores_stand_beside_those_on_the_same_images(
     table = page.split('<table class="tuned-table')[1].split("</table>")[0]
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", table)
     assert cells[:5] == ["93.60", "97.00", "+3.4", "−1.0", "0.580"]
-    assert "−1.0 points at" in page, "the headline's, too"
+    assert "−1.0 points at" in page, "also in the headline"
     drawn = chart_json(FrontChart.of(study, evaluations, DENSE))["tuned"]
     assert [(point["y"], point["before"]) for point in drawn] == [(97.0, pytest.approx(93.6))]
 
 
-def test_the_summary_is_of_standing_scores(confirmed: tuple[Study, list[Evaluation]]) -> None:
+def test_the_summary_uses_reported_scores(confirmed: tuple[Study, list[Evaluation]]) -> None:
     study, evaluations = confirmed
     worst = replace(evaluations[4], confirmed=Confirmation(evaluations[4].hash, 0.5, 1.0, 0.5, 5000, 1.0, 1.0, 0.8))
     summary = Summary.of(FrontChart.of(study, [*evaluations[:4], worst], DENSE))
-    assert summary.best == evaluations[3], "the one that looked best was found to be bad"
+    assert summary.best == evaluations[3], "the best score of the search was not confirmed"
     assert summary.images == 5000
     low, high = wilson_interval(0.97, 5000)
     assert summary.noise == pytest.approx((high - low) / 2)
@@ -87,7 +89,7 @@ def test_a_study_without_evaluations_has_a_page(tmp_path: Path, make_spec: MakeS
     assert "No schedule has finished yet." in (tmp_path / "report.html").read_text()
 
 
-def test_numbers_above_the_bars_have_room(make_evaluation: MakeEvaluation) -> None:
+def test_labels_of_bars_do_not_overlap(make_evaluation: MakeEvaluation) -> None:
     layout = TokenLayout("deep", (224, 224), (Stage(24, 14, 14),))
     schedule = PruningSchedule.of([(block, 0.9) for block in range(1, 24)])
     profile = Profile(make_evaluation(), tokens_by_block(layout, schedule))

@@ -1,4 +1,4 @@
-"""Images with the patches that each step dropped."""
+"""Images with the patches that each step drops."""
 
 import base64
 import io
@@ -9,19 +9,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from results.report.token_pictures import TILE, TokenPicture, tiles
+from results.report.token_pictures import THUMBNAIL, Thumbnail, TokenPicture, thumbnails
 from tests.results.shown import make_picture
 
 
-def test_dropped_patches_are_veiled_and_kept_ones_are_not() -> None:
+def decoded(thumbnail: Thumbnail) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(thumbnail.source.partition(",")[2]))))
+
+
+def test_only_dropped_patches_are_faded() -> None:
     picture = make_picture()
-    shown = tiles(picture)
-    assert [tile.caption for tile in shown] == ["whole", "after 3: 25 of 49", "after 6: 5 of 49"]
-    whole, first, second = (
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(tile.source.partition(",")[2])))) for tile in shown
-    )
-    cell = TILE // 7
-    assert whole.shape == (TILE, TILE, 3)
+    shown = thumbnails(picture)
+    assert [thumbnail.caption for thumbnail in shown] == ["whole", "after 3: 25 of 49", "after 6: 5 of 49"]
+    whole, first, second = (decoded(thumbnail) for thumbnail in shown)
+    cell = THUMBNAIL // 7
+    assert whole.shape == (THUMBNAIL, THUMBNAIL, 3)
     assert np.array_equal(whole[:: cell // 4, :: cell // 4][:28, :28], picture.image), "upscaled to the nearest"
     for pixels, kept in ((first, picture.kept[0]), (second, picture.kept[1])):
         for index in range(49):
@@ -32,11 +34,9 @@ def test_dropped_patches_are_veiled_and_kept_ones_are_not() -> None:
 
 def test_each_step_is_shown_on_the_grid_of_its_stage() -> None:
     picture = replace(make_picture(), kept=[list(range(25)), [0, 3]], grids=[(7, 7), (2, 4)])
-    whole, _, last = (
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(tile.source.partition(",")[2])))) for tile in tiles(picture)
-    )
+    whole, _, last = (decoded(thumbnail) for thumbnail in thumbnails(picture))
     same = (whole == last).all(-1)
-    assert same[: TILE // 2, : TILE // 4].all() and same[: TILE // 2, 3 * TILE // 4 :].all()
+    assert same[: THUMBNAIL // 2, : THUMBNAIL // 4].all() and same[: THUMBNAIL // 2, 3 * THUMBNAIL // 4 :].all()
     assert same.mean() == pytest.approx(2 / 8, abs=0.01)
 
 
@@ -50,7 +50,7 @@ def test_each_step_is_shown_on_the_grid_of_its_stage() -> None:
         ({"kept": [[0], [49]]}, "outside the grid of 49"),
     ],
 )
-def test_a_picture_that_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_inconsistent_pictures_are_refused(changes: dict[str, Any], message: str) -> None:
     values = vars(make_picture()) | changes
     with pytest.raises(ValueError, match=message):
         TokenPicture(**values)

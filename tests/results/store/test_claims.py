@@ -1,4 +1,4 @@
-"""Who may run and record what: claims, takeovers and the fence, on both databases."""
+"""Claims, takeovers and fencing: which driver may run and record a schedule, on both databases."""
 
 import json
 import multiprocessing
@@ -9,16 +9,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import update
+from sqlalchemy import Engine, update
 
 from results import Evaluation, Study, StudySpec
-from results.process import Process, has_ended, this_process
+from results.process import has_ended
 from results.records import Claim, Driver
 from results.store.claims import LEASE_SECONDS
 from results.store.schema import DriverRow
@@ -36,7 +35,7 @@ VERSIONS = {"prunefront": "1"}
 
 
 def planned(*texts: str) -> list[Evaluation]:
-    """What is known of schedules before they run."""
+    """Return evaluations as they are known before they run."""
     return [
         Evaluation(
             PruningSchedule.parse(text), 700_000, 0.7, "running", parameters={"place": 3}, origin="nsga2",
@@ -46,9 +45,9 @@ def planned(*texts: str) -> list[Evaluation]:
     ]  # fmt: skip
 
 
-def silence(store: Store, driver: Driver, seconds: float) -> None:
-    """Let a driver have been silent for so long, on a host that nobody can look at."""
-    with store._engine.begin() as connection:
+def age_heartbeat(database: Engine, driver: Driver, seconds: float) -> None:
+    """Move a driver to another host, and its last heartbeat `seconds` into the past."""
+    with database.begin() as connection:
         values = {"host": "elsewhere", "beat_at": driver.beat_at - timedelta(seconds=seconds)}
         connection.execute(update(DriverRow).where(DriverRow.id == driver.id).values(values))
 
@@ -58,7 +57,7 @@ def new_study(store: Store, make_spec: MakeSpec) -> tuple[Study, Driver, Driver]
     return study, store.enter(study, VERSIONS), store.enter(study, VERSIONS)
 
 
-def test_a_schedule_is_one_drivers_at_a_time(
+def test_only_one_driver_can_claim_a_schedule(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     study, first, second = new_study(store, make_spec)
@@ -66,7 +65,7 @@ def test_a_schedule_is_one_drivers_at_a_time(
     plan = planned("1:0.5", "2:0.5")
     mine = store.claim(study, first, plan, 40)
     assert mine == {e.hash: Claim(first.id, 1) for e in plan}
-    assert store.claim(study, first, plan, 40) == mine, "asked again, since the answer was lost"
+    assert store.claim(study, first, plan, 40) == mine, "claiming again returns the same claims"
     assert store.claim(study, second, [*plan, *planned("3:0.5")], 40).keys() == {planned("3:0.5")[0].hash}
     found = store.evaluations(study, done_only=False, unfinished=True)
     assert [(e.schedule.text, e.state) for e in found] == [
@@ -78,9 +77,9 @@ def test_a_schedule_is_one_drivers_at_a_time(
     assert (store.study(study.name).running, store.study(study.name).done) == (3, 0)
     done = make_evaluation("1:0.5")
     assert store.record(study, done, mine[done.hash])
-    assert store.record(study, done, mine[done.hash]), "said again, since the answer was lost"
+    assert store.record(study, done, mine[done.hash]), "recording again under the same claim is fine"
     assert not store.record(study, replace(done, top1=0.1), Claim(second.id, 1))
-    assert not store.record(study, make_evaluation("2:0.5")), "another is at it"
+    assert not store.record(study, make_evaluation("2:0.5")), "another driver is running it"
     assert store.claim(study, second, plan, 40) == {}
     (kept,) = store.evaluations(study)
     assert (kept.number, kept.top1, kept.attempts) == (0, 0.9, 1)
@@ -97,11 +96,11 @@ def test_the_total_is_never_exceeded(store: Store, make_spec: MakeSpec, make_eva
     assert store.claim(study, second, planned("6:0.5"), 4) == {}
 
 
-def test_what_a_driver_leaves_is_queued_and_keeps_where_it_came_from(store: Store, make_spec: MakeSpec) -> None:
+def test_released_schedules_are_queued_unchanged(store: Store, make_spec: MakeSpec) -> None:
     study, first, second = new_study(store, make_spec)
     (plan,) = planned("1:0.5")
     store.claim(study, first, [plan], 40)
-    assert store.take_over(study, second, 9, 40) == {}, "its driver lives"
+    assert store.take_over(study, second, 9, 40) == {}, "its driver is alive"
     news = store.news(study, second, -1)
     assert (news.finished, news.elsewhere, news.waiting) == ([], 1, 0)
     store.leave(study, first)
@@ -113,28 +112,30 @@ def test_what_a_driver_leaves_is_queued_and_keeps_where_it_came_from(store: Stor
     assert [driver.left_at is None for driver in store.drivers(study)] == [False, True]
 
 
-def test_a_driver_that_was_silent_keeps_what_it_runs(store: Store, make_spec: MakeSpec) -> None:
+def test_a_driver_whose_lease_ran_out_can_keep_its_schedules(
+    store: Store, database: Engine, make_spec: MakeSpec
+) -> None:
     study, silent, _ = new_study(store, make_spec)
     held = store.claim(study, silent, planned("1:0.5", "2:0.5"), 40)
-    silence(store, silent, LEASE_SECONDS + 10)
+    age_heartbeat(database, silent, LEASE_SECONDS + 10)
     assert store.take_over(study, silent, 9, 40, held) == {}
     assert list(store.claim(study, silent, planned("3:0.5"), 40).values()) == [Claim(silent.id, 1)]
     assert [e.state for e in store.evaluations(study, done_only=False, unfinished=True)] == ["running"] * 3
 
 
-def test_a_late_write_is_refused_and_what_took_its_place_stands(
-    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+def test_a_late_record_cannot_overwrite_the_new_owner(
+    store: Store, database: Engine, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     study, old, new = new_study(store, make_spec)
     plan = planned("1:0.5", "2:0.5")
     held = store.claim(study, old, plan, 40)
-    silence(store, old, LEASE_SECONDS - 10)
-    assert store.take_over(study, new, 9, 40) == {}, "its lease runs"
-    silence(store, old, LEASE_SECONDS + 10)
+    age_heartbeat(database, old, LEASE_SECONDS - 10)
+    assert store.take_over(study, new, 9, 40) == {}, "its lease has not run out"
+    age_heartbeat(database, old, LEASE_SECONDS + 10)
     taken = store.take_over(study, new, 1, 40)
     first, second = (make_evaluation(e.schedule.text, top1=0.1) for e in plan)
     assert list(taken) == [first.hash], "the earliest claim first"
-    assert not store.record(study, first, held[first.hash]), "it is run by another"
+    assert not store.record(study, first, held[first.hash]), "another driver runs it"
     assert not store.record(study, second, held[second.hash]), "it is queued"
     assert store.retry(study, first.hash, held[first.hash]) is None
     better = replace(first, top1=0.8)
@@ -142,10 +143,10 @@ def test_a_late_write_is_refused_and_what_took_its_place_stands(
     assert not store.record(study, first, held[first.hash]), "it is done"
     assert [(e.top1, e.attempts) for e in store.evaluations(study)] == [(0.8, 2)]
     store.beat(old)
-    assert store.claim(study, old, plan, 40).keys() == {second.hash}, "who comes back may go on"
+    assert store.claim(study, old, plan, 40).keys() == {second.hash}, "the driver may continue with other schedules"
 
 
-def test_a_driver_whose_process_ended_need_not_be_waited_for(store: Store, make_spec: MakeSpec, url: str) -> None:
+def test_schedules_of_an_ended_process_are_available_at_once(store: Store, make_spec: MakeSpec, url: str) -> None:
     study = store.create_study(make_spec())
     code = (
         "import os, signal, sys\n"
@@ -162,7 +163,7 @@ def test_a_driver_whose_process_ended_need_not_be_waited_for(store: Store, make_
     killed = subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True)
     assert killed.stdout is not None
     assert killed.stdout.readline().strip() == str(killed.pid)
-    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # until it is gone, without asking how it ended
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # wait for its end, but do not reap it
     driver = store.enter(study, VERSIONS)
     taken = store.take_over(study, driver, 9, 40)
     assert [e.schedule.text for e, _ in taken.values()] == ["1:0.5"]
@@ -170,34 +171,7 @@ def test_a_driver_whose_process_ended_need_not_be_waited_for(store: Store, make_
     assert has_ended(store.drivers(study)[0].process)
 
 
-def test_a_process_is_more_than_its_number(engine: str) -> None:
-    me = this_process()
-    assert not has_ended(me)
-    assert has_ended(replace(me, started="another time")), "its number came back"
-    assert not has_ended(Process("another host", me.pid, "another time")), "nothing is known of it"
-
-
-@pytest.mark.parametrize(("seen", "told"), [(PermissionError, 0), (FileNotFoundError, PermissionError)])
-def test_a_process_that_hides_from_other_users_has_not_ended(
-    engine: str, monkeypatch: pytest.MonkeyPatch, seen: type[OSError], told: Any
-) -> None:
-    """As where /proc is mounted with hidepid=1, and with 2."""
-    me = this_process()
-
-    def hidden(*_: object) -> None:
-        raise seen
-
-    def kill(pid: int, number: int) -> None:
-        assert (pid, number) == (me.pid, 0)
-        if told:
-            raise told
-
-    monkeypatch.setattr(Path, "read_text", hidden)
-    monkeypatch.setattr(os, "kill", kill)
-    assert not has_ended(me)
-
-
-def test_a_worker_that_was_lost_is_another_attempt(
+def test_a_lost_worker_starts_another_attempt(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     study, driver, _ = new_study(store, make_spec)
@@ -210,7 +184,7 @@ def test_a_worker_that_was_lost_is_another_attempt(
     assert store.evaluations(study)[0].attempts == 2
 
 
-def test_a_claim_whose_answer_was_lost_is_found_again(store: Store, make_spec: MakeSpec) -> None:
+def test_a_claim_that_its_driver_does_not_know_is_found_again(store: Store, make_spec: MakeSpec) -> None:
     study, driver, _ = new_study(store, make_spec)
     (plan,) = planned("1:0.5")
     held = store.claim(study, driver, [plan], 1)
@@ -220,7 +194,7 @@ def test_a_claim_whose_answer_was_lost_is_found_again(store: Store, make_spec: M
     assert {h: claim for h, (_, claim) in store.take_over(study, driver, 9, 1).items()} == held
 
 
-def test_without_a_claim_only_what_nobody_runs_is_written(
+def test_recording_without_a_claim_needs_an_unclaimed_schedule(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     study, driver, _ = new_study(store, make_spec)
@@ -231,7 +205,7 @@ def test_without_a_claim_only_what_nobody_runs_is_written(
     assert [e.state for e in store.evaluations(study, unfinished=True)] == ["done", "queued"]
 
 
-def test_what_is_under_way_is_neither_tuned_nor_confirmed(store: Store, make_spec: MakeSpec) -> None:
+def test_a_running_evaluation_cannot_be_finetuned_or_confirmed(store: Store, make_spec: MakeSpec) -> None:
     from tests.results.store.test_store import make_confirmation, make_finetune
 
     study, driver, _ = new_study(store, make_spec)
@@ -243,7 +217,9 @@ def test_what_is_under_way_is_neither_tuned_nor_confirmed(store: Store, make_spe
         store.confirm(study, make_confirmation(plan.hash))
 
 
-def test_news_is_what_finished_since(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+def test_news_contains_what_finished_since(
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
     study, first, second = new_study(store, make_spec)
     held = store.claim(study, first, planned("1:0.5", "2:0.5", "3:0.5"), 40)
     ends = [make_evaluation("2:0.5"), make_evaluation("1:0.5", top1=None, state="failed", failure="OOM")]
@@ -260,8 +236,12 @@ def test_news_is_what_finished_since(store: Store, make_spec: MakeSpec, make_eva
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.integers(0, 3)), max_size=25))
-def test_whatever_drivers_do_nothing_is_doubled_lost_or_beyond_the_total(
-    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation, steps: list[tuple[int, int, int]]
+def test_no_evaluation_is_duplicated_lost_or_beyond_the_total(
+    store: Store,
+    database: Engine,
+    make_spec: MakeSpec,
+    make_evaluation: MakeEvaluation,
+    steps: list[tuple[int, int, int]],
 ) -> None:
     trials = 5
     study = store.create_study(make_spec(name=f"study {len(store.studies())}"))
@@ -276,7 +256,7 @@ def test_whatever_drivers_do_nothing_is_doubled_lost_or_beyond_the_total(
         elif action == 1:
             mine |= {h: claim for h, (_, claim) in store.take_over(study, driver, 2, trials, mine).items()}
         elif action == 2:
-            silence(store, driver, LEASE_SECONDS + 10)
+            age_heartbeat(database, driver, LEASE_SECONDS + 10)
         for schedule_hash in list(mine) if action == 3 else ():
             end = make_evaluation(texts[schedule_hash], top1=number / 100)
             if store.record(study, end, mine.pop(schedule_hash)):
@@ -290,7 +270,7 @@ def test_whatever_drivers_do_nothing_is_doubled_lost_or_beyond_the_total(
 
 
 def _drive(url: str, seed: int, trials: int, start: Any, answers: Any) -> None:
-    """Search as a driver does, with made-up results; answer which schedules were run."""
+    """Search like a driver, with made-up results, and report which schedules were run."""
     try:
         ran: list[str] = []
         chance = random.Random(seed)
@@ -302,7 +282,7 @@ def _drive(url: str, seed: int, trials: int, start: Any, answers: Any) -> None:
                 texts = [f"{chance.randint(1, 11)}:{chance.randint(1, 9) / 10}" for _ in range(4)]
                 claims = store.claim(study, driver, planned(*texts), trials)
                 if not ran:
-                    start.wait()  # both have something before either goes on, however busy the machine is
+                    start.wait()  # both have claimed something before either goes on
                 for schedule_hash, claim in claims.items():
                     text = next(t for t in texts if PruningSchedule.parse(t).hash == schedule_hash)
                     ran.append(text)
@@ -314,7 +294,9 @@ def _drive(url: str, seed: int, trials: int, start: Any, answers: Any) -> None:
         answers.put(json.dumps(repr(error)))
 
 
-def test_drivers_at_once_reach_the_total_and_run_nothing_twice(store: Store, make_spec: MakeSpec, url: str) -> None:
+def test_concurrent_drivers_reach_the_total_and_run_nothing_twice(
+    store: Store, make_spec: MakeSpec, url: str
+) -> None:
     study, trials = store.create_study(make_spec()), 30
     context = multiprocessing.get_context("spawn")
     start, answers = context.Barrier(2, timeout=PATIENCE), context.Queue()

@@ -1,4 +1,4 @@
-"""Opening a database: made whole, shared between processes, and refused untouched when it is not ours."""
+"""Opening a database: atomic creation, concurrent processes, and refusal of files of other programs."""
 
 import multiprocessing
 import os
@@ -15,7 +15,6 @@ import pytest
 from sqlalchemy import create_engine
 
 from results import Evaluation, StudySpec
-from results.store import database
 from results.store.database import open_database, parse_address
 from results.store.schema import REVISIONS, VERSION_TABLE, Base
 from results.store.store import Store
@@ -45,14 +44,14 @@ def assert_refused(url: str, folder: Path, match: str) -> None:
 # --- what is made -----------------------------------------------------------------------------------------
 
 
-def test_a_new_data_base_has_the_schema_of_the_models(url: str, tmp_path: Path) -> None:
+def test_a_new_database_has_the_schema_of_the_models(url: str, tmp_path: Path) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.config import Config
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
     Store.open(url, create=True).close()
-    assert list(files(tmp_path)) == ["store.db"], "nothing else is left behind"
+    assert list(files(tmp_path)) == ["store.db"], "no other file is left behind"
     with create_engine(url).connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         assert compare_metadata(context, Base.metadata) == []
@@ -66,7 +65,7 @@ def test_a_new_data_base_has_the_schema_of_the_models(url: str, tmp_path: Path) 
     assert tuple(reversed(scripts)) == REVISIONS
 
 
-def test_the_data_base_itself_refuses_what_may_not_be(store: Store, make_spec: MakeSpec, url: str) -> None:
+def test_constraints_of_the_database_refuse_invalid_rows(store: Store, make_spec: MakeSpec, url: str) -> None:
     store.create_study(make_spec())
     insert = (
         "INSERT INTO evaluations (study_id, number, schedule_hash, schedule, flops, flops_ratio, images, origin,"
@@ -88,7 +87,7 @@ def test_the_data_base_itself_refuses_what_may_not_be(store: Store, make_spec: M
             connection.execute(insert, ("done", None, 0.5, 0.5))
 
 
-def test_reading_changes_no_byte_and_leaves_no_file(
+def test_reading_changes_no_file(
     url: str, tmp_path: Path, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     with Store.open(url, create=True) as store:
@@ -100,7 +99,7 @@ def test_reading_changes_no_byte_and_leaves_no_file(
     assert files(tmp_path) == before
 
 
-def test_a_read_only_place_can_be_read(
+def test_a_read_only_database_can_be_read(
     url: str,
     tmp_path: Path,
     make_spec: MakeSpec,
@@ -118,7 +117,7 @@ def test_a_read_only_place_can_be_read(
             store.record(study, make_evaluation("4:0.5"))
 
 
-def test_alembic_is_only_loaded_to_change_a_schema(url: str) -> None:
+def test_alembic_is_loaded_only_to_change_the_schema(url: str) -> None:
     code = (
         "import sys\n"
         "import results\n"
@@ -137,17 +136,17 @@ def test_alembic_is_only_loaded_to_change_a_schema(url: str) -> None:
 # --- what is refused --------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_is_not_made_by_reading(url: str, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"store\.db: does not exist; name another with --db"):
+def test_reading_does_not_create_a_missing_file(url: str, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"store\.db: does not exist; choose another with --db"):
         Store.open(url)
     assert files(tmp_path) == {}
 
 
-def test_a_missing_or_useless_folder(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="cannot be made: No such file or directory"):
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be created: No such file or directory"):
         Store.open(f"sqlite:///{tmp_path / 'nowhere' / 'store.db'}", create=True)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreError, match="cannot be made: Not a directory"):
+    with pytest.raises(StoreError, match="cannot be created: Not a directory"):
         Store.open(f"sqlite:///{tmp_path / 'file' / 'store.db'}", create=True)
 
 
@@ -157,9 +156,9 @@ def test_a_folder_is_refused(url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"SQLite", b"SQLite format 3\0" + b"\1" * 40], ids=["empty", "6", "56"])
-def test_a_stump_is_refused(url: str, tmp_path: Path, content: bytes) -> None:
+def test_an_incomplete_header_is_refused(url: str, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "store.db").write_bytes(content)
-    assert_refused(url, tmp_path, f"is cut short at {len(content)} bytes")
+    assert_refused(url, tmp_path, f"is truncated at {len(content)} bytes")
 
 
 @pytest.mark.parametrize("content", [b"not a database\n" * 500, bytes(8192), b"x"])
@@ -169,15 +168,15 @@ def test_garbage_is_refused(url: str, tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_data_base_cut_short_is_refused(url: str, tmp_path: Path, make_spec: MakeSpec, share: float) -> None:
+def test_a_truncated_database_is_refused(url: str, tmp_path: Path, make_spec: MakeSpec, share: float) -> None:
     with Store.open(url, create=True) as store:
         store.create_study(make_spec())
     whole = (tmp_path / "store.db").read_bytes()
     (tmp_path / "store.db").write_bytes(whole[: int(len(whole) * share)])
-    assert_refused(url, tmp_path, "is cut short")
+    assert_refused(url, tmp_path, "is truncated")
 
 
-def test_a_damaged_data_base_is_an_error_of_one_line(url: str, tmp_path: Path, make_spec: MakeSpec) -> None:
+def test_a_damaged_database_is_an_error_of_one_line(url: str, tmp_path: Path, make_spec: MakeSpec) -> None:
     with Store.open(url, create=True) as store:
         store.create_study(make_spec())
     path = tmp_path / "store.db"
@@ -186,7 +185,7 @@ def test_a_damaged_data_base_is_an_error_of_one_line(url: str, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
-def test_another_programs_data_base_is_refused(url: str, tmp_path: Path, journal: str) -> None:
+def test_another_programs_database_is_refused(url: str, tmp_path: Path, journal: str) -> None:
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.execute(f"PRAGMA journal_mode = {journal}")
         # Optuna's tables have names like ours.
@@ -197,7 +196,7 @@ def test_another_programs_data_base_is_refused(url: str, tmp_path: Path, journal
     assert_refused(url, tmp_path, "belongs to another program")
 
 
-def test_another_programs_unfinished_log_is_not_played_back(url: str, tmp_path: Path) -> None:
+def test_another_programs_log_is_not_recovered(url: str, tmp_path: Path) -> None:
     source = tmp_path / "live"
     source.mkdir()
     with closing(sqlite3.connect(source / "store.db")) as connection:
@@ -214,7 +213,11 @@ def test_a_newer_schema_is_refused(url: str, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
         connection.commit()
-    assert_refused(url, tmp_path, f"has schema 9999, this program knows up to {REVISIONS[-1]}; upgrade prunefront")
+    assert_refused(
+        url,
+        tmp_path,
+        f"has schema 9999, but this prunefront supports up to {REVISIONS[-1]}; upgrade prunefront",
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,15 +227,15 @@ def test_a_newer_schema_is_refused(url: str, tmp_path: Path) -> None:
         ("", "expected sqlite:///FILE"),
         ("mysql://me:secret@host/db", "expected sqlite:///FILE"),
         ("postgresql://me:secret@host:port/db", "expected sqlite:///FILE"),
-        ("postgresql://me:secret@secret@host/db", r"'postgresql://\*\*\*@host/db': write an @ .* as %40"),
-        ("postgresql://me:secret@se/cret@host/db", r"'postgresql://\*\*\*@host/db': write an @ .* as %40"),
-        ("sqlite://store.db", "takes three slashes"),
+        ("postgresql://me:secret@secret@host/db", r"'postgresql://\*\*\*@host/db': in a password, write @ as %40"),
+        ("postgresql://me:secret@se/cret@host/db", r"'postgresql://\*\*\*@host/db': in a password, write @ as %40"),
+        ("sqlite://store.db", "needs three slashes"),
         ("sqlite://", "name a file"),
         ("sqlite:///:memory:", "name a file"),
-        ("sqlite:///store.db?mode=ro", "not understood"),
+        ("sqlite:///store.db?mode=ro", "not supported for SQLite"),
     ],
 )
-def test_an_address_that_is_none(address: str, message: str) -> None:
+def test_invalid_addresses_are_refused(address: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         parse_address(address)
     assert "secret" not in str(caught.value)
@@ -266,7 +269,7 @@ def _create(url: str, start: Any, answers: Any) -> None:
 
 
 @both_engines
-def test_processes_that_create_at_once_agree(
+def test_concurrent_processes_create_one_database(
     engine: str, url: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if engine == "postgresql":
@@ -304,7 +307,7 @@ def _read(url: str, met: Any, stop: Any, answers: Any) -> None:
         answers.put(repr(error))
 
 
-def test_readers_see_whole_records_while_one_writes(
+def test_readers_see_complete_records_during_a_write(
     url: str, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     context = multiprocessing.get_context("spawn")
@@ -331,9 +334,7 @@ def test_readers_see_whole_records_while_one_writes(
         assert len(store.evaluations(study)) == number
 
 
-def test_writers_in_two_processes_lose_nothing(
-    url: str, make_spec: MakeSpec, make_evaluation: MakeEvaluation
-) -> None:
+def test_two_writing_processes_lose_nothing(url: str, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     code = (
         "import sys\n"
         "from results import Evaluation\n"
@@ -355,25 +356,24 @@ def test_writers_in_two_processes_lose_nothing(
         assert [e.number for e in store.evaluations(study)] == list(range(200))
 
 
-@pytest.mark.parametrize(
-    ("look", "error"),
-    [
-        ("_check_sqlite_header", database._DamagedError("is cut short")),
-        ("_sqlite_tables", sqlite3.DatabaseError("database disk image is malformed")),
-    ],
-)
-def test_what_looks_damaged_while_another_process_closes_it_is_looked_at_again(
-    url: str, monkeypatch: pytest.MonkeyPatch, look: str, error: Exception
+@pytest.mark.parametrize("damage", ["truncated", "malformed"])
+def test_a_database_that_looks_damaged_during_a_checkpoint_is_checked_again(
+    url: str, tmp_path: Path, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    """The last connection moves the log's pages into the file, and then removes the log."""
-    Store.open(url, create=True).close()
-    real, torn = getattr(database, look), [error, error]
+    """While the last connection of another process moves the log into the file, a reader may see half of it."""
+    with Store.open(url, create=True) as store:
+        store.create_study(make_spec())
+    path, waits = tmp_path / "store.db", 0
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else whole[:100].ljust(len(whole), b"\xff"))
 
-    def seen(*arguments: Any) -> Any:
-        if torn:
-            raise torn.pop()
-        return real(*arguments)
+    def wait(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 2:  # the checkpoint ends
+            path.write_bytes(whole)
 
-    monkeypatch.setattr(database, look, seen)
-    Store.open(url).close()
-    assert torn == []
+    monkeypatch.setattr(time, "sleep", wait)
+    with Store.open(url) as store:
+        assert [study.name for study in store.studies()] == ["digits"]
+    assert waits == 2

@@ -1,4 +1,4 @@
-"""The front that the database keeps is the pure function's after whatever was written, on both databases."""
+"""The front in the database always equals the pure function's, on both databases."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ MakeEvaluation = Callable[..., Evaluation]
 
 pytestmark = both_engines
 READERS = 24
-FEW = st.integers(0, 3)  # so few values that many points are equal
+FEW = st.integers(0, 3)  # few values, so that many points are equal
 STEP = st.tuples(st.sampled_from(["done", "done", "done", "failed", "stopped", "confirm"]), FEW, FEW, FEW, FEW, FEW)
 
 
@@ -37,7 +37,7 @@ def pure_front(evaluations: list[Evaluation], objectives: tuple[str, ...]) -> li
     most=st.none() | st.integers(0, 4),
     least=st.none() | st.integers(0, 4),
 )
-def test_the_kept_front_is_the_pure_functions(
+def test_the_stored_front_equals_the_pure_function(
     store: Store,
     make_spec: MakeSpec,
     make_evaluation: MakeEvaluation,
@@ -67,7 +67,7 @@ def test_the_kept_front_is_the_pure_functions(
     within = [
         e
         for e in store.evaluations(study)
-        if (most is None or e.flops <= most) and (bound is None or (e.standing.top1 or 0.0) >= bound)
+        if (most is None or e.flops <= most) and (bound is None or (e.reported.top1 or 0.0) >= bound)
     ]
     assert sorted(e.hash for e in store.front(study, most, bound)) == pure_front(within, objectives)
     try:
@@ -78,10 +78,10 @@ def test_the_kept_front_is_the_pure_functions(
         assert str(caught.value) == str(error)
     else:
         found = store.best(study, max_flops=most, min_top1=bound)
-        assert (found.standing.top1, found.flops) == (expected.standing.top1, expected.flops)
+        assert (found.reported.top1, found.flops) == (expected.reported.top1, expected.flops)
 
 
-def test_what_is_refused_leaves_the_front_as_it_was(
+def test_refused_records_do_not_change_the_front(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     study = store.create_study(make_spec())
@@ -92,7 +92,7 @@ def test_what_is_refused_leaves_the_front_as_it_was(
     assert [e.top1 for e in store.front(study)] == [0.9]
 
 
-def test_many_readers_during_writes_meet_no_error_and_no_half_front(
+def test_concurrent_readers_see_a_consistent_front(
     store: Store, url: str, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     study, over, rounds = store.create_study(make_spec()), Event(), [0] * READERS
@@ -110,7 +110,8 @@ def test_many_readers_during_writes_meet_no_error_and_no_half_front(
         readers = [pool.submit(read, reader) for reader in range(READERS)]
         number = 0
         try:
-            while min(rounds) < 2 and not any(reader.done() for reader in readers):  # one that is done has failed
+            # A reader that is done has failed.
+            while min(rounds) < 2 and not any(reader.done() for reader in readers):
                 flops, top1 = 400_000 + number * 7919 % 400_000, (number * 37 % 15) / 15
                 assert store.record(study, make_evaluation(f"1:{(number + 1) / 100_000}", flops, top1))
                 number += 1

@@ -1,4 +1,4 @@
-"""A database of every earlier schema is brought up to date, and says what it said before."""
+"""Databases of every earlier schema are upgraded without loss."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,7 @@ POINTS = [(500_000 + 7919 * i % 300_000, 0.5 + (104_729 * i % 400) / 1000 + 1e-1
 
 
 def at_revision(url: str, revision: str) -> Engine:
-    """Make an empty database of an earlier schema."""
+    """Create an empty database of an earlier schema."""
     from alembic import command
     from alembic.config import Config
 
@@ -36,7 +36,7 @@ def at_revision(url: str, revision: str) -> Engine:
 
 
 def insert(connection: Connection, table: str, rows: list[dict[str, Any]]) -> None:
-    """Write rows by the columns that the table has, and no other code of the project."""
+    """Insert rows by reflecting the table, without code of the project."""
     metadata = MetaData()
     metadata.reflect(connection)
     for column in metadata.tables[table].columns:
@@ -76,7 +76,7 @@ def evaluation_row(study: int, number: int, flops: int, top1: float) -> dict[str
 
 @pytest.fixture
 def first_schema(url: str, make_spec: MakeSpec) -> str:
-    """Two studies of schema 0001, the second of which optimises latency; each with a fine-tuning and a failure."""
+    """Two studies of schema 0001, each with a fine-tuning and a failure; the second optimises latency."""
     engine = at_revision(url, "0001")
     with engine.begin() as connection:
         for study, objectives in ((1, ("top1", "flops")), (2, ("top1", "latency"))):
@@ -100,7 +100,7 @@ def test_an_upgrade_keeps_the_front_bit_for_bit(first_schema: str, tmp_path: Pat
         front = store.front(study)
         expected = [(i, *POINTS[i]) for i in pareto_front(POINTS)]
         assert [(e.number, e.flops, e.top1) for e in front] == expected
-        assert all(e.standing is e and e.confirmed is e.outcomes is e.latency_ratio is None for e in front)
+        assert all(e.reported is e and e.confirmed is e.outcomes is e.latency_ratio is None for e in front)
         assert (study.done, study.failed, study.stopped) == (len(POINTS), 1, 0)
         assert len(store.evaluations(study, done_only=False)) == len(POINTS) + 1
         assert [e.finetuned_top1 for e in store.evaluations(study)].count(0.97) == len(store.finetunes(study)) == 1
@@ -109,7 +109,7 @@ def test_an_upgrade_keeps_the_front_bit_for_bit(first_schema: str, tmp_path: Pat
         assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
 
 
-def test_an_upgrade_says_what_was_true_of_older_studies(first_schema: str, make_spec: MakeSpec) -> None:
+def test_an_upgrade_fills_in_what_held_for_older_studies(first_schema: str, make_spec: MakeSpec) -> None:
     with Store.open(first_schema) as store:
         spec = store.studies()[0].spec
     old = make_spec(dense_latency_ms=2.0, name=spec.name)
@@ -119,7 +119,7 @@ def test_an_upgrade_says_what_was_true_of_older_studies(first_schema: str, make_
     assert replace(spec, layout=old.layout) == expected
 
 
-def test_a_study_of_latency_keeps_its_order(first_schema: str) -> None:
+def test_an_upgrade_keeps_the_front_of_a_latency_study(first_schema: str) -> None:
     with Store.open(first_schema) as store:
         study = store.studies()[1]
         front = store.front(study)
@@ -128,7 +128,7 @@ def test_a_study_of_latency_keeps_its_order(first_schema: str) -> None:
     assert {e.number for e in front} == set(pareto_front(milliseconds))
 
 
-def test_an_upgraded_data_base_takes_what_is_new(first_schema: str, make_evaluation: MakeEvaluation) -> None:
+def test_an_upgraded_database_takes_new_records(first_schema: str, make_evaluation: MakeEvaluation) -> None:
     with Store.open(first_schema) as store:
         study = store.studies()[0]
         best = store.front(study)[-1]

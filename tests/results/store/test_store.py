@@ -1,4 +1,4 @@
-"""What is written comes back; what contradicts itself is refused; the front is the pure function's."""
+"""Records round-trip, contradictions are refused, and the front equals the pure function's."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from results import Confirmation, Evaluation, FineTune, Study, StudySpec, pareto_front
 from results.objectives import OBJECTIVES, best_evaluation, objective_value, objectives_front
@@ -39,7 +39,7 @@ def make_confirmation(schedule_hash: str, top1: float = 0.85, **changes: object)
     return replace(confirmation, **changes)  # type: ignore[arg-type]
 
 
-def test_a_study_comes_back_as_it_was_written(store: Store, make_spec: MakeSpec) -> None:
+def test_a_study_round_trips(store: Store, make_spec: MakeSpec) -> None:
     spec = make_spec(img_size=(224, 160), limit=2**40, dense_flops=2**41, seed=2**40, name="Grüße <&> 'x'")
     before = datetime.now(UTC)
     study = store.create_study(spec)
@@ -50,7 +50,7 @@ def test_a_study_comes_back_as_it_was_written(store: Store, make_spec: MakeSpec)
     assert (study.done, study.failed, study.stopped, study.confirmed) == (0, 0, 0, 0)
 
 
-def test_study_names_are_unique_and_unknown_ones_are_helped(store: Store, make_spec: MakeSpec) -> None:
+def test_study_names_are_unique_and_unknown_names_get_a_suggestion(store: Store, make_spec: MakeSpec) -> None:
     store.create_study(make_spec())
     with pytest.raises(StudyExistsError, match="study 'digits': exists already"):
         store.create_study(make_spec(seed=8))
@@ -60,7 +60,7 @@ def test_study_names_are_unique_and_unknown_ones_are_helped(store: Store, make_s
     assert [study.name for study in store.studies()] == ["digits", "a later one"]
 
 
-def test_of_those_who_create_a_study_at_once_one_does(store: Store, make_spec: MakeSpec) -> None:
+def test_only_one_of_several_threads_creates_a_study(store: Store, make_spec: MakeSpec) -> None:
     start = Barrier(4, timeout=PATIENCE)
 
     def create(seed: int) -> Study | None:
@@ -75,9 +75,7 @@ def test_of_those_who_create_a_study_at_once_one_does(store: Store, make_spec: M
     assert len(created) == 1
 
 
-def test_an_evaluation_comes_back_as_it_was_written(
-    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
-) -> None:
+def test_an_evaluation_round_trips(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     study = store.create_study(make_spec())
     finished = datetime(2026, 11, 21, 12, 30, 15, 123456, tzinfo=timezone(timedelta(hours=2)))
     written = make_evaluation(
@@ -95,9 +93,7 @@ def test_an_evaluation_comes_back_as_it_was_written(
     assert store.evaluation(study, "0" * 16) is None
 
 
-def test_a_known_schedule_is_not_recorded_twice(
-    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
-) -> None:
+def test_a_schedule_is_recorded_once(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     study, other = store.create_study(make_spec()), store.create_study(make_spec(name="other"))
     assert store.record(study, make_evaluation("5:0.5,3:0.8", top1=0.9))
     assert not store.record(study, make_evaluation("3:0.8,5:0.50,6:1.0", top1=0.1)), "one canonical form"
@@ -105,7 +101,7 @@ def test_a_known_schedule_is_not_recorded_twice(
     assert [e.top1 for e in store.evaluations(study)] == [0.9]
 
 
-def test_failures_are_kept_apart(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+def test_failures_are_listed_separately(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     study = store.create_study(make_spec())
     store.record(study, make_evaluation("1:0.5"))
     store.record(study, make_evaluation("2:0.5", top1=None, state="failed", failure="OOM", error="no memory"))
@@ -117,7 +113,7 @@ def test_failures_are_kept_apart(store: Store, make_spec: MakeSpec, make_evaluat
     assert [e.schedule.text for e in store.front(study)] == ["1:0.5", ""]
 
 
-def test_stopped_ones_are_kept_and_never_on_the_front(
+def test_stopped_evaluations_are_never_on_the_front(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     study = store.create_study(make_spec())
@@ -147,20 +143,20 @@ def test_stopped_ones_are_kept_and_never_on_the_front(
         ({"loss": math.inf}, "loss is inf"),
         ({"latency_ms": math.nan}, "latency_ms is nan"),
         ({"top1": None}, "lacks its top1 or loss"),
-        ({"failure": "OOM"}, "is done and yet has the failure OOM"),
-        ({"state": "stopped", "failure": "OOM"}, "is stopped and yet has the failure OOM"),
-        ({"state": "stopped", "images": 0}, "was stopped after 0 images; it must have run some"),
+        ({"failure": "OOM"}, "is done, but has the failure OOM"),
+        ({"state": "stopped", "failure": "OOM"}, "is stopped, but has the failure OOM"),
+        ({"state": "stopped", "images": 0}, "was stopped after 0 images; expected at least one"),
         ({"state": "stopped", "estimate": math.nan}, "estimate is nan"),
         ({"latency_ratio": math.inf}, "latency_ratio is inf"),
-        ({"outcomes": b"123"}, "outcomes of 3 bytes do not fit 1000 images"),
+        ({"outcomes": b"123"}, "3 bytes of outcomes do not match 1000 images"),
         ({"state": "running"}, "state 'running'"),
-        ({"state": "failed"}, "failure None is none of"),
-        ({"state": "failed", "failure": "BAD"}, "failure 'BAD' is none of OOM"),
+        ({"state": "failed"}, "unknown failure None; use one of OOM"),
+        ({"state": "failed", "failure": "BAD"}, "unknown failure 'BAD'; use one of OOM"),
         ({"parameters": {"ratio": math.nan}}, "parameters cannot be written as JSON: .*not JSON compliant"),
         ({"sampler_state": {"study": object()}}, "sampler_state cannot be written as JSON"),
     ],
 )
-def test_what_contradicts_itself_is_refused(
+def test_contradictory_records_are_refused(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation, changes: dict[str, object], message: str
 ) -> None:
     study = store.create_study(make_spec())
@@ -170,13 +166,15 @@ def test_what_contradicts_itself_is_refused(
     assert store.evaluations(study, done_only=False) == []
 
 
-def test_a_study_without_finite_dense_figures_is_refused(store: Store, make_spec: MakeSpec) -> None:
+def test_a_study_with_nonfinite_numbers_is_refused(store: Store, make_spec: MakeSpec) -> None:
     with pytest.raises(StoreError, match="study 'digits': dense_loss is nan"):
         store.create_study(make_spec(dense_loss=math.nan))
     assert store.studies() == []
 
 
-def test_finetuning_shows_its_best(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+def test_an_evaluation_has_its_best_finetuned_score(
+    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
     study, other = store.create_study(make_spec()), store.create_study(make_spec(name="other"))
     for each in (study, other):
         store.record(each, make_evaluation("3:0.8"))
@@ -233,7 +231,7 @@ def test_finetuning_of_an_unknown_schedule_is_refused(store: Store, make_spec: M
     assert store.finetunes(study) == []
 
 
-def test_a_confirmed_score_stands(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
+def test_a_confirmed_score_is_reported(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     study, other = store.create_study(make_spec()), store.create_study(make_spec(name="other"))
     lucky, plain = make_evaluation("1:0.5", 500_000, 0.95), make_evaluation("2:0.5", 600_000, 0.93)
     for each in (study, other):
@@ -243,10 +241,10 @@ def test_a_confirmed_score_stands(store: Store, make_spec: MakeSpec, make_evalua
     store.confirm(study, make_confirmation(lucky.hash, 0.99))
     store.confirm(study, make_confirmation(lucky.hash, 0.88))
     first, second = store.front(study)
-    assert (first.top1, first.standing.top1, first.standing.images) == (0.95, 0.88, 5000)
+    assert (first.top1, first.reported.top1, first.reported.images) == (0.95, 0.88, 5000)
     assert first.confirmed == store.confirmation(study, lucky.hash), "the later one, in place of the earlier"
-    assert (second.hash, second.confirmed, second.standing.top1) == (plain.hash, None, 0.93)
-    assert store.front(study, min_top1=0.9) == [second], "the bound is on the standing top-1"
+    assert (second.hash, second.confirmed, second.reported.top1) == (plain.hash, None, 0.93)
+    assert store.front(study, min_top1=0.9) == [second], "the bound is on the reported top-1"
     assert [e.confirmed for e in store.front(other)] == [None]
     assert [e.confirmed is not None for e in store.evaluations(study)] == [True, False]
     assert [s.confirmed for s in store.studies()] == [1, 0]
@@ -263,7 +261,7 @@ def test_the_dense_model_is_confirmed_without_an_evaluation(store: Store, make_s
 
 
 @pytest.mark.parametrize("changes", [{"top1": math.nan}, {"loss": math.inf}, {"seconds": math.nan}, {"images": 0}])
-def test_a_confirmation_without_figures_is_refused(
+def test_a_confirmation_with_invalid_numbers_is_refused(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation, changes: dict[str, object]
 ) -> None:
     study, evaluation = store.create_study(make_spec()), make_evaluation()
@@ -274,7 +272,7 @@ def test_a_confirmation_without_figures_is_refused(
 
 
 @pytest.mark.parametrize("state", ["failed", "stopped", None])
-def test_only_what_is_done_can_be_confirmed(
+def test_only_finished_evaluations_can_be_confirmed(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation, state: str | None
 ) -> None:
     study = store.create_study(make_spec())
@@ -298,7 +296,7 @@ def test_only_what_is_done_can_be_confirmed(
     objectives=st.lists(st.sampled_from(list(OBJECTIVES)), min_size=1, max_size=3, unique=True),
     least=st.none() | st.integers(0, 6),
 )
-def test_the_front_is_of_the_studys_objectives_and_standing_scores(
+def test_the_front_uses_the_studys_objectives_and_reported_scores(
     store: Store,
     make_spec: MakeSpec,
     make_evaluation: MakeEvaluation,
@@ -315,7 +313,7 @@ def test_the_front_is_of_the_studys_objectives_and_standing_scores(
             share, loss, agreement = (value / 5 for value in confirmed)
             store.confirm(study, make_confirmation(evaluation.hash, share, loss=loss, agreement=agreement))
     bound = None if least is None else least / 5
-    every = [e for e in store.evaluations(study) if bound is None or e.standing.top1 >= bound]  # type: ignore[operator]
+    every = [e for e in store.evaluations(study) if bound is None or e.reported.top1 >= bound]  # type: ignore[operator]
     points = [[objective_value(e, name) for name in objectives] for e in every]
     best = sorted((every[i] for i in objectives_front(points, objectives)), key=lambda e: (e.flops, e.number))
     assert sorted(store.front(study, min_top1=bound), key=lambda e: (e.flops, e.number)) == best
@@ -327,7 +325,7 @@ def test_the_front_is_of_the_studys_objectives_and_standing_scores(
     most=st.none() | st.integers(0, 13),
     least=st.none() | st.integers(0, 11),
 )
-def test_front_is_the_pure_function_within_the_bounds(
+def test_the_front_within_bounds_equals_the_pure_function(
     store: Store,
     make_spec: MakeSpec,
     make_evaluation: MakeEvaluation,
@@ -346,14 +344,14 @@ def test_front_is_the_pure_function_within_the_bounds(
     ]
 
 
-def test_a_write_takes_the_lock_as_it_begins_and_a_read_does_not(
-    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation, engine: str
+def test_only_writes_take_the_lock(
+    store: Store, database: Engine, make_spec: MakeSpec, make_evaluation: MakeEvaluation, engine: str
 ) -> None:
     if engine != "sqlite":
-        pytest.skip("a matter of SQLite's one lock")
+        pytest.skip("only SQLite has one write lock")
     statements: list[str] = []
 
-    @event.listens_for(store._engine, "before_cursor_execute")
+    @event.listens_for(database, "before_cursor_execute")
     def note(connection: object, cursor: object, statement: str, *rest: object) -> None:
         statements.append(statement)
 
@@ -365,7 +363,7 @@ def test_a_write_takes_the_lock_as_it_begins_and_a_read_does_not(
     statements.clear()
     store.front(study)
     assert statements[0] == "BEGIN"
-    with store._engine.connect() as connection:
+    with database.connect() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
@@ -374,10 +372,10 @@ def test_a_write_takes_the_lock_as_it_begins_and_a_read_does_not(
 
 
 def test_ten_thousand_evaluations_are_read_in_few_statements(
-    store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+    store: Store, database: Engine, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     from results.store.database import writing
-    from results.store.front_flags import mark_all
+    from results.store.front_flags import flag_all
     from results.store.schema import EvaluationRow
 
     study = store.create_study(make_spec())
@@ -400,11 +398,11 @@ def test_ten_thousand_evaluations_are_read_in_few_statements(
         }
         for i in range(count)
     ]
-    with writing(store._engine).begin() as connection:
+    with writing(database).begin() as connection:
         connection.execute(EvaluationRow.__table__.insert(), rows)  # type: ignore[attr-defined]
-        mark_all(connection, study)
+        flag_all(connection, study)
     statements: list[str] = []
-    event.listen(store._engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    event.listen(database, "before_cursor_execute", lambda *given: statements.append(given[2]))
     evaluations = store.evaluations(study)
     read_all = statements.copy()
     statements.clear()

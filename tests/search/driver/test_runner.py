@@ -157,7 +157,7 @@ def test_a_search_resumes_to_the_total_and_confirms_its_front(url: str) -> None:
     assert [row["hash"] for row in front] == [e.hash for e in best]
     for e in best:
         assert e.confirmed is not None
-        assert (e.images, e.confirmed.images, e.standing) == (40, 80, e.confirmed)
+        assert (e.images, e.confirmed.images, e.reported) == (40, 80, e.confirmed)
         assert e.confirmed.latency_ms and e.confirmed.latency_ratio
     assert dense is not None
     assert (dense.images, dense.agreement) == (80, 1.0)

@@ -1,7 +1,7 @@
-"""Confirmed scores, candidates that were stopped, latency as a ratio, and budgets with a lower end.
+"""Confirmed scores, stopped candidates, latency as a ratio, and budgets with a lower end.
 
-Columns are added in place. To copy a table, as SQLite's other changes need, would empty it first, and that
-would delete the rows that refer to it.
+Columns are added in place. Other changes in SQLite copy the table and drop the old one, which would delete the rows
+that refer to it.
 """
 
 import sqlalchemy as sa
@@ -12,8 +12,8 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add the columns and the table, and say of older studies what was true of them."""
-    # A column that may not be null needs a default for the rows there are; the program always gives a value.
+    """Add the columns and the table, and fill in what held for older studies."""
+    # A NOT NULL column needs a default for existing rows; new rows always have a value.
     for column in (
         sa.Column("flops_least", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("confirm_split", sa.String(length=64), nullable=False, server_default="val"),
@@ -27,7 +27,7 @@ def upgrade() -> None:
     op.add_column("evaluations", sa.Column("latency_ratio", sa.Double(), nullable=True))
     op.add_column("evaluations", sa.Column("outcomes", sa.LargeBinary(), nullable=True))
     op.add_column("evaluations", sa.Column("estimate", sa.Double(), nullable=True))
-    # Latency was optimised in milliseconds; as a share of the dense model's it keeps such a study's order.
+    # Studies of latency optimised milliseconds; dividing by the dense model's latency keeps their order.
     op.execute(
         "UPDATE evaluations SET latency_ratio = latency_ms / (SELECT NULLIF(dense_latency_ms, 0) FROM studies"
         " WHERE studies.id = study_id)"

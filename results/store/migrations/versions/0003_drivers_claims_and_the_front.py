@@ -1,7 +1,7 @@
-"""Drivers, what each of them has claimed, and the front kept with the evaluations.
+"""Drivers, their claims, and a flag on the evaluations of the front.
 
-Columns are added in place, as in 0002. The one that refers to another table is written as SQL, which both databases
-understand: alembic would add its constraint apart, and SQLite cannot.
+Columns are added in place, as in 0002. The foreign key column is added with SQL that both databases accept: alembic
+would add the constraint in a second statement, which SQLite does not support.
 """
 
 import json
@@ -18,7 +18,7 @@ _COLUMNS = {"top1": "top1", "flops": "flops", "loss": "loss", "agreement": "agre
 
 
 def upgrade() -> None:
-    """Add the table and the columns, and mark the front of each study."""
+    """Add the table and the columns, and flag the front of each study."""
     op.create_table(
         "drivers",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -41,7 +41,7 @@ def upgrade() -> None:
     )
     op.add_column("evaluations", sa.Column("attempts", sa.Integer(), nullable=False, server_default="1"))
     op.add_column("evaluations", sa.Column("on_front", sa.Boolean(), nullable=False, server_default=sa.false()))
-    _mark_fronts()
+    _flag_fronts()
     op.create_index(
         "ix_evaluations_front",
         "evaluations",
@@ -51,8 +51,8 @@ def upgrade() -> None:
     )
 
 
-def _mark_fronts() -> None:
-    """Mark what the pure function finds among the standing scores, the earliest of equal points."""
+def _flag_fronts() -> None:
+    """Set the flag on the front that the pure function finds among the reported scores."""
     connection = op.get_bind()
     e = sa.table(
         "evaluations", *map(sa.column, ("id", "number", "study_id", "schedule_hash", "state", *_COLUMNS.values()))

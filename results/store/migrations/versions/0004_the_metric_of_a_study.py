@@ -1,4 +1,4 @@
-"""What the score of a study is: top-1 of all there were before."""
+"""The metric of a study; older studies measure top-1."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,5 +13,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Forget it."""
+    """Drop the column."""
     op.drop_column("studies", "metric")

@@ -1,1 +1,1 @@
-"""One file a revision; a revision that was released is never edited."""
+"""One file for each revision. What a released revision does never changes."""

@@ -6,7 +6,7 @@ time (`results.claims`). What comes out are the plain values of `results.records
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -145,7 +145,7 @@ class Store:
 
     # --- evaluations ------------------------------------------------------------------------------------
 
-    def record(self, study: Study, evaluation: Evaluation, claim: Claim | None = None) -> bool:
+    def record(self, study: Study, evaluation: Evaluation, claim: Claim | None = None) -> Evaluation | None:
         """Write an evaluation that is done, failed or stopped, and give it the next number of the study.
 
         Args:
@@ -155,8 +155,8 @@ class Store:
                 know the schedule, it is queued, or the driver that ran it is gone.
 
         Returns:
-            Whether it stands in the database now. False, and nothing is written, if the claim is void or the study
-            has another evaluation of that schedule. To say again what was recorded under the same claim is no error.
+            The evaluation as the database has it, with its number. None, and nothing is written, if the claim is void
+            or the study has another evaluation of that schedule. Recording again under the same claim is no error.
 
         Raises:
             StoreError: the evaluation contradicts itself or holds a NaN or an infinity.
@@ -168,11 +168,12 @@ class Store:
             row = connection.execute(select(*columns).where(same)).first()
             mine = row is not None and claim == Claim(row.driver_id or 0, row.attempts)
             if row is not None and row.state in FINISHED:
-                return mine
+                known = evaluations_query(study).where(EvaluationRow.schedule_hash == evaluation.hash)
+                return read_evaluation(connection.execute(known).one()) if mine else None
             if claim is not None and not mine:
-                return False
+                return None
             if claim is None and row is not None and claims.is_running(connection, study, row.driver_id):
-                return False
+                return None
             values = _values(evaluation) | {"number": claims.next_number(connection, study)}
             values |= {"driver_id": None if claim is None else claim.driver}
             if row is None:
@@ -181,7 +182,13 @@ class Store:
                 connection.execute(update(EvaluationRow).where(same).values(values))
             if evaluation.state == "done":
                 marks.mark_new(connection, study, evaluation.hash)
-        return True
+        return replace(
+            evaluation,
+            number=values["number"],
+            attempts=1 if row is None else row.attempts,
+            finished_at=values["finished_at"],
+            metric=study.spec.metric,
+        )
 
     def evaluation(self, study: Study, schedule_hash: str) -> Evaluation | None:
         """Return what is recorded of a schedule, in whatever state; None if nothing is."""

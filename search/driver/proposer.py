@@ -1,25 +1,31 @@
-"""Which candidate is next: starting schedules first, then the sampler's; none that is known already."""
+"""Which candidate is next: the starting schedules first, then the sampler's; none that is known already."""
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from results import Evaluation
+from search.evaluation.protocol import Failure, Measurement
 from search.samplers.base import Draw, Sampler
 from spaces import PruningSchedule
 from spaces.errors import SearchError
 from spaces.space import ChoiceParameter, FloatParameter, SearchSpace, Value
 
 START = "start"  # origin of a schedule that was tried before anything was proposed
-PATIENCE = 20  # known proposals in a row before points are drawn at random
+MOST_KNOWN = 20  # known proposals in a row before points are drawn at random
 RANDOM_DRAWS = 1000  # known random points in a row before the space counts as exhausted
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule on its way, with the draw it came from; starting ones may have none.
+    """A schedule that is to be evaluated.
 
-    `deaths` counts the worker processes that died on it.
+    Attributes:
+        schedule: to evaluate.
+        flops: its cost.
+        origin: who proposed it: `START`, or the sampler's name.
+        draw: the sampler's; None for a starting schedule that is no point of the space.
+        deaths: of worker processes on it.
     """
 
     schedule: PruningSchedule
@@ -31,21 +37,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Known:
-    """A schedule that needs no evaluation: its record, or None while it is under way."""
+    """A schedule that needs no evaluation: it has one, or None while it is under way."""
 
     evaluation: Evaluation | None
 
 
 class Proposer:
-    """Proposes each computation once; for one thread.
+    """Proposes each computation once; not thread-safe.
 
     Args:
         space: where candidates come from.
-        sampler: proposes points of it, restored from the recorded evaluations.
-        flops: what a schedule costs.
-        look_up: what is known of a schedule, or None.
-        starts: schedules to try first; those above the budget are passed over.
-        seed: of the random draws that come after many known candidates.
+        sampler: proposes points of it; restored from the recorded evaluations.
+        look_up: returns what is known of a schedule, or None.
+        starts: schedules to try first; those above the budget are skipped.
+        seed: of the random draws that follow many known candidates.
 
     Attributes:
         reused: how many proposals were known.
@@ -55,26 +60,25 @@ class Proposer:
         self,
         space: SearchSpace,
         sampler: Sampler,
-        flops: Callable[[PruningSchedule], int],
         look_up: Callable[[PruningSchedule], Known | None],
         starts: Sequence[PruningSchedule],
         seed: str,
     ) -> None:
-        self._space, self._sampler, self._flops, self._look_up = space, sampler, flops, look_up
+        self._space, self._sampler, self._look_up = space, sampler, look_up
         self._starts = list(starts)
         self._random = random.Random(seed)
         self.reused = 0
 
     def next(self) -> Candidate | None:
-        """Return a new candidate; None if none was found in the space."""
+        """Return a new candidate; None if the space seems to hold none."""
         while self._starts:
             schedule = self._starts.pop(0)
-            if self._flops(schedule) > self._space.limit or self._look_up(schedule):
+            if self._space.flops(schedule) > self._space.limit or self._look_up(schedule):
                 continue
             values = self._space.values(schedule)
             draw = self._sampler.ask(values) if values is not None else None
             return self._candidate(schedule, START, draw)
-        for _ in range(PATIENCE):
+        for _ in range(MOST_KNOWN):
             draw = self._sampler.ask()
             schedule = self._space.schedule(draw.values)
             known = self._look_up(schedule)
@@ -89,13 +93,26 @@ class Proposer:
                 return self._candidate(schedule, self._sampler.name, self._sampler.ask(values))
         return None
 
-    def again(self, evaluation: Evaluation) -> Candidate:
-        """Return the candidate that an evaluation was, which was begun and not finished."""
+    def resume(self, evaluation: Evaluation) -> Candidate:
+        """Return the candidate of an evaluation that was begun and not finished."""
         draw = self._sampler.ask(evaluation.parameters) if evaluation.parameters else None
         return self._candidate(evaluation.schedule, evaluation.origin, draw)
 
+    def running(self, candidate: Candidate) -> Evaluation:
+        """Return what is known of a candidate before it has run, as an evaluation that is running."""
+        draw = candidate.draw
+        return Evaluation(
+            candidate.schedule,
+            flops=candidate.flops,
+            flops_ratio=candidate.flops / self._space.dense_flops,
+            state="running",
+            parameters={} if draw is None else draw.values,
+            sampler_state={} if draw is None else self._sampler.state(draw),
+            origin=candidate.origin,
+        )
+
     def _candidate(self, schedule: PruningSchedule, origin: str, draw: Draw | None) -> Candidate:
-        flops = self._flops(schedule)
+        flops = self._space.flops(schedule)
         if flops > self._space.limit:
             raise SearchError(
                 f"schedule {schedule.text!r} costs {flops:,} FLOPs, above the limit of {self._space.limit:,}: "
@@ -113,3 +130,22 @@ class Proposer:
             else:
                 values[name] = self._random.randint(parameter.low, parameter.high)
         return values
+
+
+def evaluation_of(running: Evaluation, result: Measurement | Failure) -> Evaluation:
+    """Return a running evaluation with its result."""
+    if isinstance(result, Failure):
+        return replace(running, state="failed", failure=result.kind, error=result.error, seconds=result.seconds)
+    return replace(
+        running,
+        state="stopped" if result.stopped else "done",
+        top1=result.top1,
+        loss=result.loss,
+        agreement=result.agreement,
+        images=result.images,
+        latency_ms=result.latency_ms,
+        latency_ratio=result.latency_ratio,
+        outcomes=result.outcomes,
+        estimate=result.estimate,
+        seconds=result.seconds,
+    )

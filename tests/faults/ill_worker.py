@@ -10,19 +10,19 @@ from typing import Any
 import torch
 
 from search import cli
-from search.driver import runner
+from search.driver import tune_run
 from search.evaluation import worker
 
 ILL: dict[str, str] = json.loads(os.environ["ILL"])
 
 
 class IllWorker(worker.EvaluationTrainable):
-    """Falls ill in the middle of a brood, at the embedding of the schedule's first images."""
+    """Falls ill in the middle of a group, at the embedding of the schedule's first images."""
 
     def setup(self, config: dict[str, Any], setup: worker.WorkerSetup) -> None:  # type: ignore[override]
         """Open the model, and make it ill."""
         super().setup(config, setup)
-        model: Any = self._bench._evaluator.model
+        model: Any = self.candidates.evaluator.model
         embed, classify, ills = model.embed, model.classify, ILL
 
         def embed_ill(images: torch.Tensor) -> torch.Tensor:
@@ -43,5 +43,5 @@ class IllWorker(worker.EvaluationTrainable):
 
 
 if __name__ == "__main__":
-    runner.EvaluationTrainable = IllWorker  # type: ignore[misc]
+    tune_run.EvaluationTrainable = IllWorker  # type: ignore[misc]
     sys.exit(cli.run(sys.argv[1:]))

@@ -46,20 +46,20 @@ LIMITED = """
 import resource, sys
 import search, torch
 from search.config import SearchConfig
-from search.evaluator import Evaluator
-from search.studies import open_setup
+from search.driver.search_setup import open_setup
+from search.evaluation.evaluator import Evaluator
 from spaces import PruningSchedule
 torch.set_num_threads(1)
-subject = open_setup(SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.9", trials=1))
+setup = open_setup(SearchConfig(model="vim_nano", study="s", data="embedded", flops_budget="0.9", trials=1))
 def evaluator(batch):
-    batches = subject.data.batches(subject.model.pretrained_cfg, subject.model.img_size, images=600, batch_size=batch)
-    return Evaluator(subject.model, list(batches))
+    batches = setup.data.batches(setup.model.pretrained_cfg, setup.model.img_size, images=600, batch_size=batch)
+    return Evaluator(setup.model, list(batches))
 schedule = PruningSchedule.parse("3:0.7")
 expected = evaluator(20).evaluate(schedule)
 large = evaluator(600)
 sizes = []
-embed = subject.model.embed
-subject.model.embed = lambda images: (sizes.append(len(images)), embed(images))[1]
+embed = setup.model.embed
+setup.model.embed = lambda images: (sizes.append(len(images)), embed(images))[1]
 pages = int(open("/proc/self/statm").read().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 40 * 2**20, resource.RLIM_INFINITY))
 found = large.evaluate(schedule)

@@ -40,9 +40,9 @@ def test_a_node_with_another_version_is_refused_and_costs_no_candidate(two_nodes
     """The driver claims a version that the nodes have not."""
     url = f"sqlite:///{tmp_path / 's.db'}"
     program = (
-        "import sys, search.driver.runner as runner, search.cli\n"
-        "own = runner.software\n"
-        "runner.software = lambda: own() | {'prunefront': '0.0'}\n"
+        "import sys, search.driver.tune_run as driver, search.cli\n"
+        "own = driver.software\n"
+        "driver.software = lambda: own() | {'prunefront': '0.0'}\n"
         "sys.exit(search.cli.run(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, *search(url, "--ray-address", two_nodes.address)]

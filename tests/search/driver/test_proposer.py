@@ -1,37 +1,20 @@
-"""Starting schedules first, then the sampler's; nothing that is known is proposed again."""
+"""Starting schedules come first, then the sampler's; nothing that is known is proposed again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from results import Evaluation
-from search.driver.proposer import PATIENCE, START, Candidate, Known, Proposer
-from search.samplers.base import Draw, Sampler
+from search.driver.proposer import MOST_KNOWN, START, Candidate, Known, Proposer
 from spaces import PruningSchedule
 from spaces.errors import SearchError
 from spaces.published import starting_schedules
 from spaces.space import SearchSpace, Value
 from tests.search import fakes
+from tests.search.fakes import ListeningSampler
 
 LookUp = Callable[[PruningSchedule], Known | None]
-
-
-class Told:
-    """A sampler that remembers what it is told, and may be stuck at one point."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self.name, self.state, self.restore = sampler.name, sampler.state, sampler.restore
-        self.told: list[Evaluation | None] = []
-        self.stuck: dict[str, Value] | None = None
-
-    def ask(self, values: Mapping[str, Value] | None = None) -> Draw:
-        return self._sampler.ask(values or self.stuck)
-
-    def tell(self, draw: Draw, evaluation: Evaluation | None) -> None:
-        self.told.append(evaluation)
-        self._sampler.tell(draw, evaluation)
 
 
 def proposer(
@@ -40,10 +23,10 @@ def proposer(
     over: SearchSpace | None = None,
     name: str = "random",
     seed: str = "0",
-) -> tuple[Proposer, Told]:
+) -> tuple[Proposer, ListeningSampler]:
     chosen = over or fakes.space()
-    sampler = Told(fakes.sampler(name, chosen))
-    return Proposer(chosen, sampler, fakes.flops, look_up, starts, seed), sampler  # type: ignore[arg-type]
+    sampler = ListeningSampler(fakes.sampler(name, chosen))
+    return Proposer(chosen, sampler, look_up, starts, seed), sampler
 
 
 def some(subject: Proposer, count: int) -> list[Candidate]:
@@ -94,7 +77,7 @@ def test_what_is_known_is_told_and_counted_and_what_is_under_way_is_only_told() 
     assert found.schedule == twelve[11]
     assert subject.reused == sum(evaluation is not None for evaluation in sampler.told) > 0
     assert {e.schedule for e in sampler.told if e is not None} <= set(known)
-    assert len(sampler.told) <= PATIENCE
+    assert len(sampler.told) <= MOST_KNOWN
 
 
 def test_a_space_of_which_all_is_known_has_no_candidate() -> None:

@@ -15,7 +15,7 @@ from search.runtime.scratch import PREFIX, scratch_folder, sweep
 
 PROGRAM = """
 import subprocess, sys, time
-from search.scratch import scratch_folder
+from search.runtime.scratch import scratch_folder
 with scratch_folder() as folder:
     work = "import time; print(flush=True); time.sleep(600)"
     helper = subprocess.Popen([sys.executable, "-c", work, f"{folder}/socket"], stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Once graceful, twice now."""
+"""The first signal asks for an orderly end, the second one ends the process."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from search.runtime.signals import Interruption
 GRANDCHILD = "import subprocess as s; p = s.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
 PROGRAM = f"""
 import subprocess, sys, time
-from search.interruption import Interruption
+from search.runtime.signals import Interruption
 child = subprocess.Popen([sys.executable, "-c", {GRANDCHILD!r}])
 with Interruption(lambda: print("first", flush=True), lambda: print("second", flush=True)):
     print("ready", flush=True)

@@ -2,10 +2,9 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from results import Evaluation
-from search.evaluation.protocol import Failure, Measurement
 from search.samplers.base import Draw, Sampler
 from spaces import PruningSchedule
 from spaces.errors import SearchError
@@ -111,6 +110,11 @@ class Proposer:
             origin=candidate.origin,
         )
 
+    def tell(self, candidate: Candidate, evaluation: Evaluation | None) -> None:
+        """Tell the sampler the result of a candidate; None if there is none."""
+        if candidate.draw is not None:
+            self._sampler.tell(candidate.draw, evaluation)
+
     def _candidate(self, schedule: PruningSchedule, origin: str, draw: Draw | None) -> Candidate:
         flops = self._space.flops(schedule)
         if flops > self._space.limit:
@@ -130,22 +134,3 @@ class Proposer:
             else:
                 values[name] = self._random.randint(parameter.low, parameter.high)
         return values
-
-
-def evaluation_of(running: Evaluation, result: Measurement | Failure) -> Evaluation:
-    """Return a running evaluation with its result."""
-    if isinstance(result, Failure):
-        return replace(running, state="failed", failure=result.kind, error=result.error, seconds=result.seconds)
-    return replace(
-        running,
-        state="stopped" if result.stopped else "done",
-        top1=result.top1,
-        loss=result.loss,
-        agreement=result.agreement,
-        images=result.images,
-        latency_ms=result.latency_ms,
-        latency_ratio=result.latency_ratio,
-        outcomes=result.outcomes,
-        estimate=result.estimate,
-        seconds=result.seconds,
-    )

@@ -17,9 +17,10 @@ from search.driver.outcome import SearchOutcome
 from search.driver.patience import Patience
 from search.driver.progress import SearchProgress, Snapshot
 from search.driver.records import StudyRecords
-from search.driver.search_setup import check_dense, open_setup, open_study
+from search.driver.search_setup import check_dense, open_setup
 from search.driver.searcher import Reporting, ScheduleSearcher, SearchPlan
 from search.driver.spool import Spool
+from search.driver.study_identity import open_study
 from search.driver.study_state import StudyState
 from search.driver.tracking import Tracker, Tracking
 from search.driver.trials import Timeouts

@@ -1,8 +1,6 @@
-"""What a search works on, opened and checked: model, images, cost table, space, and its study in the store."""
+"""What a search works on, opened and checked: model, images, cost table and space."""
 
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +10,6 @@ import torch
 
 import ssm_models
 from results.objectives import OBJECTIVES
-from results.records import Study, StudySpec
-from results.store.database import parse_address
-from results.store.store import Store
 from search.config import REST, SearchConfig, parse_bytes
 from search.data.dataset import ImageData, open_data
 from search.data.image_set import ImageSet
@@ -25,30 +20,11 @@ from search.evaluation.protocol import DenseResult, WorkerSetup
 from search.models import evaluation_fingerprint, open_model
 from search.runtime.versions import versions
 from spaces import FlopsBudget, PruningSchedule
-from spaces.errors import StudyExistsError, StudyMismatchError, UnknownNameError, UsageError
+from spaces.errors import UsageError
 from spaces.space import SearchSpace, make_space
 from ssm_models import CostTable, PrunableModel
 
 SHARES_OF_IMAGES = ("top1", "agreement")  # objectives in which two candidates can race image by image
-
-# What a resumed search must have in common with its study: fields of the spec, and their names in messages.
-IDENTITY: Mapping[str, str] = {
-    "model": "--model",
-    "img_size": "image size",
-    "num_classes": "number of classes",
-    "weights_digest": "weights (--checkpoint)",
-    "data_digest": "images (--data)",
-    "images": "--images",
-    "limit": "--flops-budget, in FLOPs",
-    "least": "the least FLOPs of --flops-budget",
-    "confirm_split": "--confirm-split",
-    "confirm_images": "--confirm-images",
-    "confirm_digest": "images of --confirm-split",
-    "space": "--space",
-    "sampler": "--sampler",
-    "objectives": "--objective",
-    "seed": "--seed",
-}
 
 
 @dataclass(frozen=True)
@@ -251,66 +227,6 @@ def confirm_set(config: SearchConfig, data: ImageData, images: ImageSet) -> Imag
         )
     wanted = there if config.confirm_images is None else config.confirm_images
     return ImageSet(split, min(wanted, there), skip)
-
-
-def open_study(setup: SearchSetup, url: str) -> tuple[Store, Study, DenseAnswers]:
-    """Open the store and the study, which is created if it is new; nothing is written before all is checked.
-
-    Raises:
-        StoreError: the database cannot be read or written.
-        StudyMismatchError: the study was begun with other settings.
-        EvaluationError: the dense model has no finite answers.
-    """
-    address = parse_address(url)
-    # An existing file is checked at once; a new one is made when all else has been checked.
-    if address.get_backend_name() == "sqlite" and os.path.lexists(address.database or ""):
-        with Store.open(url) as store, suppress(UnknownNameError):
-            _same_study(store, setup)
-    dense, latency = setup.dense_answers()
-    measured: dict[str, Any] = {
-        "dense_top1": dense.metrics.top1,
-        "dense_loss": dense.metrics.loss,
-        "dense_latency_ms": latency,
-    }
-    store = Store.open(url, create=True)
-    try:
-        with suppress(StudyExistsError):  # it is resumed, or another driver has just begun it
-            store.create_study(StudySpec(**setup.spec(), **measured))
-        return store, _same_study(store, setup), dense
-    except BaseException:
-        store.close()
-        raise
-
-
-def _same_study(store: Store, setup: SearchSetup) -> Study:
-    study = store.study(setup.config.study)
-    check_same(study.spec, setup.spec(), study.name)
-    return study
-
-
-def check_same(begun: StudySpec, now: Mapping[str, Any], name: str) -> None:
-    """Check that a search continues the study that was begun under its name.
-
-    Raises:
-        StudyMismatchError: with each difference in `IDENTITY`.
-    """
-    differences = []
-    for field, words in IDENTITY.items():
-        was, is_now = getattr(begun, field), now[field]
-        if was != is_now:
-            differences.append(f"{words} was {_shown(was)}, now {_shown(is_now)}")
-    if differences:
-        raise StudyMismatchError(
-            f"study {name!r} was begun with other settings: {'; '.join(differences)}; "
-            "give the same ones, or another --study"
-        )
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return "×".join(map(str, value)) if all(isinstance(v, int) for v in value) else ", ".join(map(str, value))
-    text = str(value)
-    return text[:12] + "…" if len(text) == 64 else text  # a digest
 
 
 def check_dense(dense: DenseAnswers, setup: SearchSetup) -> str | None:

@@ -11,11 +11,12 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from results import Evaluation, hypervolume
-from results.records import Confirmation
+from search.driver.group_builder import GroupBuilder
 from search.driver.progress import Snapshot
-from search.driver.proposer import Candidate, Known, Proposer, evaluation_of
+from search.driver.proposer import Candidate
 from search.driver.records import Records
 from search.driver.study_state import Confirmer, StudyState
+from search.driver.trial_results import confirmation_of, evaluation_of
 from search.driver.trials import InFlightTrial, Timeouts, Trials
 from search.evaluation.protocol import Failure, Measurement, confirm_task, search_task
 from search.evaluation.race import Entry
@@ -98,15 +99,13 @@ class ScheduleSearcher(Searcher):
         reporting: Reporting = SILENT,
     ) -> None:
         super().__init__()
-        self._sampler, self._state, self._records = sampler, state, records
-        self._plan, self._reporting = plan, reporting
-        self._proposer = Proposer(space, sampler, self._look_up, starts, f"{seed}:{len(state)}")
+        self._state, self._records, self._plan, self._reporting = state, records, plan, reporting
+        self.trials = Trials(plan.timeouts)
+        self._groups = GroupBuilder(space, sampler, state, records, self.trials, starts, seed)
         self._confirmer = Confirmer(state)
-        self._elsewhere = 0  # schedules that other drivers are running
         self._failures: list[str] = []  # in a row
         self._recorded: list[Evaluation] = []  # since the last report
         self._halted = False
-        self.trials = Trials(plan.timeouts)
         self.ending = ""
         self.error: Exception | None = None
         self.evaluated = 0
@@ -120,7 +119,7 @@ class ScheduleSearcher(Searcher):
             done=self._state.counts["done"],
             stopped=self._state.counts["stopped"],
             failed=self._state.counts["failed"],
-            reused=self._proposer.reused,
+            reused=self._groups.proposer.reused,
             trials=self._plan.trials,
             front=len(front),
             hypervolume=hypervolume(points, (1.0, 0.0)),
@@ -144,7 +143,7 @@ class ScheduleSearcher(Searcher):
             if trial is None:
                 # A trial in flight may have to run again, or uncover what is to be confirmed; another driver may
                 # leave its schedules to this one.
-                waits = self.trials.running or (self._elsewhere and not self.ending)
+                waits = self.trials.running or (self._groups.elsewhere and not self.ending)
                 return None if waits and not self._halted else str(Searcher.FINISHED)
             self.trials.start(trial_id, trial)
             return self._task(trial)
@@ -164,7 +163,7 @@ class ScheduleSearcher(Searcher):
                 raise SearchError(result["refused"])  # nothing is recorded
             elif not result or "results" not in result:  # stopped before it ran
                 for candidate in trial.group:
-                    self._tell(candidate, None)
+                    self._groups.proposer.tell(candidate, None)
             else:
                 self._finished(trial, result["results"])
             self._report()
@@ -189,51 +188,17 @@ class ScheduleSearcher(Searcher):
         return self.trials.next_repeat() or self._next_search() or self._next_confirmation()
 
     def _next_search(self) -> InFlightTrial | None:
-        waiting = self._learn()
+        self._groups.learn()
         if not self.ending and self._plan.time_is_up():
             self._end("the time budget is spent")
         if not self.ending and len(self._state) >= self._plan.trials:
             self._end(f"{self._plan.trials} evaluations are recorded")
         if self.ending:
             return None
-        under_way = sum(1 for _ in self.trials.candidates())
-        room = self._plan.trials - len(self._state) - under_way - self._elsewhere
-        try:
-            group = self._next_group(min(self._plan.group, room), waiting)
-            return InFlightTrial(group) if group else None
-        finally:
-            self.trials.preparing = []
-
-    def _next_group(self, most: int, waiting: int) -> list[Candidate]:
-        """Return up to `most` claimed candidates, those first that others left; `waiting` says how many they are."""
-        if most < 1:
-            return []
-        left = self._records.take_over(most, self._plan.trials) if waiting else []
-        group = self.trials.preparing = [self._proposer.resume(evaluation) for evaluation in left]
-        while len(group) < most:
-            candidate = self._proposer.next()
-            if candidate is None:
-                self._end("the space is exhausted: nothing new was found in it")
-                break
-            group.append(candidate)
-        new = group[len(left) :]
-        wanted = [self._proposer.running(candidate) for candidate in new]
-        granted = self._records.claim(wanted, self._plan.trials) if new else set()
-        for candidate in new:
-            if candidate.schedule.hash not in granted:  # another driver was faster
-                self._elsewhere += 1
-                self._tell(candidate, None)
-        return group[: len(left)] + [candidate for candidate in new if candidate.schedule.hash in granted]
-
-    def _learn(self) -> int:
-        """Take in what other drivers finished; return how many schedules they left."""
-        news = self._records.news()
-        self._elsewhere = news.elsewhere
-        for evaluation in news.finished:
-            if evaluation.hash not in self._state:
-                self._state.add(evaluation)
-                self._sampler.restore([evaluation])
-        return news.waiting
+        group = self._groups.next(self._plan.group, self._plan.trials)
+        if self._groups.exhausted:
+            self._end("the space is exhausted: nothing new was found in it")
+        return InFlightTrial(group) if group else None
 
     def _next_confirmation(self) -> InFlightTrial | None:
         if not (self.ending and self._plan.confirm) or self.trials.searching:
@@ -244,19 +209,6 @@ class ScheduleSearcher(Searcher):
                 return InFlightTrial(confirming=schedule)
             self._state.confirm(known)  # by another driver
         return None
-
-    def _look_up(self, schedule: PruningSchedule) -> Known | None:
-        computation = self._state.computation(schedule)
-        if any(self._state.computation(candidate.schedule) == computation for candidate in self.trials.candidates()):
-            return Known(None)
-        known = self._state.find(schedule)
-        if known is None and (known := self._records.evaluation(schedule.hash)):  # another driver's
-            if known.state == "queued":
-                return None
-            if known.state == "running":
-                return Known(None)
-            self._state.add(known)
-        return None if known is None else Known(known)
 
     def _task(self, trial: InFlightTrial) -> dict[str, Any]:
         if trial.confirming is not None:
@@ -291,18 +243,18 @@ class ScheduleSearcher(Searcher):
                 self.trials.repeat(candidate)
                 self._reporting.note(f"the worker of schedule {candidate.schedule.text!r} {how}; it runs again")
             else:  # another driver has taken it
-                self._tell(candidate, None)
+                self._groups.proposer.tell(candidate, None)
 
     def _record(self, candidate: Candidate, result: Measurement | Failure) -> None:
-        evaluation = self._records.record(evaluation_of(self._proposer.running(candidate), result))
+        evaluation = self._records.record(evaluation_of(self._groups.proposer.running(candidate), result))
         if evaluation is None:  # another driver has taken it; its result will be news
-            self._tell(candidate, None)
+            self._groups.proposer.tell(candidate, None)
             return
         self.evaluated += 1
         self._recorded.append(evaluation)
         self._state.add(evaluation)
         self._count_failures(evaluation)
-        self._tell(candidate, evaluation)
+        self._groups.proposer.tell(candidate, evaluation)
 
     def _count_failures(self, evaluation: Evaluation) -> None:
         if evaluation.state != "failed":
@@ -317,27 +269,13 @@ class ScheduleSearcher(Searcher):
             text = schedule.text or "dense"
             self._reporting.note(f"schedule {text!r} could not be confirmed: {result.error}")
             return
-        assert result.latency_ms is not None and result.latency_ratio is not None  # confirmations are timed
-        confirmation = Confirmation(
-            schedule.hash,
-            top1=result.top1,
-            loss=result.loss,
-            agreement=result.agreement,
-            images=result.images,
-            seconds=result.seconds,
-            latency_ms=result.latency_ms,
-            latency_ratio=result.latency_ratio,
-        )
+        confirmation = confirmation_of(schedule, result)
         self._records.confirm(confirmation)
         self._state.confirm(confirmation)
 
     def _report(self) -> None:
         recorded, self._recorded = self._recorded, []
         self._reporting.observe(self.snapshot, recorded)
-
-    def _tell(self, candidate: Candidate, evaluation: Evaluation | None) -> None:
-        if candidate.draw is not None:
-            self._sampler.tell(candidate.draw, evaluation)
 
     def _end(self, reason: str) -> None:
         self.ending = self.ending or reason

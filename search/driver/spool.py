@@ -23,7 +23,7 @@ from results import Evaluation, Study
 from results.records import UNFINISHED, Confirmation
 from results.store.database import parse_address
 from results.store.store import Store
-from search.driver.search_setup import IDENTITY
+from search.driver.study_identity import IDENTITY
 from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, StoreError
 

@@ -52,7 +52,6 @@ class Trials:
         clock: in seconds.
 
     Attributes:
-        preparing: candidates of the group that is being put together.
         overheads: for each candidate, its part of the seconds from when its slot became free (another trial was
             recorded in it, or the search began) until it was recorded itself, less its forward passes.
         forwards: for each candidate, the seconds of these forward passes.
@@ -64,7 +63,6 @@ class Trials:
         self._repeats: list[InFlightTrial] = []  # which schedule killed their worker is not known yet
         self._began = clock()
         self._free: list[float] = []  # since when each slot without a trial has had none
-        self.preparing: list[Candidate] = []
         self.overheads: list[float] = []
         self.forwards: list[float] = []
 
@@ -79,10 +77,9 @@ class Trials:
         return any(trial.confirming is None for trial in self._running.values())
 
     def candidates(self) -> Iterator[Candidate]:
-        """Yield the candidates in flight, those that wait to run again, and those of the group being prepared."""
+        """Yield the candidates in flight, then those that wait to run again."""
         for trial in [*self._running.values(), *self._repeats]:
             yield from trial.group
-        yield from self.preparing
 
     def start(self, trial_id: str, trial: InFlightTrial) -> None:
         """Put a trial into the slot that has been free the longest."""

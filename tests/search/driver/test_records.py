@@ -16,8 +16,9 @@ from results.store.store import Store
 from search.driver import spool as spool_module
 from search.driver.patience import DEFAULT_SECONDS, FIRST_WAIT, LONGEST_WAIT, Patience
 from search.driver.records import StudyRecords
-from search.driver.search_setup import IDENTITY, SearchSetup
+from search.driver.search_setup import SearchSetup
 from search.driver.spool import Spool, as_json, from_json
+from search.driver.study_identity import IDENTITY
 from spaces import PruningSchedule
 from spaces.errors import DatabaseError, StoreError
 

@@ -46,6 +46,7 @@ import ssm_models
 from results import Evaluation, hypervolume
 from results.records import Confirmation, News
 from search.data.dataset import open_data
+from search.driver.proposer import CandidateSource
 from search.driver.searcher import ScheduleSearcher, SearchPlan
 from search.driver.study_state import StudyState
 from search.evaluation.evaluator import Evaluator
@@ -256,8 +257,9 @@ def ours(name: str, sampler_name: str, brood: int = 1, race: bool = True) -> Cal
         )
         records = Memory()
         searcher = ScheduleSearcher(
-            space, sampler, StudyState(("top1", "flops"), bed.model.layout, (), race=race), records,
-            SearchPlan(trials, brood, confirm=False), starts=starting_schedules(space), seed=seed,
+            CandidateSource(space, sampler, starting_schedules(space), seed),
+            StudyState(("top1", "flops"), bed.model.layout, (), race=race), records,
+            SearchPlan(trials, brood, confirm=False),
         )  # fmt: skip
         number = 0
         while isinstance(task := searcher.suggest(f"t{number}"), dict):

@@ -1,27 +1,20 @@
 """Groups of candidates, each claimed before it runs: those first that other drivers left, then new ones."""
 
-from collections.abc import Sequence
-
-from search.driver.proposer import Candidate, Known, Proposer
+from search.driver.proposer import Candidate, CandidateSource, Known, Proposer
 from search.driver.records import Records
 from search.driver.study_state import StudyState
 from search.driver.trials import Trials
-from search.samplers.base import Sampler
 from spaces import PruningSchedule
-from spaces.space import SearchSpace
 
 
 class GroupBuilder:
     """Puts groups of candidates together, and learns what other drivers do; not thread-safe.
 
     Args:
-        space: where candidates come from.
-        sampler: proposes points of it; restored from the recorded evaluations.
+        source: of the candidates.
         state: of the study.
         records: where schedules are claimed.
         trials: the trials in flight.
-        starts: schedules to try first; those above the budget are skipped.
-        seed: of the random draws that follow many known candidates.
 
     Attributes:
         proposer: of the candidates.
@@ -29,18 +22,9 @@ class GroupBuilder:
         exhausted: whether nothing new was found in the space.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        sampler: Sampler,
-        state: StudyState,
-        records: Records,
-        trials: Trials,
-        starts: Sequence[PruningSchedule],
-        seed: int,
-    ) -> None:
-        self._sampler, self._state, self._records, self._trials = sampler, state, records, trials
-        self.proposer = Proposer(space, sampler, self._look_up, starts, f"{seed}:{len(state)}")
+    def __init__(self, source: CandidateSource, state: StudyState, records: Records, trials: Trials) -> None:
+        self._sampler, self._state, self._records, self._trials = source.sampler, state, records, trials
+        self.proposer = Proposer(source, self._look_up, len(state))
         self.elsewhere = 0
         self.exhausted = False
         self._left = 0  # schedules that other drivers left

@@ -41,31 +41,41 @@ class Known:
     evaluation: Evaluation | None
 
 
+@dataclass(frozen=True)
+class CandidateSource:
+    """Where candidates come from.
+
+    Attributes:
+        space: of all candidates.
+        sampler: proposes points of it; restored from the recorded evaluations.
+        starts: schedules to try first; those above the budget are skipped.
+        seed: of the random draws that follow many known candidates.
+    """
+
+    space: SearchSpace
+    sampler: Sampler
+    starts: Sequence[PruningSchedule] = ()
+    seed: int = 0
+
+
 class Proposer:
     """Proposes each computation once; not thread-safe.
 
     Args:
-        space: where candidates come from.
-        sampler: proposes points of it; restored from the recorded evaluations.
+        source: of the candidates.
         look_up: returns what is known of a schedule, or None.
-        starts: schedules to try first; those above the budget are skipped.
-        seed: of the random draws that follow many known candidates.
+        recorded: evaluations that the study has at the start.
 
     Attributes:
         reused: how many proposals were known.
     """
 
     def __init__(
-        self,
-        space: SearchSpace,
-        sampler: Sampler,
-        look_up: Callable[[PruningSchedule], Known | None],
-        starts: Sequence[PruningSchedule],
-        seed: str,
+        self, source: CandidateSource, look_up: Callable[[PruningSchedule], Known | None], recorded: int = 0
     ) -> None:
-        self._space, self._sampler, self._look_up = space, sampler, look_up
-        self._starts = list(starts)
-        self._random = random.Random(seed)
+        self._space, self._sampler, self._look_up = source.space, source.sampler, look_up
+        self._starts = list(source.starts)
+        self._random = random.Random(f"{source.seed}:{recorded}")
         self.reused = 0
 
     def next(self) -> Candidate | None:

@@ -16,6 +16,7 @@ from search.driver.lease import Lease
 from search.driver.outcome import SearchOutcome
 from search.driver.patience import Patience
 from search.driver.progress import SearchProgress, Snapshot
+from search.driver.proposer import CandidateSource
 from search.driver.records import StudyRecords
 from search.driver.search_setup import check_dense, open_setup
 from search.driver.searcher import Reporting, ScheduleSearcher, SearchPlan
@@ -152,14 +153,11 @@ class SearchSession:
         dense_score = self._store.confirmation(self._study, PruningSchedule().hash)
         race = setup.raced is not None
         return ScheduleSearcher(
-            setup.space,
-            sampler,
+            CandidateSource(setup.space, sampler, starting_schedules(setup.space), seed),
             StudyState(setup.objectives, setup.model.layout, self._known, dense_score, race=race),
             records,
             self._plan(),
-            starts=starting_schedules(setup.space),
-            seed=seed,
-            reporting=Reporting(self._observe, self._progress.note),
+            Reporting(self._observe, self._progress.note),
         )
 
     def _plan(self) -> SearchPlan:

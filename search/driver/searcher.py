@@ -13,17 +13,15 @@ from ray.tune.search import Searcher
 from results import Evaluation, hypervolume
 from search.driver.group_builder import GroupBuilder
 from search.driver.progress import Snapshot
-from search.driver.proposer import Candidate
+from search.driver.proposer import Candidate, CandidateSource
 from search.driver.records import Records
 from search.driver.study_state import Confirmer, StudyState
 from search.driver.trial_results import confirmation_of, evaluation_of
 from search.driver.trials import InFlightTrial, Timeouts, Trials
 from search.evaluation.protocol import Failure, Measurement, confirm_task, search_task
 from search.evaluation.race import Entry
-from search.samplers.base import Sampler
 from spaces import PruningSchedule
 from spaces.errors import SearchError
-from spaces.space import SearchSpace
 
 FAILURES_IN_A_ROW = 5  # end the search
 
@@ -70,13 +68,10 @@ class ScheduleSearcher(Searcher):
     to be raised when Tune has returned, since Tune would log it and go on.
 
     Args:
-        space: where candidates come from.
-        sampler: proposes points of it; restored from the recorded evaluations.
+        source: of the candidates.
         state: of the study.
         records: where results go.
         plan: how far the search goes.
-        starts: schedules to try first; those above the budget are skipped.
-        seed: of the random draws that follow many known candidates.
         reporting: whom it reports to.
 
     Attributes:
@@ -88,20 +83,16 @@ class ScheduleSearcher(Searcher):
 
     def __init__(
         self,
-        space: SearchSpace,
-        sampler: Sampler,
+        source: CandidateSource,
         state: StudyState,
         records: Records,
         plan: SearchPlan,
-        *,
-        starts: Sequence[PruningSchedule] = (),
-        seed: int = 0,
         reporting: Reporting = SILENT,
     ) -> None:
         super().__init__()
         self._state, self._records, self._plan, self._reporting = state, records, plan, reporting
         self.trials = Trials(plan.timeouts)
-        self._groups = GroupBuilder(space, sampler, state, records, self.trials, starts, seed)
+        self._groups = GroupBuilder(source, state, records, self.trials)
         self._confirmer = Confirmer(state)
         self._failures: list[str] = []  # in a row
         self._recorded: list[Evaluation] = []  # since the last report

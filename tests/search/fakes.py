@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from results import Evaluation
 from results.records import Confirmation, News
 from search.driver.progress import Snapshot
+from search.driver.proposer import CandidateSource
 from search.driver.searcher import Reporting, ScheduleSearcher, SearchPlan
 from search.driver.study_state import StudyState
 from search.driver.trials import Timeouts
@@ -190,14 +191,11 @@ def listening_searcher(
     proposing.restore(records.read())
     listening = ListeningSampler(proposing)
     searching = ScheduleSearcher(
-        chosen,
-        listening,
+        CandidateSource(chosen, listening, starting_schedules(chosen) if given.starts else (), given.seed),
         records.study_state(given.race),
         records,
         SearchPlan(trials, given.group, given.confirm, given.timeouts, given.time_is_up),
-        starts=starting_schedules(chosen) if given.starts else (),
-        seed=given.seed,
-        reporting=Reporting(lambda snapshot, recorded: given.observe(snapshot), given.note),
+        Reporting(lambda snapshot, recorded: given.observe(snapshot), given.note),
     )
     return searching, listening
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from results import Evaluation
-from search.driver.proposer import MOST_KNOWN, START, Candidate, Known, Proposer
+from search.driver.proposer import MOST_KNOWN, START, Candidate, CandidateSource, Known, Proposer
 from spaces import PruningSchedule
 from spaces.errors import SearchError
 from spaces.published import starting_schedules
@@ -22,11 +22,11 @@ def proposer(
     starts: Sequence[PruningSchedule] = (),
     over: SearchSpace | None = None,
     name: str = "random",
-    seed: str = "0",
+    seed: int = 0,
 ) -> tuple[Proposer, ListeningSampler]:
     chosen = over or fakes.space()
     sampler = ListeningSampler(fakes.sampler(name, chosen))
-    return Proposer(chosen, sampler, look_up, starts, seed), sampler
+    return Proposer(CandidateSource(chosen, sampler, starts, seed), look_up), sampler
 
 
 def some(subject: Proposer, count: int) -> list[Candidate]:
@@ -95,7 +95,7 @@ def test_points_at_random_follow_when_a_sampler_only_repeats_itself() -> None:
     values: dict[str, Value] = {"after_1": 4, "after_2": 8, "after_3": 8, "context": "drop", "target": 0.5}
     values |= {"weight_1": 1.0, "weight_2": 1.0, "weight_3": 0.0}
 
-    def run(seed: str) -> list[str]:
+    def run(seed: int) -> list[str]:
         over = fakes.space()
         stuck = over.schedule(values)
         subject, sampler = proposer(lambda schedule: Known(None) if schedule == stuck else None, over=over, seed=seed)
@@ -104,9 +104,9 @@ def test_points_at_random_follow_when_a_sampler_only_repeats_itself() -> None:
         assert all(candidate.draw and candidate.draw.values != values for candidate in found)
         return [candidate.schedule.text for candidate in found]
 
-    one = run("1")
+    one = run(1)
     assert len(set(one)) == 5
-    assert one == run("1") != run("2")
+    assert one == run(1) != run(2)
 
 
 def test_a_candidate_above_the_limit_is_an_error() -> None:

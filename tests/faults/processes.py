@@ -1,4 +1,4 @@
-"""Searches as processes of their own, and what is left of them."""
+"""Searches in processes of their own, and checks that nothing of them is left."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def arguments(url: str, trials: int, *more: str) -> list[str]:
 @contextmanager
 def running(command: list[str], folder: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """Start a program in a folder; yield it and the file of its stderr. It and what it started end with the block."""
-    # Ray lets its workers stand back behind everything else; tests on a busy machine would wait for minutes.
+    # Ray gives its workers the lowest priority; on a busy machine the tests would wait for minutes.
     environment = {"RAY_worker_niceness": "0"} | environment
     err = folder / f"stderr-{len(list(folder.glob('stderr-*')))}"
     with err.open("w") as file:
@@ -62,7 +62,7 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen[str], err: Pa
 
 
 def evaluations(url: str) -> list[Evaluation]:
-    """What study `s` has by now; nothing if it has not begun."""
+    """Return the evaluations of study `s` so far; none if it has not begun."""
     if url.startswith("sqlite") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
     with Store.open(url, create=True) as store:
@@ -70,7 +70,7 @@ def evaluations(url: str) -> list[Evaluation]:
 
 
 def interrupted(process: subprocess.Popen[str], number: signal.Signals) -> int:
-    """Signal a process, wait for its end, and see that nothing that it started is there ten seconds later."""
+    """Signal a process, wait for its end, and check that none of its descendants is left ten seconds later."""
     descendants = family(process)
     process.send_signal(number)
     code = process.wait(PATIENCE)

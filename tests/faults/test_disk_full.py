@@ -1,4 +1,4 @@
-"""A disk that fills up under a search: a real small tmpfs, a real store."""
+"""A disk that fills up during a search: a small real tmpfs, and a real store."""
 
 import sqlite3
 import subprocess

@@ -14,7 +14,7 @@ TRIALS = 120
 
 
 def recorded_by(path: Path) -> dict[int, int]:
-    """How many evaluations each driver has recorded."""
+    """Return how many evaluations each driver has recorded."""
     if not path.exists():
         return {}
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)) as connection:

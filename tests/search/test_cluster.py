@@ -37,7 +37,7 @@ def evaluations(url: str) -> list[Evaluation]:
 
 @pytest.mark.slow
 def test_a_node_with_another_version_is_refused_and_costs_no_candidate(two_nodes: Cluster, tmp_path: Path) -> None:
-    """The driver claims a version that the nodes have not."""
+    """The driver claims to have a version that the nodes do not have."""
     url = f"sqlite:///{tmp_path / 's.db'}"
     program = (
         "import sys, search.driver.tune_run as driver, search.cli\n"

@@ -144,7 +144,7 @@ def test_a_result_is_returned_as_the_store_has_it(store: Store, study: Study, sp
 
 
 def test_what_another_driver_queued_meanwhile_is_not_run_twice(store: Store, study: Study, spool: Spool) -> None:
-    """It took this driver for gone, which returns to find its own work waiting."""
+    """That driver assumed that this one was gone, which then finds its own work waiting."""
     first, second = evaluation(0), evaluation(1)
     records = claimed(store, study, spool, numbers=range(2))
     store.leave(study, store.drivers(study)[0])  # what the other one does then

@@ -1,4 +1,4 @@
-"""Whole searches with a real Ray, as a user runs them: each is a process of its own."""
+"""Whole searches with a real Ray, each in a process of its own, as users run them."""
 
 import ipaddress
 import json
@@ -38,7 +38,7 @@ def command(url: str, trials: int, *more: str) -> list[str]:
 
 
 def evaluations(url: str) -> list[Evaluation]:
-    """What study `s` has by now; nothing if it has not begun."""
+    """Return the evaluations of study `s` so far; none if it has not begun."""
     if not Path(url.removeprefix("sqlite:///")).exists():
         return []
     with Store.open(url) as store:
@@ -214,7 +214,7 @@ def test_two_signals_end_it_at_once_and_nothing_recorded_is_lost(url: str) -> No
 
 @pytest.mark.slow
 def test_weights_that_change_under_way_end_the_search(url: str) -> None:
-    """The worker refuses them, and no candidate is recorded as failed for it."""
+    """The worker is refused, and no candidate is recorded as failed."""
     program = (
         "import sys, search.driver.search_setup as driver, search.cli\n"
         "own = driver.evaluation_fingerprint\n"

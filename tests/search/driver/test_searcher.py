@@ -50,13 +50,9 @@ class TestEvaluating:
         assert max(e.flops for e in records.evaluations) <= over.limit
         assert all(e.flops == fakes.flops(e.schedule) for e in records.evaluations)
 
-    def test_a_candidate_above_the_limit_is_an_error(self) -> None:
-        class Broken(type(fakes.space())):  # type: ignore[misc]
-            def schedule(self, values: Any) -> PruningSchedule:
-                return PruningSchedule()
-
+    def test_a_candidate_above_the_limit_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         over = fakes.space()
-        over.__class__ = Broken
+        monkeypatch.setattr(over, "schedule", lambda values: PruningSchedule())
         subject = searcher(MemoryRecords(), trials=5, over=over, starts=False)
         assert drive(subject) == []
         assert isinstance(subject.error, SearchError)

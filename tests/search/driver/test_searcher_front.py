@@ -83,7 +83,7 @@ class TestRacing:
         assert records.states == ["done"] * 40
 
     def test_the_front_is_that_of_a_search_without_races(self) -> None:
-        """But for what is stopped by mistake, which the stated error bounds.
+        """Except for what is stopped by mistake, which the error bounds.
 
         Random proposals do not depend on results, so that both searches try the same schedules.
         """
@@ -233,7 +233,7 @@ class TestConfirming:
 
 
 def drive_until(subject: ScheduleSearcher, count: int, records: MemoryRecords) -> None:
-    """Evaluate until so many are recorded."""
+    """Evaluate until `count` are recorded."""
     while len(records.evaluations) < count:
         name = f"until-{len(records.evaluations)}"
         task = subject.suggest(name)

@@ -15,7 +15,7 @@ TIMEOUTS = Timeouts(candidate=10.0, confirmation=99.0)
 
 
 class Watched:
-    """A searcher's trials played against a clock; `killed` are the actors that were ended."""
+    """Plays the trials of a searcher against a clock; `killed` are the actors that were killed."""
 
     def __init__(self, searching: ScheduleSearcher) -> None:
         self.now = 0.0
@@ -28,7 +28,7 @@ class Watched:
         return trial  # type: ignore[no-any-return]
 
     def at(self, seconds: float, step: float = 0.5) -> list[str]:
-        """Let Tune take steps until then; return which actors were ended."""
+        """Let Tune take steps until then; return which actors were killed."""
         while self.now < seconds:
             self.now = min(self.now + step, seconds)
             self.timeout.on_step_begin(0, [])

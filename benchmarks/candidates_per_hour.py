@@ -1,8 +1,8 @@
-"""How many candidates an hour decides: alone on all images, with shared beginnings, and with a race.
+"""How many candidates are decided in an hour: alone on all images, with shared beginnings, and with a race.
 
-The same candidates in the same order each time: starting schedules, then random points of the space, which is what
-a search sees before it has learnt anything. Every way ends with a front; those of all ways should be the same, and a
-candidate that was stopped although it belongs there is counted as a false stop.
+The candidates and their order are the same each time: starting schedules, then random points of the space, which is
+what a search sees before it has learnt anything. Each way ends with a front; all fronts should be the same, and a
+candidate that was stopped although it belongs on the front is counted as a false stop.
 
     python benchmarks/candidates_per_hour.py --model plain_mamba_nano --checkpoint F --data folder:cifar10
 
@@ -21,9 +21,10 @@ import ssm_models
 from results import Evaluation
 from search.data.dataset import open_data
 from search.driver.study_state import StudyState
-from search.evaluation.evaluator import Entry, Evaluator, Metrics
+from search.evaluation.evaluator import Evaluator
+from search.evaluation.metrics import Metrics
 from search.evaluation.protocol import pack, unpack
-from search.evaluation.race import tail
+from search.evaluation.race import Entry, tail
 from search.models import open_model
 from search.samplers.registry import make_sampler
 from spaces import FlopsBudget, PruningSchedule
@@ -35,22 +36,20 @@ BATCH = 100
 
 
 def decide(
-    evaluator: Evaluator, table: ssm_models.CostTable, candidates: Sequence[PruningSchedule], brood: int, race: bool
+    evaluator: Evaluator, table: ssm_models.CostTable, candidates: Sequence[PruningSchedule], group: int, race: bool
 ) -> tuple[float, StudyState, int]:
-    """Evaluate the candidates in broods; return the CPU seconds, what is known then, and the images run."""
-    standing = StudyState(OBJECTIVES, evaluator.model.layout, ())
+    """Evaluate the candidates in groups; return the CPU seconds, the state of the study then, and the images run."""
+    state = StudyState(OBJECTIVES, evaluator.model.layout, ())
     images, began = 0, time.process_time()
-    for start in range(0, len(candidates), brood):
-        part = candidates[start : start + brood]
+    for start in range(0, len(candidates), group):
+        part = candidates[start : start + group]
         costs = [table.flops(schedule) for schedule in part]
-        entries = [
-            Entry(s, standing.bar(cost), cost) if race else Entry(s) for s, cost in zip(part, costs, strict=True)
-        ]
-        for schedule, found in zip(part, evaluator.evaluate_brood(entries), strict=True):
+        entries = [Entry(s, state.bar(cost), cost) if race else Entry(s) for s, cost in zip(part, costs, strict=True)]
+        for schedule, found in zip(part, evaluator.evaluate_group(entries), strict=True):
             assert isinstance(found, Metrics)
             images += found.images
             flops = table.flops(schedule)
-            standing.add(
+            state.add(
                 Evaluation(
                     schedule,
                     flops,
@@ -62,7 +61,7 @@ def decide(
                     outcomes=None if found.outcomes is None else pack(found.outcomes),
                 )
             )
-    return time.process_time() - began, standing, images
+    return time.process_time() - began, state, images
 
 
 def least_images(found: Sequence[Evaluation], error: float) -> float:
@@ -116,22 +115,22 @@ def main() -> None:
     chosen = list(candidates)
     everything = Evaluator(model, batches, dense=dense)
     sample = chosen[:: a.sample]
-    seconds, standing, _ = decide(everything, table, sample, 1, race=False)
+    seconds, state, _ = decide(everything, table, sample, 1, race=False)
     alone = seconds * sum(map(table.flops, chosen)) / sum(map(table.flops, sample))
     print(f"| each alone, all images | {alone:.0f} | {3600 * len(chosen) / alone:,.0f} | 1.0 | 100.0% | – | – | – |")
     reference, least = set[str](), 1.0
-    for way, cache, race, brood in (
-        ("shared beginnings, broods of 32", 0, False, 32),
-        ("and a race, broods of 32", 0, True, 32),
-        ("and a race, broods of 4, cache of 1 GiB", 2**30, True, 4),
+    for way, cache, race, group in (
+        ("shared beginnings, groups of 32", 0, False, 32),
+        ("and a race, groups of 32", 0, True, 32),
+        ("and a race, groups of 4, cache of 1 GiB", 2**30, True, 4),
     ):
         evaluator = Evaluator(model, batches, dense=dense, prefix_cache=cache, error=a.error)
-        seconds, standing, images = decide(evaluator, table, chosen, brood, race)
-        front = {evaluation.hash for evaluation in standing.front()}
+        seconds, state, images = decide(evaluator, table, chosen, group, race)
+        front = {evaluation.hash for evaluation in state.front()}
         if not reference:
             reference = front
-            least = least_images([e for s in chosen if (e := standing.find(s))], a.error)
-        found = [standing.find(schedule) for schedule in chosen]
+            least = least_images([e for s in chosen if (e := state.find(s))], a.error)
+        found = [state.find(schedule) for schedule in chosen]
         false = sum(e is not None and e.state == "stopped" and e.hash in reference for e in found)
         print(
             f"| {way} | {seconds:.0f} | {3600 * len(chosen) / seconds:,.0f} | {alone / seconds:.1f} | "

@@ -1,8 +1,8 @@
 """A driver that is killed again and again: what a resume finds, and what it costs.
 
-Starts `search` on the embedded digits, kills it with SIGKILL after a random time, resumes it, and so on; then
-lets it end. After each round nothing that was recorded may be gone or there twice, and the database must be
-whole. At the end there are exactly N evaluations, for which at most 1.5 N were begun.
+Starts `search` on the embedded digits, kills it with SIGKILL after a random time, resumes it, and so on; then lets it
+finish. After each round no recorded evaluation may be missing or doubled, and the database must be intact. In the end
+there are exactly N evaluations, for which at most 1.5 N were begun.
 
     python benchmarks/faults.py --rounds 20 --seed 0
 """
@@ -42,15 +42,15 @@ def main() -> None:
 
 def play(folder: Path, rounds: int, trials: int, chance: random.Random, longest: float) -> list[str]:
     """Return what did not hold."""
-    data_base, log = folder / "s.db", folder / "begun"
+    database, log = folder / "s.db", folder / "begun"
     wrong: list[str] = []
     known: list[str] = []
     print("| round | killed | recorded | begun | lost | twice | integrity |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for number in range(1, rounds + 2):
         last = number == rounds + 1
-        process = start(data_base, log, trials, folder)
-        when = "at the end" if last else wait(process, data_base, len(known), chance, longest)
+        process = start(database, log, trials, folder)
+        when = "at the end" if last else wait(process, database, len(known), chance, longest)
         if last:
             process.wait()
         elif process.poll() is None:
@@ -60,7 +60,7 @@ def play(folder: Path, rounds: int, trials: int, chance: random.Random, longest:
             when = "had ended"
         if last and process.returncode != 0:
             wrong.append(f"the last run ended with {process.returncode}: {(folder / 'stderr').read_text()[-500:]}")
-        hashes, whole = read(data_base)
+        hashes, whole = read(database)
         begun = len(log.read_text().splitlines()) if log.exists() else 0
         lost = len(set(known) - set(hashes))
         twice = len(hashes) - len(set(hashes))
@@ -80,10 +80,10 @@ def play(folder: Path, rounds: int, trials: int, chance: random.Random, longest:
     return wrong
 
 
-def start(data_base: Path, log: Path, trials: int, folder: Path) -> "subprocess.Popen[bytes]":
+def start(database: Path, log: Path, trials: int, folder: Path) -> "subprocess.Popen[bytes]":
     """Start or resume the search; its workers write into `log` what they begin."""
     arguments = ["search", *SETTINGS, "--flops-budget", "0.9", "--trials", str(trials), "--study", "s"]
-    arguments += ["--db", f"sqlite:///{data_base}", "--confirm-images", "0", "--format", "json"]
+    arguments += ["--db", f"sqlite:///{database}", "--confirm-images", "0", "--format", "json"]
     with (folder / "stderr").open("wb") as err:
         return subprocess.Popen(
             [sys.executable, __file__, "--drive", *arguments],
@@ -100,13 +100,13 @@ def scratch(folder: Path) -> Path:
 
 
 def wait(
-    process: "subprocess.Popen[bytes]", data_base: Path, known: int, chance: random.Random, longest: float
+    process: "subprocess.Popen[bytes]", database: Path, known: int, chance: random.Random, longest: float
 ) -> str:
     """Wait for a random time: one round in five within the start, else after the first new evaluation."""
     began = time.monotonic()
     early = chance.random() < 0.2
     seconds = chance.uniform(0.0, longest)
-    while not early and process.poll() is None and len(read(data_base)[0]) <= known:
+    while not early and process.poll() is None and len(read(database)[0]) <= known:
         time.sleep(0.05)
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
@@ -114,11 +114,11 @@ def wait(
     return f"{'in its start, ' if early else ''}after {time.monotonic() - began:.1f} s"
 
 
-def read(data_base: Path) -> tuple[list[str], str]:
+def read(database: Path) -> tuple[list[str], str]:
     """Return the hashes of what is recorded, in order, and what SQLite says of the file."""
-    if not data_base.exists():
+    if not database.exists():
         return [], "ok"
-    with closing(sqlite3.connect(f"{data_base.as_uri()}?mode=rw", uri=True, timeout=60)) as connection:
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True, timeout=60)) as connection:
         states = "('done', 'failed', 'stopped')"
         rows = connection.execute(f"SELECT schedule_hash FROM evaluations WHERE state IN {states} ORDER BY number")
         return [row[0] for row in rows], connection.execute("PRAGMA integrity_check").fetchone()[0]
@@ -127,7 +127,7 @@ def read(data_base: Path) -> tuple[list[str], str]:
 def drive(arguments: list[str]) -> int:
     """Run the command line with workers that write down what they begin."""
     from search import cli
-    from search.driver import runner
+    from search.driver import tune_run
     from search.evaluation import worker
 
     log = os.environ["BEGUN"]
@@ -135,10 +135,10 @@ def drive(arguments: list[str]) -> int:
     class Counted(worker.EvaluationTrainable):
         def step(self) -> dict[str, Any]:
             with Path(log).open("a") as file:
-                file.write("".join(f"{json.dumps(text)}\n" for text in self._task["schedules"]))
+                file.write("".join(f"{json.dumps(text)}\n" for text in self.task["schedules"]))
             return super().step()
 
-    vars(runner)["EvaluationTrainable"] = Counted
+    vars(tune_run)["EvaluationTrainable"] = Counted
     return cli.run(arguments)
 
 

@@ -36,7 +36,9 @@ from search_quality import patterns, same_settings
 
 import ssm_models
 from search.data.dataset import ImageData, open_data
-from search.evaluation.evaluator import Entry, Evaluator, Metrics
+from search.evaluation.evaluator import Evaluator
+from search.evaluation.metrics import Metrics
+from search.evaluation.race import Entry
 from search.models import open_model
 from search.training.finetune import finetune_model, finetune_recipe
 from search.training.finetune_job import FineTuneJob
@@ -129,7 +131,7 @@ def best_of_grid(a: argparse.Namespace, target: float) -> PruningSchedule:
 
 def scores(model: ssm_models.PrunableModel, batches: Any, schedules: list[PruningSchedule]) -> list[float]:
     """Return the top-1 of schedules, evaluated together."""
-    found = Evaluator(model, batches).evaluate_brood([Entry(schedule) for schedule in schedules])
+    found = Evaluator(model, batches).evaluate_group([Entry(schedule) for schedule in schedules])
     for metrics in found:
         if not isinstance(metrics, Metrics):
             raise metrics

@@ -46,11 +46,14 @@ import ssm_models
 from results import Evaluation, hypervolume
 from results.records import Confirmation, News
 from search.data.dataset import Batches, open_data
-from search.driver.searcher import ScheduleSearcher
+from search.driver.proposer import CandidateSource
+from search.driver.searcher import ScheduleSearcher, SearchPlan
 from search.driver.study_state import StudyState
-from search.evaluation.evaluator import Entry, Evaluator, Metrics
-from search.evaluation.protocol import SEARCH, unpack
-from search.evaluation.worker import as_result
+from search.evaluation.evaluator import Evaluator
+from search.evaluation.metrics import Metrics
+from search.evaluation.protocol import SEARCH, task_entries
+from search.evaluation.race import Entry
+from search.evaluation.worker import measurement
 from search.models import open_model
 from search.samplers.registry import make_sampler
 from spaces import FlopsBudget, PruningSchedule
@@ -222,10 +225,10 @@ class Memory:
         """Allow it."""
         return True
 
-    def record(self, evaluation: Evaluation) -> bool:
+    def record(self, evaluation: Evaluation) -> Evaluation | None:
         """Keep it."""
         self.evaluations[evaluation.hash] = evaluation
-        return True
+        return evaluation
 
     def news(self) -> News:
         """Return none: all that finished was recorded here."""
@@ -239,8 +242,9 @@ class Memory:
         """Return none."""
         return None
 
-    def confirm(self, confirmation: Confirmation) -> None:
+    def confirm(self, confirmation: Confirmation) -> Confirmation | None:
         """Forget it."""
+        return confirmation
 
 
 def ours(name: str, sampler_name: str, group: int = 1, race: bool = True) -> Callable[[Bed, str, int], Trace]:
@@ -255,20 +259,16 @@ def ours(name: str, sampler_name: str, group: int = 1, race: bool = True) -> Cal
         )
         records = Memory()
         searcher = ScheduleSearcher(
-            space, sampler, flops=bed.table.flops, dense_flops=bed.table.dense, trials=trials,
-            standing=StudyState(("top1", "flops"), bed.model.layout, ()), records=records,
-            starts=starting_schedules(space), seed=seed, brood=group, race=race, confirm=False,
+            CandidateSource(space, sampler, starting_schedules(space), seed),
+            StudyState(("top1", "flops"), bed.model.layout, (), race=race), records,
+            SearchPlan(trials, group, confirm=False),
         )  # fmt: skip
         number = 0
         while isinstance(task := searcher.suggest(f"t{number}"), dict):
             assert task["task"] == SEARCH
-            bars = [None if bar is None else unpack(bar, bed.images) for bar in task["bars"]]
-            entries = [
-                Entry(PruningSchedule.parse(text), bar, flops)
-                for text, flops, bar in zip(task["schedules"], task["flops"], bars, strict=True)
-            ]
-            found = evaluator.evaluate_brood(entries)
-            results = [as_result(metrics) for metrics in found if isinstance(metrics, Metrics)]
+            entries = task_entries(task, bed.images)
+            found = evaluator.evaluate_group(entries)
+            results = [measurement(metrics) for metrics in found if isinstance(metrics, Metrics)]
             searcher.on_trial_complete(f"t{number}", {"results": results})
             number += 1
             spent = time.process_time() - began
@@ -405,7 +405,7 @@ def ceiling(a: argparse.Namespace, found: list[Trace]) -> None:
         done = sorted(((top1, text) for text, top1 in tried.items() if top1 is not None), reverse=True)
         some = done[: a.ceiling]
         entries = [Entry(PruningSchedule.parse(text)) for _, text in some]
-        held = [100 * m.top1 for m in bed.rest.evaluate_brood(entries) if isinstance(m, Metrics)]
+        held = [100 * m.top1 for m in bed.rest.evaluate_group(entries) if isinstance(m, Metrics)]
         print(
             f"\n{mode}: of {len(done)} schedules that were tried at -41.6 % or below the {len(some)} best have "
             f"{100 * some[-1][0]:.1f} to {100 * some[0][0]:.1f} % on their own images, and held out "

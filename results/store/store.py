@@ -6,7 +6,7 @@ to one driver at a time (`results.store.claims`). Methods take and return the pl
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -152,7 +152,7 @@ class Store:
 
     # --- evaluations ------------------------------------------------------------------------------------
 
-    def record(self, study: Study, evaluation: Evaluation, claim: Claim | None = None) -> bool:
+    def record(self, study: Study, evaluation: Evaluation, claim: Claim | None = None) -> Evaluation | None:
         """Write a finished evaluation (done, failed or stopped), and give it the next number of the study.
 
         Args:
@@ -162,8 +162,8 @@ class Store:
                 is running its schedule and it has no result yet.
 
         Returns:
-            Whether the database holds this record now. False, with nothing written, if the claim is void or the
-            schedule has another result. Recording again under the same claim returns True and changes nothing.
+            The evaluation as the database has it, with its number. None, with nothing written, if the claim is void
+            or the schedule has another result. Recording again under the same claim changes nothing.
 
         Raises:
             StoreError: the evaluation contradicts itself, or a number in it is NaN or infinite.
@@ -175,11 +175,12 @@ class Store:
             row = connection.execute(select(*columns).where(same)).first()
             mine = row is not None and claim == Claim(row.driver_id or 0, row.attempts)
             if row is not None and row.state in FINISHED:
-                return mine
+                known = evaluations_query(study).where(EvaluationRow.schedule_hash == evaluation.hash)
+                return read_evaluation(connection.execute(known).one()) if mine else None
             if claim is not None and not mine:
-                return False
+                return None
             if claim is None and row is not None and claims.is_active(connection, study, row.driver_id):
-                return False
+                return None
             values = finished_values(evaluation) | {"number": claims.next_number(connection, study)}
             values |= {"driver_id": None if claim is None else claim.driver}
             if row is None:
@@ -188,7 +189,13 @@ class Store:
                 connection.execute(update(EvaluationRow).where(same).values(values))
             if evaluation.state == "done":
                 front_flags.flag_new(connection, study, evaluation.hash)
-        return True
+        return replace(
+            evaluation,
+            number=values["number"],
+            attempts=1 if row is None else row.attempts,
+            finished_at=values["finished_at"],
+            metric=study.spec.metric,
+        )
 
     def evaluation(self, study: Study, schedule_hash: str) -> Evaluation | None:
         """Return the evaluation of a schedule, in any state; None if the study has none."""

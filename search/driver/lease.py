@@ -1,6 +1,7 @@
-"""A driver's hold on a study: it says that it lives, and every schedule that it runs is its own.
+"""A driver's registration with a study, and its heartbeat.
 
-Other drivers may search the same study meanwhile. What one of them has claimed no other runs, unless it is gone.
+Several drivers may search one study. A schedule that one of them has claimed is run by no other, unless that driver
+is gone: it left, or its heartbeat stopped.
 """
 
 from contextlib import suppress
@@ -17,15 +18,15 @@ from spaces.errors import StoreError
 
 
 class Lease:
-    """Registers this process as a driver for the time of a `with`, and beats meanwhile from a thread of its own.
+    """Registers this process as a driver, and sends its heartbeat from a thread; a context manager.
 
     Args:
         store: where the study is.
-        study: to be searched.
-        every: seconds between two signs of life.
+        study: that is searched.
+        every: seconds between two heartbeats.
 
     Attributes:
-        driver: as the store knows it; set on entering.
+        driver: as the store knows it; set on entry.
     """
 
     driver: Driver
@@ -36,7 +37,7 @@ class Lease:
         self._thread = Thread(target=self._beat, name="prunefront lease", daemon=True)
 
     def __enter__(self) -> Self:
-        """Come.
+        """Register, and start the heartbeat.
 
         Raises:
             StoreError: the database cannot be written.
@@ -48,14 +49,14 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave, and give back what was not finished."""
+        """Stop the heartbeat, and give back what was not finished."""
         self._over.set()
         self._thread.join(timeout=2 * self._every)
-        # Where the database is away nobody needs to be told: the process ends, or the lease runs out.
+        # If the database is away, others notice the end of this process, or that its heartbeat stopped.
         with suppress(StoreError):
             self._store.leave(self._study, self.driver)
 
     def _beat(self) -> None:
         while not self._over.wait(self._every):
-            with suppress(StoreError):  # the driver's own reads and writes report what is wrong
+            with suppress(StoreError):  # the driver's own calls report it
                 self._store.beat(self.driver)

@@ -1,11 +1,12 @@
 """How a search ended."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from results import Study
 
 
-@dataclass
+@dataclass(frozen=True)
 class SearchOutcome:
     """How a search ended.
 
@@ -14,7 +15,7 @@ class SearchOutcome:
         ending: why nothing more was suggested.
         exit_code: 0, or 130 or 143 after a signal.
         evaluated: evaluations that this run recorded.
-        overheads, forwards: seconds of each of them outside of forward passes, and in them; see `ScheduleSearcher`.
+        overheads, forwards: seconds of each of them outside of forward passes, and in them; see `Trials`.
         seconds: what Tune took, starting its workers included.
     """
 
@@ -22,6 +23,6 @@ class SearchOutcome:
     ending: str
     exit_code: int = 0
     evaluated: int = 0
-    overheads: list[float] = field(default_factory=list)
-    forwards: list[float] = field(default_factory=list)
+    overheads: Sequence[float] = ()
+    forwards: Sequence[float] = ()
     seconds: float = 0.0

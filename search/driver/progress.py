@@ -1,4 +1,4 @@
-"""What a search shows on stderr while it runs: a bar on a terminal, else a line every few seconds."""
+"""The progress of a search on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 import time
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-SECONDS_A_LINE = 10.0
+SECONDS_PER_LINE = 10.0
 
 
 @dataclass(frozen=True)
@@ -16,14 +16,14 @@ class Snapshot:
     """How far a search is.
 
     Attributes:
-        done: evaluations over all images that the study has, those of earlier runs too.
-        stopped: that were given up early.
-        failed: of which nothing but a failure is recorded.
-        reused: proposals of this run that the store knew already.
-        trials: how many evaluations there shall be, failed ones counted.
+        done: evaluations of the study over all images, in earlier runs too.
+        stopped: evaluations that were stopped early.
+        failed: evaluations that failed.
+        reused: proposals of this run whose result was known already.
+        trials: evaluations that the study is to have in all, in any state.
         front: points on the Pareto front.
-        hypervolume: of the front, with FLOPs as a share of the dense model's: between 0 and 1.
-        unconfirmed: points of the front that are being measured again; None before that begins.
+        hypervolume: of the front, in 0..1, with FLOPs as a share of the dense model's.
+        unconfirmed: points of the front that are still to be confirmed; None before confirming begins.
     """
 
     done: int
@@ -37,19 +37,19 @@ class Snapshot:
 
     @property
     def recorded(self) -> int:
-        """Evaluations that the study has, whatever came of them."""
+        """Evaluations that the study has, in any state."""
         return self.done + self.stopped + self.failed
 
     @property
     def text(self) -> str:
-        """The figures in words."""
+        """The figures as one line."""
         counts = f"{self.done} done, {self.stopped} stopped early, {self.failed} failed, {self.reused} reused"
         left = "" if self.unconfirmed is None else f", {self.unconfirmed} to confirm"
         return f"{counts}, front {self.front}, hypervolume {self.hypervolume:.4f}{left}"
 
 
 class SearchProgress:
-    """Shows snapshots; a context manager, which leaves the terminal as it was."""
+    """Shows snapshots; a context manager that restores the terminal."""
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -64,7 +64,7 @@ class SearchProgress:
             transient=True,
         )
         self._task: TaskID | None = None
-        self._began: tuple[float, int] | None = None  # when the first result came, and how many there were
+        self._began: tuple[float, int] | None = None  # time of the first update, and how many were recorded then
         self._last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -76,12 +76,12 @@ class SearchProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._console.is_terminal:
             self._bar.stop()
 
     def note(self, text: str) -> None:
-        """Print a line of its own, above the bar."""
+        """Print a line above the bar."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def update(self, snapshot: Snapshot) -> None:
@@ -95,7 +95,7 @@ class SearchProgress:
             return
         now = time.monotonic()
         last = recorded >= snapshot.trials and not snapshot.unconfirmed
-        if now - self._last_line >= SECONDS_A_LINE or last:
+        if now - self._last_line >= SECONDS_PER_LINE or last:
             self._last_line = now
             self.note(f"{self._title}: {recorded}/{snapshot.trials}: {snapshot.text}{left and ', ' + left}")
 

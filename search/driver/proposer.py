@@ -1,4 +1,4 @@
-"""Which candidate is next: starting schedules first, then the sampler's; none that is known already."""
+"""Which candidate is next: the starting schedules first, then the sampler's; none that is known already."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -12,15 +12,20 @@ from spaces.parameters import ChoiceParameter, FloatParameter, Value
 from spaces.space import SearchSpace
 
 START = "start"  # origin of a schedule that was tried before anything was proposed
-PATIENCE = 20  # known proposals in a row before points are drawn at random
+MOST_KNOWN = 20  # known proposals in a row before points are drawn at random
 RANDOM_DRAWS = 1000  # known random points in a row before the space counts as exhausted
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule on its way, with the draw it came from; starting ones may have none.
+    """A schedule that is to be evaluated.
 
-    `deaths` counts the worker processes that died on it.
+    Attributes:
+        schedule: to evaluate.
+        flops: its cost.
+        origin: who proposed it: `START`, or the sampler's name.
+        draw: the sampler's; None for a starting schedule that is no point of the space.
+        deaths: of worker processes on it.
     """
 
     schedule: PruningSchedule
@@ -32,50 +37,58 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Known:
-    """A schedule that needs no evaluation: its record, or None while it is under way."""
+    """A schedule that needs no evaluation: it has one, or None while it is under way."""
 
     evaluation: Evaluation | None
 
 
+@dataclass(frozen=True)
+class CandidateSource:
+    """Where candidates come from.
+
+    Attributes:
+        space: of all candidates.
+        sampler: proposes points of it; restored from the recorded evaluations.
+        starts: schedules to try first; those above the budget are skipped.
+        seed: of the random draws that follow many known candidates.
+    """
+
+    space: SearchSpace
+    sampler: Sampler
+    starts: Sequence[PruningSchedule] = ()
+    seed: int = 0
+
+
 class Proposer:
-    """Proposes each computation once; for one thread.
+    """Proposes each computation once; not thread-safe.
 
     Args:
-        space: where candidates come from.
-        sampler: proposes points of it, restored from the recorded evaluations.
-        flops: what a schedule costs.
-        look_up: what is known of a schedule, or None.
-        starts: schedules to try first; those above the budget are passed over.
-        seed: of the random draws that come after many known candidates.
+        source: of the candidates.
+        look_up: returns what is known of a schedule, or None.
+        recorded: evaluations that the study has at the start.
 
     Attributes:
         reused: how many proposals were known.
     """
 
     def __init__(
-        self,
-        space: SearchSpace,
-        sampler: Sampler,
-        flops: Callable[[PruningSchedule], int],
-        look_up: Callable[[PruningSchedule], Known | None],
-        starts: Sequence[PruningSchedule],
-        seed: str,
+        self, source: CandidateSource, look_up: Callable[[PruningSchedule], Known | None], recorded: int = 0
     ) -> None:
-        self._space, self._sampler, self._flops, self._look_up = space, sampler, flops, look_up
-        self._starts = list(starts)
-        self._random = random.Random(seed)
+        self._space, self._sampler, self._look_up = source.space, source.sampler, look_up
+        self._starts = list(source.starts)
+        self._random = random.Random(f"{source.seed}:{recorded}")
         self.reused = 0
 
     def next(self) -> Candidate | None:
-        """Return a new candidate; None if none was found in the space."""
+        """Return a new candidate; None if the space seems to hold none."""
         while self._starts:
             schedule = self._starts.pop(0)
-            if self._flops(schedule) > self._space.limit or self._look_up(schedule):
+            if self._space.flops(schedule) > self._space.limit or self._look_up(schedule):
                 continue
             values = self._space.values(schedule)
             draw = self._sampler.ask(values) if values is not None else None
             return self._candidate(schedule, START, draw)
-        for _ in range(PATIENCE):
+        for _ in range(MOST_KNOWN):
             draw = self._sampler.ask()
             schedule = self._space.schedule(draw.values)
             known = self._look_up(schedule)
@@ -90,13 +103,31 @@ class Proposer:
                 return self._candidate(schedule, self._sampler.name, self._sampler.ask(values))
         return None
 
-    def again(self, evaluation: Evaluation) -> Candidate:
-        """Return the candidate that an evaluation was, which was begun and not finished."""
+    def resume(self, evaluation: Evaluation) -> Candidate:
+        """Return the candidate of an evaluation that was begun and not finished."""
         draw = self._sampler.ask(evaluation.parameters) if evaluation.parameters else None
         return self._candidate(evaluation.schedule, evaluation.origin, draw)
 
+    def running(self, candidate: Candidate) -> Evaluation:
+        """Return what is known of a candidate before it has run, as an evaluation that is running."""
+        draw = candidate.draw
+        return Evaluation(
+            candidate.schedule,
+            flops=candidate.flops,
+            flops_ratio=candidate.flops / self._space.dense_flops,
+            state="running",
+            parameters={} if draw is None else draw.values,
+            sampler_state={} if draw is None else self._sampler.state(draw),
+            origin=candidate.origin,
+        )
+
+    def tell(self, candidate: Candidate, evaluation: Evaluation | None) -> None:
+        """Tell the sampler the result of a candidate; None if there is none."""
+        if candidate.draw is not None:
+            self._sampler.tell(candidate.draw, evaluation)
+
     def _candidate(self, schedule: PruningSchedule, origin: str, draw: Draw | None) -> Candidate:
-        flops = self._flops(schedule)
+        flops = self._space.flops(schedule)
         if flops > self._space.limit:
             raise SearchError(
                 f"schedule {schedule.text!r} costs {flops:,} FLOPs, above the limit of {self._space.limit:,}: "

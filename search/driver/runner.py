@@ -1,59 +1,38 @@
-"""A search from its settings to its end: Ray Tune runs the candidates, the driver records them.
+"""A search from its settings to its outcome: Ray Tune runs the candidates, the driver records them.
 
-The store is the truth. Ray's and Tune's files lie in a temporary folder that is thrown away, so resuming
-reads SQL and JSON only.
+The store is the truth. Files of Ray and Tune are temporary, so a resume reads nothing but the store and the spool.
 """
 
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import ray
-from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
-from ray.tune.schedulers import FIFOScheduler
+from contextlib import ExitStack, closing
+from types import TracebackType
+from typing import Self
 
 from results import Evaluation
 from search.config import SearchConfig
 from search.driver.lease import Lease
 from search.driver.outcome import SearchOutcome
+from search.driver.patience import Patience
 from search.driver.progress import SearchProgress, Snapshot
-from search.driver.records import ClaimedRecords, PatientRecords
-from search.driver.search_setup import SearchSetup, check_dense, open_setup, open_study
-from search.driver.searcher import ScheduleSearcher
+from search.driver.proposer import CandidateSource
+from search.driver.records import StudyRecords
+from search.driver.search_setup import check_dense, open_setup
+from search.driver.searcher import Reporting, ScheduleSearcher, SearchPlan
 from search.driver.spool import Spool
-from search.driver.study_state import StudyState, raced_objective
+from search.driver.study_identity import open_study
+from search.driver.study_state import StudyState
 from search.driver.tracking import Tracker, Tracking
-from search.evaluation.evaluator import DenseAnswers
-from search.evaluation.protocol import DenseResult, WorkerSetup
-from search.evaluation.worker import EvaluationTrainable
-from search.models import evaluation_fingerprint
-from search.runtime.fingerprint import check_nodes, software
-from search.runtime.ray_session import available_cpus, check_address, ray_session
+from search.driver.trials import Timeouts
+from search.driver.tune_run import run_trials
+from search.runtime.ray_session import check_address
 from search.runtime.scratch import scratch_folder
 from search.runtime.signals import Interruption
-from search.runtime.watchdog import TrialTimeout
-from search.samplers.base import Sampler
 from search.samplers.registry import make_sampler
 from spaces import PruningSchedule
-from spaces.errors import DatabaseError, SearchError, UsageError
+from spaces.errors import DatabaseError, SearchError
 from spaces.published import starting_schedules
-
-
-class PatientScheduler(FIFOScheduler):
-    """Runs candidates as they come, and leaves each to the worker that is starting for it.
-
-    Tune's own would hand it to the first worker that is free and end the starting one; where evaluations
-    are shorter than a start, a worker that died would then never be replaced.
-    """
-
-    def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Choose none: Tune then starts all that are waiting, in order."""
 
 
 def run_search(
@@ -64,178 +43,150 @@ def run_search(
     Args:
         config: the settings.
         url: the database.
-        progress: told after each evaluation.
+        progress: told after each trial.
         trackers: told of the start, each evaluation, and the end.
 
     Raises:
-        UsageError, CheckpointError, DataError, StoreError: something the settings name is wrong; nothing
-            has been written then.
-        SearchError: too many evaluations failed in a row, or Ray did.
+        UsageError, CheckpointError, DataError, StoreError: something that the settings name is wrong; nothing has
+            been written then.
+        SearchError: too many evaluations failed in a row, or all did, or Ray failed.
     """
     if config.ray_address is not None:
         check_address(config.ray_address)  # before anything is opened or written
-    began = time.monotonic()
-    stopping: list[ScheduleSearcher] = []
-
-    def stop() -> None:
-        for searcher in stopping:
-            searcher.halt("a signal")
-        progress.note("stopping: what is under way will be recorded; once more to stop at once")
-
-    def lose() -> None:
-        for searcher in stopping:
-            searcher.halt("the database is gone")
-
-    with (
-        scratch_folder() as scratch,
-        Interruption(stop, lambda: shutil.rmtree(scratch, ignore_errors=True)) as interruption,
-    ):
-        subject = open_setup(config)
-        store, study, dense = open_study(subject, url)
-        spool = Spool(study, url)
-        with store, closing(spool), Lease(store, study) as lease:
-            if warning := check_dense(dense, subject):
-                progress.note(warning)
-            spool.take_in(store, progress.note)
-            study, recorded = store.study(config.study), store.evaluations(study, done_only=False)
-            with Tracking(trackers, study, partial(store.evaluation, study), progress.note) as tracking:
-                records = PatientRecords(
-                    ClaimedRecords(store, study, lease.driver, max((e.number for e in recorded), default=-1)),
-                    spool,
-                    patience=config.db_patience,
-                    lost=lose,
-                    hurry=lambda: interruption.signal is not None,
-                    note=progress.note,
-                    recorded=tracking.recorded,
-                )
-                dense_score = store.confirmation(study, PruningSchedule().hash)
-                standing = StudyState(subject.objectives, subject.model.layout, recorded, dense_score)
-                sampler = _sampler(subject, recorded, config.seed + lease.driver.others)
-
-                def observe(snapshot: Snapshot) -> None:
-                    progress.update(snapshot)
-                    tracking.observe(snapshot)
-
-                searcher = ScheduleSearcher(
-                    subject.space,
-                    sampler,
-                    flops=subject.table.flops,
-                    dense_flops=subject.table.dense,
-                    trials=config.trials,
-                    standing=standing,
-                    records=records,
-                    starts=starting_schedules(subject.space),
-                    seed=config.seed + lease.driver.others,
-                    brood=config.group,
-                    race=subject.raced is not None,
-                    confirm=subject.confirm.images > 0,
-                    timeouts=_timeouts(subject, dense),
-                    deadline=lambda: config.seconds is not None and time.monotonic() - began > config.seconds,
-                    observe=observe,
-                    note=progress.note,
-                )
-                outcome = SearchOutcome(study, f"{len(recorded)} evaluations are recorded")
-                if not searcher.complete and interruption.signal is None:
-                    stopping.append(searcher)
-                    _search(subject, searcher, dense, scratch, interruption, outcome)
-                try:
-                    outcome.study = records.study()
-                except DatabaseError:
-                    raise records.farewell() from None
-                if searcher.error is not None:
-                    raise searcher.error
-                outcome.exit_code = interruption.exit_code
-                tracking.outcome = outcome
-    failed = outcome.study.failed
-    if failed and not outcome.study.done and not outcome.exit_code:
-        raise SearchError(f"study {config.study!r}: all {failed} evaluations failed; see `prunefront front --all`")
+    with SearchSession(config, url, progress, trackers) as session:
+        outcome = session.run()
+    study = outcome.study
+    if study.failed and not study.done and not outcome.exit_code:
+        raise SearchError(
+            f"study {study.name!r}: all {study.failed} evaluations failed; see `prunefront front --all`"
+        )
     return outcome
 
 
-def _sampler(subject: SearchSetup, recorded: list[Evaluation], seed: int) -> Sampler:
-    config = subject.config
-    sampler = make_sampler(
-        config.sampler, subject.space, subject.objectives, seed=seed, trials=config.trials, recorded=len(recorded)
-    )
-    sampler.restore(recorded)
-    return sampler
+class SearchSession:
+    """One run of a search; a context manager.
 
+    On entry it opens model, images and study, registers as a driver, takes in what an earlier run spooled, and tells
+    the trackers. On exit it closes all of it in reverse order. Arguments and errors are those of `run_search`.
+    """
 
-def _timeouts(subject: SearchSetup, dense: DenseAnswers) -> tuple[float, float]:
-    """Return the longest seconds of a candidate, and of a confirmation."""
-    timeout = subject.config.timeout(dense.metrics.seconds)
-    # A worker's first confirmation runs the dense model as well.
-    return timeout, 2 * timeout * max(1.0, subject.confirm.images / subject.images.images)
+    def __init__(
+        self, config: SearchConfig, url: str, progress: SearchProgress, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self._config, self._url, self._progress, self._trackers = config, url, progress, trackers
+        self._began = time.monotonic()
+        self._searcher: ScheduleSearcher | None = None  # told of signals and of a lost database
 
+    def __enter__(self) -> Self:
+        """Open everything; what was opened before an error is closed again."""
+        with ExitStack() as stack:
+            self._scratch = stack.enter_context(scratch_folder())
+            self._interruption = stack.enter_context(Interruption(self._stop, self._remove_scratch))
+            self._setup = open_setup(self._config)
+            store, study, self._dense = open_study(self._setup, self._url)
+            self._store = stack.enter_context(store)
+            self._spool = stack.enter_context(closing(Spool(study, self._url)))
+            self._driver = stack.enter_context(Lease(store, study)).driver
+            if warning := check_dense(self._dense, self._setup):
+                self._progress.note(warning)
+            self._spool.take_in(store, self._progress.note)
+            self._study = store.study(study.name)
+            self._known = store.evaluations(self._study, done_only=False)
+            self._tracking = stack.enter_context(Tracking(self._trackers, self._study, self._progress.note))
+            self._opened = stack.pop_all()
+        return self
 
-def _search(
-    subject: SearchSetup,
-    searcher: ScheduleSearcher,
-    dense: DenseAnswers,
-    scratch: Path,
-    interruption: Interruption,
-    outcome: SearchOutcome,
-) -> None:
-    config = subject.config
-    setup = WorkerSetup(
-        model=config.model,
-        checkpoint=config.checkpoint,
-        data=config.data,
-        images=subject.images,
-        confirm=subject.confirm,
-        batch_size=config.batch_size,
-        fingerprint=evaluation_fingerprint(subject.model, subject.data, subject.confirm),
-        threads=config.cpus_per_trial,
-        gpu=config.gpus_per_trial > 0,
-        folder=str(Path.cwd()),
-        dense=DenseResult(asdict(replace(dense.metrics, tally=None)), dense.answers.numpy()),
-        prefix_cache=config.prefix_cache_bytes,
-        race_error=config.race_error,
-        agreement=raced_objective(subject.objectives) == "agreement",
-        latency="latency" in subject.objectives,
-    )
-    cpus = (config.workers or max(1, available_cpus() // config.cpus_per_trial)) * config.cpus_per_trial
-    with ray_session(scratch, cpus=cpus, address=config.ray_address):
-        if config.ray_address is not None:
-            check_nodes(software())
-        workers = _workers(config)
-        resources = {"cpu": config.cpus_per_trial, "gpu": config.gpus_per_trial}
-        trainable = tune.with_resources(tune.with_parameters(EvaluationTrainable, setup=setup), resources)
-        tuner = Tuner(
-            trainable,
-            tune_config=TuneConfig(
-                search_alg=searcher,
-                scheduler=PatientScheduler(),  # type: ignore[no-untyped-call]
-                num_samples=-1,
-                max_concurrent_trials=workers,
-                reuse_actors=True,
-            ),
-            run_config=RunConfig(
-                name="search",
-                storage_path=str(scratch / "tune"),
-                verbose=0,
-                failure_config=FailureConfig(max_failures=0),  # the searcher knows when to try again
-                callbacks=[TrialTimeout(searcher)],
-                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
-            ),
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close everything."""
+        self._opened.__exit__(kind, error, trace)
+
+    def run(self) -> SearchOutcome:
+        """Search, and confirm the front; what is complete already runs nothing."""
+        records = self._new_records()
+        self._searcher = searcher = self._new_searcher(records)
+        ending, seconds = f"{len(self._known)} evaluations are recorded", 0.0
+        if not searcher.complete and self._interruption.signal is None:
+            seconds = run_trials(searcher, self._config, self._setup.worker_setup(self._dense), self._scratch)
+            ending = searcher.ending
+        try:
+            study = records.study()
+        except DatabaseError:
+            raise records.given_up() from None
+        if searcher.error is not None:
+            raise searcher.error
+        outcome = SearchOutcome(
+            study,
+            ending,
+            exit_code=self._interruption.exit_code,
+            evaluated=searcher.evaluated,
+            overheads=searcher.trials.overheads,
+            forwards=searcher.trials.forwards,
+            seconds=seconds,
         )
-        if interruption.signal is not None:
-            searcher.halt("a signal")
-        started = time.monotonic()
-        tuner.fit()
-        outcome.seconds = time.monotonic() - started
-    outcome.ending, outcome.evaluated = searcher.ending, searcher.evaluated
-    outcome.overheads, outcome.forwards = searcher.overheads, searcher.forwards
+        self._tracking.end(outcome)
+        return outcome
 
-
-def _workers(config: SearchConfig) -> int:
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    fits = int(found.get("CPU", 0.0) // config.cpus_per_trial)
-    if config.gpus_per_trial > 0:
-        fits = min(fits, int(found.get("GPU", 0.0) / config.gpus_per_trial + 1e-9))
-    if fits < 1:
-        raise UsageError(
-            f"an evaluation asks for {config.cpus_per_trial} CPUs and {config.gpus_per_trial:g} GPUs, but Ray has "
-            f"{found.get('CPU', 0.0):g} and {found.get('GPU', 0.0):g}: lower --cpus-per-trial or --gpus-per-trial"
+    def _new_records(self) -> StudyRecords:
+        patience = Patience(
+            self._config.db_patience,
+            lost=lambda: self._halt("the database is gone"),
+            hurry=lambda: self._interruption.signal is not None,
+            note=self._progress.note,
         )
-    return min(config.workers or fits, fits)
+        last = max((evaluation.number for evaluation in self._known), default=-1)
+        return StudyRecords(self._store, self._study, self._driver, self._spool, patience, after=last)
+
+    def _new_searcher(self, records: StudyRecords) -> ScheduleSearcher:
+        config, setup = self._config, self._setup
+        seed = config.seed + self._driver.others  # drivers that search at the same time propose different schedules
+        sampler = make_sampler(
+            config.sampler,
+            setup.space,
+            setup.objectives,
+            seed=seed,
+            trials=config.trials,
+            recorded=len(self._known),
+        )
+        sampler.restore(self._known)
+        dense_score = self._store.confirmation(self._study, PruningSchedule().hash)
+        race = setup.raced is not None
+        return ScheduleSearcher(
+            CandidateSource(setup.space, sampler, starting_schedules(setup.space), seed),
+            StudyState(setup.objectives, setup.model.layout, self._known, dense_score, race=race),
+            records,
+            self._plan(),
+            Reporting(self._observe, self._progress.note),
+        )
+
+    def _plan(self) -> SearchPlan:
+        config, setup = self._config, self._setup
+        timeout = config.timeout(self._dense.metrics.seconds)
+        # A worker's first confirmation runs the dense model as well.
+        confirmation = 2 * timeout * max(1.0, setup.confirm.images / setup.images.images)
+        return SearchPlan(
+            trials=config.trials,
+            group=config.group,
+            confirm=setup.confirm.images > 0,
+            timeouts=Timeouts(timeout, confirmation),
+            time_is_up=self._time_is_up,
+        )
+
+    def _time_is_up(self) -> bool:
+        return self._config.seconds is not None and time.monotonic() - self._began > self._config.seconds
+
+    def _observe(self, snapshot: Snapshot, recorded: Sequence[Evaluation]) -> None:
+        self._progress.update(snapshot)
+        self._tracking.observe(snapshot, recorded)
+
+    def _halt(self, reason: str) -> None:
+        if self._searcher is not None:
+            self._searcher.halt(reason)
+
+    def _stop(self) -> None:
+        self._halt("a signal")
+        self._progress.note("stopping: what is under way will be recorded; once more to stop at once")
+
+    def _remove_scratch(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)

@@ -1,9 +1,8 @@
-"""What a search is about, opened and checked: model, images, cost table, space, and its study in the store."""
+"""What a search works on, opened and checked: model, images, cost table and space."""
 
-import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +10,39 @@ import torch
 
 import ssm_models
 from results.objectives import OBJECTIVES
-from results.records import Study, StudySpec
-from results.store.database import parse_address
-from results.store.store import Store
 from search.config import REST, SearchConfig
 from search.data.dataset import ImageData, open_data
 from search.data.image_set import ImageSet
 from search.data.task import Task
-from search.driver.study_state import raced_objective
-from search.evaluation.evaluator import DenseAnswers, Evaluator
-from search.models import open_model
+from search.evaluation.evaluator import Evaluator
+from search.evaluation.metrics import DenseAnswers
+from search.evaluation.protocol import DenseResult, WorkerSetup
+from search.models import evaluation_fingerprint, open_model
 from search.runtime.versions import versions
 from spaces import PruningSchedule
-from spaces.errors import StudyExistsError, StudyMismatchError, UnknownNameError, UsageError
+from spaces.errors import UsageError
 from spaces.space import SearchSpace, make_space
 from ssm_models import CostTable, PrunableModel
 
-# What a resumed search must share with the study's beginning: a field of the spec, and its name for people.
-IDENTITY: Mapping[str, str] = {
-    "model": "--model",
-    "img_size": "image size",
-    "num_classes": "number of classes",
-    "weights_digest": "weights (--checkpoint)",
-    "data_digest": "images (--data)",
-    "images": "--images",
-    "limit": "--flops-budget, in FLOPs",
-    "least": "the least FLOPs of --flops-budget",
-    "confirm_split": "--confirm-split",
-    "confirm_images": "--confirm-images",
-    "confirm_digest": "images of --confirm-split",
-    "space": "--space",
-    "sampler": "--sampler",
-    "objectives": "--objective",
-    "seed": "--seed",
-}
+SHARES_OF_IMAGES = ("top1", "agreement")  # objectives in which two candidates can race image by image
 
 
 @dataclass(frozen=True)
 class SearchSetup:
-    """All that a search needs to know before it starts, found out in the driver.
+    """All that a search must know before it starts.
 
     Attributes:
+        config: the settings.
+        data: the data set.
+        data_digest: of its val split.
         images: that an evaluation runs over, of the val split.
         confirm: that the front is confirmed on.
-        confirm_digest: of the split they are of.
+        confirm_digest: of the split of these images.
+        model: the dense model with its weights.
+        weights_digest: of the model.
+        table: what schedules cost.
+        budget: the FLOPs budget.
+        space: where candidates come from, within the budget.
         device: where the driver runs the dense model.
     """
 
@@ -70,25 +58,30 @@ class SearchSetup:
     space: SearchSpace
     device: str
 
-    @property
-    def raced(self) -> str | None:
-        """The objective that candidates race in; None if they do not."""
-        races = self.config.race_error and self.data.task.metric.of_images
-        return raced_objective(self.objectives) if races else None
-
-    @property
+    @cached_property
     def objectives(self) -> tuple[str, ...]:
         """The objectives by the store's names, where the score is `top1` whatever the task."""
         return stored_objectives(self.config.objective, self.data.task)
 
+    @cached_property
+    def outcome_objective(self) -> str | None:
+        """The objective that the outcome of an image counts for; None if there is none to race for."""
+        return raced_objective(self.objectives)
+
+    @property
+    def raced(self) -> str | None:
+        """The objective that candidates race for; None if they do not race."""
+        races = self.config.race_error and self.data.task.metric.of_images
+        return self.outcome_objective if races else None
+
     def dense_answers(self) -> tuple[DenseAnswers, float]:
-        """Run the dense model over the images, with the threads that an evaluation has; it is then back on the CPU.
+        """Run the dense model over the images with an evaluation's number of threads, then move it back to the CPU.
 
         Returns:
-            Its answers, and its running time in milliseconds an image.
+            Its answers, and its latency in milliseconds an image.
 
         Raises:
-            SearchError: it has no finite answers, or does not fit into memory.
+            EvaluationError: it has no finite answers, or does not fit into memory.
         """
         model, config = self.model, self.config
         batches = self.data.batches(
@@ -97,15 +90,35 @@ class SearchSetup:
         threads = torch.get_num_threads()
         torch.set_num_threads(config.cpus_per_trial)
         try:
-            agreement = raced_objective(self.objectives) == "agreement"  # what outcomes are of, raced or not
-            evaluator = Evaluator(model, batches, self.device, agreement=agreement)
+            evaluator = Evaluator(model, batches, self.device, agreement=self.outcome_objective == "agreement")
             return evaluator.dense_answers, evaluator.latency(PruningSchedule()).ms
         finally:
             torch.set_num_threads(threads)
             model.cpu()
 
+    def worker_setup(self, dense: DenseAnswers) -> WorkerSetup:
+        """Return what a worker needs to evaluate as this driver does; `dense` are the dense model's answers."""
+        config = self.config
+        return WorkerSetup(
+            model=config.model,
+            checkpoint=config.checkpoint,
+            data=config.data,
+            images=self.images,
+            confirm=self.confirm,
+            batch_size=config.batch_size,
+            fingerprint=evaluation_fingerprint(self.model, self.data, self.confirm),
+            threads=config.cpus_per_trial,
+            gpu=config.gpus_per_trial > 0,
+            folder=str(Path.cwd()),
+            dense=DenseResult(asdict(replace(dense.metrics, tally=None)), dense.answers.numpy()),
+            prefix_cache=config.prefix_cache_bytes,
+            race_error=config.race_error,
+            agreement=self.outcome_objective == "agreement",
+            latency="latency" in self.objectives,
+        )
+
     def spec(self) -> dict[str, Any]:
-        """Return the fields of `StudySpec` but for the dense model's metrics."""
+        """Return the fields of `StudySpec` without the dense model's metrics."""
         config, model = self.config, self.model
         checkpoint = config.checkpoint
         if checkpoint not in (None, ssm_models.checkpoints.RANDOM):
@@ -119,12 +132,12 @@ class SearchSetup:
             "data": config.data,
             "data_digest": self.data_digest,
             "images": self.images.images,
-            "confirm_split": self.config.confirm_split,
+            "confirm_split": config.confirm_split,
             "confirm_images": self.confirm.images,
             "confirm_digest": self.confirm_digest,
             "weights_digest": self.weights_digest,
             "checkpoint": checkpoint,
-            "budget": str(config.budget),
+            "budget": str(self.config.budget),
             "limit": self.space.limit,
             "least": self.space.least,
             "dense_flops": self.table.dense,
@@ -142,9 +155,9 @@ def open_setup(config: SearchConfig) -> SearchSetup:
     """Open and check everything that the settings name; nothing is written.
 
     Raises:
-        UsageError, CheckpointError, DataError: as the parts do.
+        UsageError, CheckpointError, DataError: something that they name is wrong.
     """
-    ssm_models.model_info(config.model)  # a wrong name is found before anything is read
+    ssm_models.model_info(config.model)  # refuses a wrong name before anything is read
     data = open_data(config.data)
     stored_objectives(config.objective, data.task)
     images = ImageSet("val", min(config.images or data.size(), data.size()))
@@ -169,11 +182,23 @@ def open_setup(config: SearchConfig) -> SearchSetup:
     )
 
 
+def raced_objective(objectives: Sequence[str]) -> str | None:
+    """Return the objective that a race decides: the one beside FLOPs if it is a share of images, else None.
+
+    >>> raced_objective(("top1", "flops"))
+    'top1'
+    >>> raced_objective(("loss", "flops")) is None
+    True
+    """
+    others = [name for name in objectives if name != "flops"]
+    return others[0] if len(objectives) == 2 and len(others) == 1 and others[0] in SHARES_OF_IMAGES else None
+
+
 def stored_objectives(names: Sequence[str], task: Task) -> tuple[str, ...]:
-    """Return objectives by the store's names; the score may be called `top1`, whatever the task, or by its metric.
+    """Return objectives by the store's names; the score may be given as `top1` or by the metric of the task.
 
     Raises:
-        UsageError: the metric of another task, or an objective by both names.
+        UsageError: a name is the metric of another task, or an objective is given by both names.
     """
     for name in names:
         if name not in OBJECTIVES and name != task.metric.name:
@@ -185,10 +210,10 @@ def stored_objectives(names: Sequence[str], task: Task) -> tuple[str, ...]:
 
 
 def confirm_set(config: SearchConfig, data: ImageData, images: ImageSet) -> ImageSet:
-    """Return the images on which the front is confirmed.
+    """Return the images on which the front is confirmed; `images` are those that the search runs over.
 
     Raises:
-        UsageError: none are left of val.
+        UsageError: val has none left.
         DataError: the split is missing.
     """
     split, skip = (config.confirm_split, 0) if config.confirm_split != REST else ("val", images.images)
@@ -201,67 +226,11 @@ def confirm_set(config: SearchConfig, data: ImageData, images: ImageSet) -> Imag
     return ImageSet(split, min(wanted, there), skip)
 
 
-def open_study(subject: SearchSetup, url: str) -> tuple[Store, Study, DenseAnswers]:
-    """Open the store and the study, beginning it if it is new; nothing is written before all is checked.
-
-    Raises:
-        StoreError: the database cannot be read or written.
-        StudyMismatchError: the study was begun with other settings.
-        SearchError: the dense model has no finite answers.
-    """
-    address = parse_address(url)
-    # A new file is made only when all is known to be well; one that is there is looked into at once.
-    if address.get_backend_name() == "sqlite" and os.path.lexists(address.database or ""):
-        with Store.open(url) as store, suppress(UnknownNameError):
-            _same_study(store, subject)
-    dense, latency = subject.dense_answers()
-    measured: dict[str, Any] = {
-        "dense_top1": dense.metrics.top1,
-        "dense_loss": dense.metrics.loss,
-        "dense_latency_ms": latency,
-    }
-    store = Store.open(url, create=True)
-    try:
-        with suppress(StudyExistsError):  # it is gone on with, or another driver began it meanwhile
-            store.create_study(StudySpec(**subject.spec(), **measured))
-        return store, _same_study(store, subject), dense
-    except BaseException:
-        store.close()
-        raise
-
-
-def _same_study(store: Store, subject: SearchSetup) -> Study:
-    study = store.study(subject.config.study)
-    check_same(study.spec, subject.spec(), study.name)
-    return study
-
-
-def check_same(begun: StudySpec, now: Mapping[str, Any], name: str) -> None:
-    """Raise a StudyMismatchError that names each difference which would mix two searches."""
-    differences = []
-    for field, words in IDENTITY.items():
-        was, is_now = getattr(begun, field), now[field]
-        if was != is_now:
-            differences.append(f"{words} was {_shown(was)}, now {_shown(is_now)}")
-    if differences:
-        raise StudyMismatchError(
-            f"study {name!r} was begun with other settings: {'; '.join(differences)}; "
-            "give the same ones, or another --study"
-        )
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return "×".join(map(str, value)) if all(isinstance(v, int) for v in value) else ", ".join(map(str, value))
-    text = str(value)
-    return text[:12] + "…" if len(text) == 64 else text  # a digest
-
-
-def check_dense(dense: DenseAnswers, subject: SearchSetup) -> str | None:
-    """Return a warning if the dense model hardly beats guessing: then the front says nothing."""
-    task = subject.data.task
-    chance = task.chance(subject.data.num_classes)
-    if dense.metrics.top1 > 1.5 * chance or subject.config.checkpoint == ssm_models.checkpoints.RANDOM:
+def check_dense(dense: DenseAnswers, setup: SearchSetup) -> str | None:
+    """Return a warning if the dense model hardly beats guessing, since its front then means nothing."""
+    task = setup.data.task
+    chance = task.chance(setup.data.num_classes)
+    if dense.metrics.top1 > 1.5 * chance or setup.config.checkpoint == ssm_models.checkpoints.RANDOM:
         return None
     return (
         f"warning: the dense model's {task.metric.label} is {dense.metrics.top1:.3f}, near chance ({chance:.3f}); "

@@ -1,7 +1,7 @@
-"""Results that the database would not take, in a file of JSON lines until a resume takes them in.
+"""Results that the database did not take, in a file of JSON lines until a resume takes them in.
 
-A line is on the disk before the next result is waited for. The file belongs to one driver, which holds a lock on it
-while it runs, so that another one takes in what is finished only.
+Each line is on the disk before the next result is taken. A driver locks its file while it runs, so that others take
+in finished files only.
 """
 
 import base64
@@ -23,17 +23,17 @@ from results import Evaluation, Study
 from results.records import UNFINISHED, Confirmation
 from results.store.database import parse_address
 from results.store.store import Store
-from search.driver.search_setup import IDENTITY
+from search.driver.study_identity import IDENTITY
 from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, StoreError
 
 FORMAT = 1
-MOST_BYTES = 2**30  # of a file that is read; a driver spools what was under way, far less than this
-_MADE_BY_STORE = ("number", "finetuned_top1", "metric", "confirmed")  # fields that are not an evaluation's own
+MOST_BYTES = 2**30  # of a file that is read; a driver spools far less than this
+_SET_BY_STORE = ("number", "finetuned_top1", "metric", "confirmed")  # fields of an evaluation
 
 
 class Spool:
-    """Where results of one study wait; nothing is made before the first one.
+    """A file for the results of one study, made with the first result.
 
     Args:
         study: whose results.
@@ -42,15 +42,15 @@ class Spool:
     Attributes:
         path: of the file, once there is one.
         count: results in it.
-        lost: results that no file could take, with the last reason in `reason`.
+        lost: results that no file could take.
+        reason: why the last of them was lost.
     """
 
     def __init__(self, study: Study, url: str) -> None:
         self._study = study
-        where: list[Any]
         address = parse_address(url)
         folders = [Path.cwd()]
-        where = [address.host, address.port, address.database, address.query.get("host")]  # no user, no password
+        where: list[Any] = [address.host, address.port, address.database, address.query.get("host")]  # no password
         if address.get_backend_name() == "sqlite":
             where = [Path(address.database or "").resolve()]
             folders.insert(0, where[0].parent)
@@ -64,7 +64,7 @@ class Spool:
         self.reason = ""
 
     def add(self, record: Evaluation | Confirmation) -> None:
-        """Keep a result: it is on the disk when this returns, or counted in `lost`."""
+        """Keep a result; when this returns it is on the disk, or counted in `lost`."""
         kind = "evaluation" if isinstance(record, Evaluation) else "confirmation"
         line = json.dumps({kind: as_json(record)}, allow_nan=False)
         try:
@@ -78,7 +78,7 @@ class Spool:
             self.reason = error.strerror or str(error)
 
     def close(self) -> None:
-        """Let go of the file; it stays."""
+        """Close the file; it stays."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -87,7 +87,7 @@ class Spool:
         """Write what earlier drivers spooled into the store, each result once, and remove their files.
 
         Raises:
-            StoreError: a file is damaged, or holds results of other settings; it is left as it is.
+            StoreError: a file is damaged, or its results are from other settings; it is left unchanged.
         """
         for path in sorted(path for folder in self._folders for path in folder.glob(f"{self._stem}.*.jsonl")):
             with self._opened(path) as file:
@@ -104,7 +104,7 @@ class Spool:
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[IO[str] | None]:
-        """Open a file and hold the lock on it; None if its driver still adds to it, or another one took it in."""
+        """Open a file and lock it; None if its driver still writes to it, or another one took it in."""
         try:
             file = path.open(encoding="utf-8")
         except FileNotFoundError:
@@ -115,21 +115,21 @@ class Spool:
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = os.fstat(file.fileno()).st_nlink > 0  # it was there when we opened it, and may not be now
+                held = os.fstat(file.fileno()).st_nlink > 0  # it may have been removed since it was opened
             except BlockingIOError:
                 held = False
             yield file if held else None
 
     def _take(self, store: Store, record: Evaluation | Confirmation, path: Path) -> bool:
         if isinstance(record, Evaluation):
-            return store.record(self._study, record)
+            return store.record(self._study, record) is not None
         if store.confirmation(self._study, record.schedule_hash) is not None:
             return False
         store.confirm(self._study, record)
         return True
 
     def _is_held(self, store: Store, record: Evaluation | Confirmation) -> bool:
-        """Whether a schedule has no result still, since a driver that may be at work has claimed it."""
+        """Return whether a schedule still has no result, since a driver that may be at work has claimed it."""
         if isinstance(record, Confirmation):
             return False
         known = store.evaluation(self._study, record.hash)
@@ -142,7 +142,7 @@ class Spool:
         return {"prunefront-spool": FORMAT, "study": self._study.name, "settings": settings}
 
     def _open(self, line: str) -> tuple[FileIO, Path]:
-        """Make the file in the first folder that takes it, with its header and first line."""
+        """Make the file, with its header and first line, in the first folder that allows it."""
         failure = OSError("no folder to write to")
         for folder in self._folders:
             path = folder / f"{self._stem}.{uuid4().hex[:8]}.jsonl"
@@ -166,7 +166,7 @@ class Spool:
         raise failure
 
     def _write(self, file: FileIO, line: str) -> None:
-        """Append a line, wholly or not at all."""
+        """Append a line, whole or not at all."""
         size = file.tell()
         rest = f"{line}\n".encode()
         try:
@@ -179,7 +179,7 @@ class Spool:
             raise
 
     def _read(self, file: IO[str], path: Path) -> tuple[list[Evaluation | Confirmation], bool]:
-        """Return the results in a file, and whether its last line was cut short by whatever ended its driver."""
+        """Return the results in a file, and whether its last line was cut short when its driver ended."""
         if os.fstat(file.fileno()).st_size > MOST_BYTES:
             raise StoreError(f"spool {path}: is larger than {MOST_BYTES:,} bytes; move it away")
         advice = "; move it away to go on without it"
@@ -188,7 +188,7 @@ class Spool:
             cut = lines.pop() != ""  # a whole line ends with a line break
             header = json.loads(lines[0]) if lines else {}
             if not isinstance(header, dict) or header.get("prunefront-spool") != FORMAT:
-                raise ValueError("is none of this version")
+                raise ValueError("is not of this version")
             if header != self._header:
                 raise ValueError(f"is of study {header.get('study')!r} with other settings")
         except ValueError as error:
@@ -203,13 +203,17 @@ class Spool:
 
 
 def as_json(record: Evaluation | Confirmation) -> dict[str, Any]:
-    """Return a record as JSON takes it."""
-    values = {f.name: getattr(record, f.name) for f in fields(record) if f.name not in _MADE_BY_STORE}
+    """Return a result as values that JSON takes."""
+    values = {f.name: getattr(record, f.name) for f in fields(record) if f.name not in _SET_BY_STORE}
     return {name: _plain(value) for name, value in values.items()}
 
 
 def from_json(line: dict[str, Any]) -> Evaluation | Confirmation:
-    """Return the record of a line; raises ValueError, TypeError or KeyError of what is none."""
+    """Return the result that a line holds.
+
+    Raises:
+        ValueError, TypeError, KeyError: the line holds no result.
+    """
     ((kind, values),) = line.items()
     values = dict(values)
     if values.get("finished_at"):

@@ -1,4 +1,4 @@
-"""What the driver knows of a study while it searches: its evaluations, its front, and what there is to beat."""
+"""What the driver knows of a study: its evaluations, its front, and what candidates race against."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,25 +12,22 @@ from results.records import Confirmation
 from search.evaluation.protocol import unpack
 from spaces import PruningSchedule, TokenLayout
 
-RACED = ("top1", "agreement")  # objectives that are shares of images, so that two candidates can race image by image
-
-
-def raced_objective(objectives: Sequence[str]) -> str | None:
-    """Return the objective that a race decides: the one beside FLOPs, if it is a share of images; else None."""
-    others = [name for name in objectives if name != "flops"]
-    return others[0] if len(objectives) == 2 and len(others) == 1 and others[0] in RACED else None
-
 
 class StudyState:
-    """The evaluations of a study by what they compute, and the front of them; for one thread.
+    """The evaluations of a study by computation, and their front; not thread-safe.
 
     Two schedules that leave the same tokens everywhere by the same method are one computation.
 
     Args:
         objectives: of the study.
         layout: of the model.
-        recorded: what the study has already.
+        recorded: evaluations that the study has already.
         dense: the dense model's confirmed score, if there is one.
+        race: whether candidates race against the front; see `SearchSetup.raced`.
+
+    Attributes:
+        counts: evaluations by state.
+        race: as given.
     """
 
     def __init__(
@@ -39,14 +36,16 @@ class StudyState:
         layout: TokenLayout,
         recorded: Iterable[Evaluation],
         dense: Confirmation | None = None,
+        *,
+        race: bool = True,
     ) -> None:
         self._objectives, self._layout = tuple(objectives), layout
-        self._raced = raced_objective(objectives)
+        self.race = race
         self._evaluations: dict[str, Evaluation] = {}
-        self._computations: dict[object, str] = {}  # the hash of each
+        self._computations: dict[object, str] = {}  # the hash of the schedule
         self._bars: list[tuple[int, int, NDArray[np.bool_]]] = []  # (FLOPs, images right, outcomes), both rising
         self._confirmed = {} if dense is None else {dense.schedule_hash: dense}
-        self._front: list[Evaluation] | None = None  # as far as it is known
+        self._front: list[Evaluation] | None = None  # None: to be computed
         self.counts = dict.fromkeys(("done", "stopped", "failed"), 0)
         for evaluation in recorded:
             self.add(evaluation)
@@ -56,19 +55,19 @@ class StudyState:
         return len(self._evaluations)
 
     def __contains__(self, schedule_hash: str) -> bool:
-        """Whether there is an evaluation of that very schedule."""
+        """Whether there is an evaluation of the schedule of that hash."""
         return schedule_hash in self._evaluations
 
     def add(self, evaluation: Evaluation) -> None:
-        """Take in a finished evaluation."""
+        """Add a finished evaluation."""
         self._evaluations[evaluation.hash] = evaluation
         if evaluation.confirmed is not None:
             self._confirmed[evaluation.hash] = evaluation.confirmed
         self._computations[self.computation(evaluation.schedule)] = evaluation.hash
         self.counts[evaluation.state] += 1
         if self._front is not None and evaluation.state == "done":
-            self._front = self._best([*self._front, self._stands(evaluation)])
-        if evaluation.state == "done" and self._raced and evaluation.outcomes is not None:
+            self._front = self._best([*self._front, self._with_confirmation(evaluation)])
+        if evaluation.state == "done" and self.race and evaluation.outcomes is not None:
             self._add_bar(evaluation.flops, unpack(evaluation.outcomes, evaluation.images))
 
     def find(self, schedule: PruningSchedule) -> Evaluation | None:
@@ -77,14 +76,14 @@ class StudyState:
         return None if known is None else self._evaluations[known]
 
     def computation(self, schedule: PruningSchedule) -> object:
-        """Return what two schedules share if and only if they compute the same."""
+        """Return a key that two schedules share if and only if they compute the same."""
         left = self._layout.tokens(schedule)
-        # Of a step all counts but its ratio, in whose place is what it leaves.
+        # The tokens that a step leaves stand in place of its ratio.
         steps = tuple((replace(step, keep=1.0), left[step.after - 1]) for step in schedule.steps)
         return steps, schedule.method
 
     def bar(self, flops: int) -> NDArray[np.bool_] | None:
-        """Return on which images the best point of at most `flops` is right; None if there is nothing to race."""
+        """Return (N,) bool, on which images the best point of at most `flops` is right; None if there is none."""
         best = None
         for cost, _, outcomes in self._bars:
             if cost <= flops:
@@ -97,18 +96,18 @@ class StudyState:
         return self._confirmed
 
     def confirm(self, confirmation: Confirmation) -> None:
-        """Let a confirmed score stand; it may be lower than the other one, and uncover points behind it."""
+        """Replace a score by the confirmed one, which may be lower and uncover points behind it."""
         self._confirmed[confirmation.schedule_hash] = confirmation
         self._front = None
 
     def front(self) -> list[Evaluation]:
-        """Return the Pareto front by the standing scores."""
+        """Return the Pareto front by the confirmed scores where there are any, else by the search's."""
         if self._front is None:
             done = [evaluation for evaluation in self._evaluations.values() if evaluation.state == "done"]
-            self._front = self._best([self._stands(evaluation) for evaluation in done])
+            self._front = self._best([self._with_confirmation(evaluation) for evaluation in done])
         return self._front
 
-    def _stands(self, evaluation: Evaluation) -> Evaluation:
+    def _with_confirmation(self, evaluation: Evaluation) -> Evaluation:
         return replace(evaluation, confirmed=self._confirmed.get(evaluation.hash))
 
     def _best(self, evaluations: list[Evaluation]) -> list[Evaluation]:
@@ -124,21 +123,21 @@ class StudyState:
 
 
 class Confirmer:
-    """Which point of the front is to be measured again, on the images held back for it; for one thread.
+    """Chooses which point of the front is measured again, on the images held back for it; not thread-safe.
 
-    The best of many noisy scores is flattered, so a point's score may fall and uncover others behind it. The
-    front counts as confirmed when all of it is, those others included.
+    The best of many noisy scores is biased upwards, so a point's score may fall and uncover others behind it. The
+    front is confirmed when all its points are, including those.
 
     Args:
-        standing: what is known, its confirmed scores included.
+        state: of the study.
     """
 
-    def __init__(self, standing: StudyState) -> None:
-        self._standing = standing
-        self._tried: set[str] = set()  # under way, or failed
+    def __init__(self, state: StudyState) -> None:
+        self._state = state
+        self._tried: set[str] = set()  # hashes of schedules under way, or failed
 
     def next(self) -> PruningSchedule | None:
-        """Return a schedule to confirm, the dense model's first; None if there is none now."""
+        """Return the next schedule to confirm, the dense model's first; None if there is none at present."""
         waiting = self._waiting()
         if not waiting:
             return None
@@ -147,11 +146,11 @@ class Confirmer:
 
     @property
     def left(self) -> int:
-        """How many are known to be missing."""
+        """How many schedules are still to be confirmed, as far as is known."""
         return len(self._waiting())
 
     def _waiting(self) -> list[PruningSchedule]:
-        front = self._standing.front()
+        front = self._state.front()
         schedules = dict.fromkeys([PruningSchedule(), *(e.schedule for e in front)] if front else [])
-        known = self._standing.confirmed.keys() | self._tried
+        known = self._state.confirmed.keys() | self._tried
         return [schedule for schedule in schedules if schedule.hash not in known]

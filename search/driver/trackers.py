@@ -1,26 +1,24 @@
-"""The trackers that there are: an Optuna storage, MLflow, and Weights & Biases."""
+"""The trackers: an Optuna storage, MLflow, and Weights & Biases."""
 
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from results import Evaluation, Study
 from results.export.optuna_mirror import Mirror
+from search.driver.outcome import SearchOutcome
 from search.driver.progress import Snapshot
 from search.driver.tracking import Tracker
 from spaces.errors import UnknownNameError, UsageError
 
-if TYPE_CHECKING:
-    from search.driver.outcome import SearchOutcome
-
 PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}  # that hold the libraries
-PROJECT = "prunefront"  # of MLflow's experiment and W&B's project, unless their own variables name others
+PROJECT = "prunefront"  # MLflow's experiment and W&B's project, unless their own variables name others
 
 
 class MirrorTracker:
-    """Keeps an Optuna storage up to date; after an error, with the next evaluation all that is missing.
+    """Keeps an Optuna storage up to date; after an error it writes all that is missing with the next evaluation.
 
     Args:
         mirror: the storage.
@@ -35,12 +33,12 @@ class MirrorTracker:
         self._behind = True
 
     def on_start(self, study: Study) -> None:
-        """Bring it up to date with what the study has."""
+        """Write what the study has already."""
         self._study = study
         self._catch_up()
 
     def on_evaluation(self, evaluation: Evaluation, snapshot: Snapshot) -> None:
-        """Add it."""
+        """Write it."""
         if self._behind or self._study is None:
             self._catch_up()
             return
@@ -48,8 +46,8 @@ class MirrorTracker:
         self._mirror.update(self._study, [evaluation])
         self._behind = False
 
-    def on_end(self, outcome: "SearchOutcome | None") -> None:
-        """Add the confirmed scores, too."""
+    def on_end(self, outcome: SearchOutcome | None) -> None:
+        """Write what is missing, confirmed scores too."""
         self._catch_up()
 
     def _catch_up(self) -> None:
@@ -61,7 +59,7 @@ class MirrorTracker:
 
 
 class MLflowTracker:
-    """A run of MLflow for each run of a search, where MLFLOW_TRACKING_URI says.
+    """A run of MLflow for each run of a search, at MLFLOW_TRACKING_URI.
 
     Raises:
         UsageError: MLflow is not installed.
@@ -76,7 +74,7 @@ class MLflowTracker:
         self._run: str | None = None
 
     def on_start(self, study: Study) -> None:
-        """Begin a run with the study's settings as its parameters."""
+        """Start a run with the study's settings as its parameters."""
         from mlflow.entities import Param
 
         self._client = self._mlflow.MlflowClient()  # which connects
@@ -97,7 +95,7 @@ class MLflowTracker:
         found = metrics(evaluation, snapshot).items()
         self._client.log_batch(self._run, [Metric(key, value, now, evaluation.number) for key, value in found])
 
-    def on_end(self, outcome: "SearchOutcome | None") -> None:
+    def on_end(self, outcome: SearchOutcome | None) -> None:
         """End the run."""
         if self._run is not None:
             if outcome is not None:
@@ -120,7 +118,7 @@ class WandbTracker:
         self._run: Any = None
 
     def on_start(self, study: Study) -> None:
-        """Begin a run with the study's settings as its configuration."""
+        """Start a run with the study's settings as its configuration."""
         self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             group=study.name,
@@ -134,7 +132,7 @@ class WandbTracker:
         if self._run is not None:
             self._run.log({**metrics(evaluation, snapshot), "schedule": evaluation.schedule.text})
 
-    def on_end(self, outcome: "SearchOutcome | None") -> None:
+    def on_end(self, outcome: SearchOutcome | None) -> None:
         """End the run."""
         if self._run is not None:
             if outcome is not None:
@@ -158,7 +156,7 @@ def make_tracker(name: str) -> Tracker:
 
 
 def settings(study: Study) -> dict[str, Any]:
-    """Return the settings of a study that a tracker shows; a database's address is not among them."""
+    """Return the settings of a study that a tracker shows; the database's address is not among them."""
     spec = study.spec
     names = ("model", "data", "images", "budget", "space", "sampler", "seed", "dense_flops", "dense_top1")
     digests = ("weights_digest", "data_digest")
@@ -166,7 +164,7 @@ def settings(study: Study) -> dict[str, Any]:
 
 
 def metrics(evaluation: Evaluation, snapshot: Snapshot) -> dict[str, float]:
-    """Return the numbers that a tracker logs for an evaluation; what it does not have is left out."""
+    """Return the numbers that a tracker logs for an evaluation, without those that it does not have."""
     done = evaluation.state == "done"
     own = {
         "top1": evaluation.top1 if done else None,

@@ -1,8 +1,8 @@
-"""What candidates that begin alike share: the features at their branching points, kept within a bound.
+"""What candidates with the same beginning share: the features at their branching points, within a bound of memory.
 
-A schedule's forward pass is a path. It branches where a step follows a block: whatever comes before that
-block depends only on the steps before it, and before the first step on the image alone. So the input of each
-block with a step is worth keeping for the next candidate, of this brood or a later one.
+A schedule's forward pass is a path that branches where a step follows a block. What comes before that block depends
+on the earlier steps only, and before the first step on the image alone. So the input of each block with a step is
+worth keeping for other candidates, of this group or a later one.
 """
 
 from collections import Counter
@@ -18,16 +18,16 @@ from ssm_models import PrunableModel
 from ssm_models.token_view import TokenView
 
 MOST_REMEMBERED = 10_000  # branching points whose uses are counted
-FORGET = 0.98  # of a branching point's uses, with each candidate: what was useful long ago makes room
+FORGET = 0.98  # factor on a branching point's uses with each new candidate, so that old ones make room
 
 
 @dataclass(frozen=True)
 class Stem:
-    """What was done before a branching point, beside running blocks.
+    """The pruning before a branching point.
 
     Attributes:
-        steps: (after, tokens left, context) of each step so far. Ratios that leave as many tokens are one.
-        method: the schedule's choices but for the context, which these steps obeyed; empty where there are none.
+        steps: (after, tokens left, context) of each step so far; ratios that leave the same tokens are equal.
+        method: the schedule's other choices, which these steps obeyed; empty if there are no steps.
     """
 
     steps: tuple[tuple[int, int, str], ...] = ()
@@ -39,9 +39,9 @@ class Branch:
     """A branching point: the input of a block that a step follows.
 
     Attributes:
-        stem: what was done before.
-        block: index from 0 of the block.
-        work: blocks since the last step, each by the share of tokens it works on.
+        stem: the pruning before it.
+        block: index of the block, from 0.
+        work: blocks since the last step, each weighted by the share of tokens that it works on.
     """
 
     stem: Stem
@@ -50,7 +50,13 @@ class Branch:
 
 
 def branches(schedule: PruningSchedule, layout: TokenLayout) -> list[Branch]:
-    """Return the branching points on a schedule's way, first to last."""
+    """Return the branching points of a schedule, first to last.
+
+    >>> from spaces import Stage
+    >>> layout = TokenLayout("tiny", (28, 28), (Stage(12, 7, 7),))
+    >>> [branch.block for branch in branches(PruningSchedule.parse("4:0.5,8:0.5"), layout)]
+    [3, 7]
+    """
     tokens, left = layout.worked_on(schedule), layout.tokens(schedule)
     shares = [count / layout.stages[layout.stage_of(i + 1)].tokens for i, count in enumerate(tokens)]
     found: list[Branch] = []
@@ -68,12 +74,12 @@ def branches(schedule: PruningSchedule, layout: TokenLayout) -> list[Branch]:
 
 @dataclass(frozen=True)
 class State:
-    """What a run goes on from at a branching point.
+    """What a forward pass continues from at a branching point.
 
     Attributes:
-        x: (b, S, D) the features that travel.
-        view: of the kept tokens; None: all are.
-        aside: whole grids of earlier stages that the model still wants.
+        x: (b, S, D), the features.
+        view: of the kept tokens; None if all are kept.
+        aside: whole grids of earlier stages that the model still needs.
     """
 
     x: Tensor
@@ -82,21 +88,20 @@ class State:
 
     @property
     def bytes(self) -> int:
-        """What it holds of memory."""
+        """The memory that it holds."""
         tensors = [self.x, *(self.aside if self.view is None else self.view.tensors)]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 class PrefixCache:
-    """States of batches at branching points, the most useful ones within `limit` bytes; for one thread.
+    """States of batches at branching points, the most useful ones within `limit` bytes; not thread-safe.
 
-    A state's worth is the work that it saves, times how often candidates came by (lately more than long
-    ago), for each byte. What is worth least goes first, the last batches of it before the first ones, since
-    every race runs the first ones.
+    A state's worth is the work that it saves times its uses (recent ones count more), per byte. The branching point
+    of least worth is evicted first, its last batches before its first ones, since every race runs the first ones.
 
     Attributes:
         limit: bytes of features at most.
-        bytes: that are held now.
+        bytes: held now.
     """
 
     def __init__(self, limit: float) -> None:
@@ -107,7 +112,7 @@ class PrefixCache:
         self._candidates = 0
 
     def expect(self, path: Sequence[Branch]) -> None:
-        """Count a candidate that comes by these branching points."""
+        """Count a candidate that passes these branching points."""
         self._candidates += 1
         for branch in path:
             self._uses[branch] = (self._used(branch) + 1, self._candidates)
@@ -116,7 +121,7 @@ class PrefixCache:
             self._uses = {branch: self._uses[branch] for branch in known}
 
     def find(self, batch: int, path: Sequence[Branch]) -> tuple[int, State] | None:
-        """Return the farthest block on the way whose input is held for that batch, and this input."""
+        """Return the last block of the path whose input is held for that batch, and that input."""
         for point in reversed(path):
             for held in self._blocks.get(point.stem, ()):
                 if held.block <= point.block and batch in self._held[held]:
@@ -124,7 +129,7 @@ class PrefixCache:
         return None
 
     def offer(self, batch: int, branch: Branch, state: State) -> None:
-        """Keep a state if there is room for it, or something worth less to let go."""
+        """Keep a state if there is room for it, or something worth less to evict."""
         size = state.bytes
         if batch in self._held.get(branch, {}) or size > self.limit:
             return
@@ -143,7 +148,7 @@ class PrefixCache:
         self.bytes += size
 
     def clear(self) -> None:
-        """Let everything go; memory is short."""
+        """Evict everything, since memory is short."""
         self._held.clear()
         self._blocks.clear()
         self.bytes = 0
@@ -166,14 +171,14 @@ class PrefixCache:
 
 
 class SharedRun:
-    """Runs one batch under several schedules, each from the farthest point of its way that is known.
+    """Runs one batch under several schedules, each from the last point of its path that is known.
 
     Args:
         model: in eval mode; its schedule is set at will.
         cache: where states outlive the batch.
         batch: its number.
-        images: (b, 3, H, W), moved to the device when they are first run.
-        paths: of all the candidates that will run; what several of them share is kept until the batch ends.
+        images: (b, 3, H, W), moved to the device when first run.
+        paths: of all candidates that will run; what several of them share is kept until the batch ends.
         device: the model's.
     """
 
@@ -190,13 +195,13 @@ class SharedRun:
         self._device = device
         stems = Counter(branch.stem for path in paths for branch in path)
         self._shared = {stem for stem, count in stems.items() if count > 1}
-        self._mine = PrefixCache(inf)
+        self._of_batch = PrefixCache(inf)
 
     def logits(self, schedule: PruningSchedule, path: Sequence[Branch]) -> Tensor:
-        """Return what the model answers under `schedule`: to the bit what a run from the images gives."""
+        """Return the logits under `schedule`, equal to the bit to those of a run from the images."""
         model = self._model
         model.set_schedule(schedule)
-        start, x, view = self._begin(path)
+        start, x, view = self._start(path)
         steps = {step.after - 1: step for step in schedule.steps}
         points = {branch.block: branch for branch in path}
         for index in range(start, len(model.blocks)):
@@ -207,13 +212,13 @@ class SharedRun:
         return model.classify(x, view)
 
     def clear(self) -> None:
-        """Let go of all that is kept, in the cache too; memory is short."""
-        self._mine.clear()
+        """Evict all that is kept, in the cache too, since memory is short."""
+        self._of_batch.clear()
         self._cache.clear()
 
-    def _begin(self, path: Sequence[Branch]) -> tuple[int, Tensor, TokenView]:
-        self._images = self._images.to(self._device)  # here, where a lack of memory is this candidate's
-        known = [found for cache in (self._cache, self._mine) if (found := cache.find(self._batch, path))]
+    def _start(self, path: Sequence[Branch]) -> tuple[int, Tensor, TokenView]:
+        self._images = self._images.to(self._device)  # here, where running out of memory fails this candidate
+        known = [found for cache in (self._cache, self._of_batch) if (found := cache.find(self._batch, path))]
         if not known:
             return 0, *self._model.begin(self._images)
         block, state = max(known, key=lambda found: found[0])
@@ -223,12 +228,12 @@ class SharedRun:
 
     def _keep(self, branch: Branch, state: State) -> None:
         if branch.stem in self._shared:
-            self._mine.offer(self._batch, branch, state)
+            self._of_batch.offer(self._batch, branch, state)
         self._cache.offer(self._batch, branch, state)
 
 
 def cache_bytes(device: torch.device, limit: int) -> int:
-    """Return the bound of a cache on a device: no more than half of what a GPU has free."""
+    """Return the bound of a cache on a device: at most half of what a GPU has free."""
     if device.type != "cuda":
         return limit
     free, _ = torch.cuda.mem_get_info(device)

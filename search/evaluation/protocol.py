@@ -1,6 +1,6 @@
-"""What driver and workers say to each other, in plain values: a worker's setup, its tasks, and its results.
+"""The messages between the driver and its workers: a worker's setup, its tasks, and its results.
 
-Nothing here imports torch, so that the driver can read results and an actor can start without it.
+Nothing here imports torch: an actor must start without it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.data.image_set import ImageSet
+from search.evaluation.race import Entry
 from search.runtime.failures import first_line
 from spaces import PruningSchedule
 from spaces.errors import EvaluationError
@@ -26,16 +27,15 @@ class WorkerSetup:
         model, checkpoint, data, batch_size: as in `SearchConfig`, resolved.
         images: that candidates are evaluated on.
         confirm: that the front is confirmed on.
-        fingerprint: `fingerprint` of the driver, which the worker must have.
+        fingerprint: `evaluation_fingerprint` of the driver, which the worker's must equal.
         threads: for torch.
         gpu: whether a GPU is leased to each worker.
-        folder: that relative paths are meant from.
-        dense: the dense model on `images`; arrays in place of tensors, which would make the actor load torch
-            before it has started.
-        prefix_cache: bytes of features that are kept.
-        race_error: of a race.
-        agreement: whether a race is one of agreement.
-        latency: whether running time is measured of each candidate.
+        folder: that relative paths start from.
+        dense: the dense model's results on `images`.
+        prefix_cache: most bytes of features that are kept.
+        race_error: of a candidate's races; see `GroupRace`.
+        agreement: whether candidates race for agreement with the dense model.
+        latency: whether each candidate is timed.
     """
 
     model: str
@@ -57,45 +57,106 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class DenseResult:
-    """`DenseAnswers` without torch: metrics by name, and the answers (images, …)."""
+    """`DenseAnswers` without torch, which unpickling would load before the actor has started.
+
+    Attributes:
+        metrics: the fields of `Metrics` by name, without the tally.
+        answers: (images, …).
+    """
 
     metrics: dict[str, Any]
     answers: NDArray[Any]
 
 
-def search_task(
-    candidates: Sequence[tuple[PruningSchedule, int | None, NDArray[np.bool_] | None]],
-) -> dict[str, Any]:
-    """Return the config of a trial that evaluates a brood.
+@dataclass(frozen=True)
+class Measurement:
+    """What a worker measured of one schedule.
 
-    Args:
-        candidates: schedules, their FLOPs (None: not to race in the brood), and the outcomes that each races against.
+    Attributes:
+        top1, loss, agreement, images, stopped, estimate, seconds, forward_seconds: as in `Metrics`.
+        outcomes: packed by `pack`; None where an image is more than right or wrong.
+        latency_ms: milliseconds an image; None if the schedule was not timed.
+        latency_ratio: to the dense model's.
     """
-    schedules = [schedule.text for schedule, _, _ in candidates]
-    flops = [cost for _, cost, _ in candidates]
-    bars = [None if bar is None else pack(bar) for _, _, bar in candidates]
-    return {"task": SEARCH, "schedules": schedules, "flops": flops, "bars": bars}
+
+    top1: float
+    loss: float
+    agreement: float
+    images: int
+    outcomes: bytes | None
+    stopped: bool
+    estimate: float | None
+    seconds: float
+    forward_seconds: float
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
 
 
-def confirm_task(schedule: PruningSchedule) -> dict[str, Any]:
-    """Return the config of a trial that confirms a schedule."""
-    return {"task": CONFIRM, "schedules": [schedule.text]}
+@dataclass(frozen=True)
+class Failure:
+    """Why a schedule has no measurement.
+
+    Attributes:
+        kind: one of `results.records.FAILURES`.
+        error: the message, in one line.
+        seconds: what the attempt took; None if its worker died.
+    """
+
+    kind: str
+    error: str
+    seconds: float | None
+
+    @classmethod
+    def of(cls, error: Exception, seconds: float) -> "Failure":
+        """Return the failure that an exception stands for.
+
+        >>> Failure.of(ValueError("no such block"), 0.5)
+        Failure(kind='ERROR', error='ValueError: no such block', seconds=0.5)
+        """
+        kind = error.failure if isinstance(error, EvaluationError) else "ERROR"
+        return cls(kind, f"{type(error).__name__}: {first_line(error)}", seconds)
 
 
-def failure(error: Exception, seconds: float) -> dict[str, Any]:
-    """Return what a trial reports of an evaluation that went wrong."""
+def search_task(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Return the config of a trial that evaluates a group of candidates."""
     return {
-        "failure": error.failure if isinstance(error, EvaluationError) else "ERROR",
-        "error": f"{type(error).__name__}: {first_line(error)}",
-        "seconds": seconds,
+        "task": SEARCH,
+        "schedules": [entry.schedule.text for entry in entries],
+        "flops": [entry.flops for entry in entries],
+        "bars": [None if entry.bar is None else pack(entry.bar) for entry in entries],
     }
 
 
+def task_entries(task: Mapping[str, Any], images: int) -> list[Entry]:
+    """Return the candidates of a task that `search_task` made; `images` is how many each runs over."""
+    return [
+        Entry(PruningSchedule.parse(text), None if bar is None else unpack(bar, images), flops)
+        for text, flops, bar in zip(task["schedules"], task["flops"], task["bars"], strict=True)
+    ]
+
+
+def confirm_task(schedule: PruningSchedule) -> dict[str, Any]:
+    """Return the config of a trial that confirms a schedule.
+
+    >>> confirm_task(PruningSchedule.parse("4:0.5"))
+    {'task': 'confirm', 'schedules': ['4:0.5']}
+    """
+    return {"task": CONFIRM, "schedules": [schedule.text]}
+
+
 def pack(outcomes: NDArray[np.bool_]) -> bytes:
-    """Return (N,) bool as bits."""
+    """Return (N,) bool as bits.
+
+    >>> pack(np.array([False, True, False]))
+    b'@'
+    """
     return np.packbits(outcomes).tobytes()
 
 
 def unpack(bits: bytes, images: int) -> NDArray[np.bool_]:
-    """Return the (images,) bool that `pack` packed."""
+    """Return the (images,) bool that `pack` packed.
+
+    >>> unpack(b"@", 3).tolist()
+    [False, True, False]
+    """
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=images).astype(np.bool_)

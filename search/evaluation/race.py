@@ -1,60 +1,75 @@
 """When an evaluation may end early: a paired race, on the same images in the same order.
 
-A candidate joins the front if it is right on more images than each point that costs no more. Such an opponent is
-the best of them that is known already, and so is each cheaper candidate that runs beside it. Both are measured on
-the same N images, so only those count on which exactly one of the two is right. Let m of the n images run so far
-be such, b of them in the candidate's favour. A candidate that would join has, over all N, more than half of the
-discordant images in its favour. The order of the images is random, so the m seen are a draw without replacement
-from all M of them, and b is hypergeometric; its lower tail is largest when M is, hence for M = m + N - n (or one
-less: an odd M needs a smaller majority) with just over half in its favour. Nothing is asked of the opponent's images
-to come, so it may be as far as the candidate. Where the tail falls below the share of the error rate that a look may
-spend, the candidate is given up. The shares of all looks and opponents add up to the rate (Bonferroni's inequality),
-so it bounds the probability that a candidate is stopped which would have joined.
+A candidate joins the front if it is right on more of the N images than each point that costs no more. Such an
+opponent is the best known point, and each cheaper candidate that runs beside it. Only discordant images count, on
+which exactly one of the two is right. Of the n images run so far let m be discordant, b of them in the candidate's
+favour. A candidate that would join has more than half of all M discordant images in its favour.
+
+The order of the images is random, so the m seen are drawn without replacement from the M, and b is hypergeometric.
+Its lower tail is largest for the largest M, which is m + N - n (or one less, since an odd M needs a smaller
+majority), with just over half of them in the candidate's favour. Nothing is asked of the opponent's images to come,
+so it may be no farther than the candidate. Where the tail falls below what a look may spend of the error, the
+candidate is stopped. What all looks at all opponents may spend adds up to the error, so by Bonferroni's inequality
+the error bounds the probability that a candidate is stopped which would have joined.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spaces import PruningSchedule
+
 GROWTH = 1.5  # of the images from a look to the next: the first ones decide most, and each look costs error
 
 
-class BroodRace:
-    """Decides which candidates of a brood can still join the front: what each races against, and at what error.
+@dataclass(frozen=True)
+class Entry:
+    """A candidate to evaluate, and what it races against.
 
-    A candidate spends half of its error on its bar and the rest on the cheaper ones of the brood; all of it on one of
-    these if there is no other.
+    Attributes:
+        schedule: of the candidate.
+        bar: (N,) bool, on which images the best known point that costs no more is right; None if there is none.
+        flops: its cost, by which it races against the cheaper candidates of its group; None keeps it out of that
+            race.
+    """
+
+    schedule: PruningSchedule
+    bar: NDArray[np.bool_] | None = None
+    flops: int | None = None
+
+
+class GroupRace:
+    """Decides which candidates of a group can still join the front.
+
+    A candidate spends half of its error on its bar and half on the cheaper candidates of the group, or all of it on
+    one of these if there is no other.
 
     Args:
         images: N, that each candidate will have run in the end.
         error: bound in [0, 1) on the probability that a candidate is stopped which would have joined.
-        bars: for each candidate (N,) bool, on which images the best known point that costs no more is right, or None.
-        costs: what each candidate costs; None leaves it out of the race in the brood.
+        entries: the candidates.
     """
 
-    def __init__(
-        self, images: int, error: float, bars: Sequence[NDArray[np.bool_] | None], costs: Sequence[int | None]
-    ) -> None:
-        self._bars = bars
-        self._races: dict[int, dict[int | None, Race]] = {}  # by candidate and opponent, None the bar
-        racing = sorted((cost, i) for i, cost in enumerate(costs) if cost is not None)
-        for i, bar in enumerate(bars):
-            rivals = [j for cost, j in racing if (cost, j) < (costs[i], i)] if costs[i] is not None else []
-            shares = [1.0] if bar is None or not rivals else [0.5, 0.5]
-            races: dict[int | None, Race] = {
-                rival: Race(images, error * shares[-1] / len(rivals)) for rival in rivals
-            }
-            self._races[i] = races if bar is None else {None: Race(images, error * shares[0]), **races}
+    def __init__(self, images: int, error: float, entries: Sequence[Entry]) -> None:
+        self._bars = [entry.bar for entry in entries]
+        self._races: dict[int, dict[int | None, Race]] = {}  # by candidate and opponent, None for the bar
+        racing = sorted((entry.flops, i) for i, entry in enumerate(entries) if entry.flops is not None)
+        for i, (bar, flops) in enumerate((entry.bar, entry.flops) for entry in entries):
+            rivals = [j for cost, j in racing if (cost, j) < (flops, i)] if flops is not None else []
+            spent = error if bar is None or not rivals else 0.5 * error  # on the bar, and on all rivals
+            races: dict[int | None, Race] = {rival: Race(images, spent / len(rivals)) for rival in rivals}
+            self._races[i] = races if bar is None else {None: Race(images, spent), **races}
 
     def lost(self, outcomes: Sequence[NDArray[np.bool_] | None]) -> dict[int, int | None]:
-        """Return which candidates are to be stopped now, and who beat each: a candidate, or None for its bar.
+        """Return which candidates are to be stopped now, each with its winner: a candidate, or None for the bar.
 
-        Asked after each batch. Who has been stopped races no more, and who has not come as far is no opponent.
+        Call it after each batch. A stopped candidate races no more; one that has run fewer images is no opponent.
 
         Args:
-            outcomes: of each candidate, on which of the images so far it is right; None if it failed.
+            outcomes: of each candidate, (n,) bool, on which of the images so far it is right; None if it failed.
         """
         beaten: dict[int, int | None] = {}
         for i, races in self._races.items():
@@ -76,20 +91,24 @@ class Race:
 
     Args:
         images: N, that both will have run in the end.
-        error: bound in (0, 1) on the probability that the candidate is stopped although it would have won.
+        error: bound in [0, 1) on the probability that a candidate is stopped which would have won.
+
+    >>> race = Race(images=100, error=0.05)
+    >>> race.lost(np.zeros(60, np.bool_), np.ones(60, np.bool_))
+    True
     """
 
     def __init__(self, images: int, error: float) -> None:
         self._images, self._error = images, error
         self._last_look = 0
-        self._share = error  # of the error that a look may spend
+        self._share = error  # what one look may spend of it
 
     def lost(self, mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> bool:
-        """Return whether the candidate is to be stopped now; asked after each batch.
+        """Return whether the candidate is to be stopped now; call it after each batch.
 
         Args:
-            mine: (n,) on which of the images so far the candidate is right.
-            theirs: (n,) or more: the opponent.
+            mine: (n,) bool, on which of the images so far the candidate is right.
+            theirs: (n,) or more, of the opponent.
         """
         seen, total = len(mine), self._images
         if seen < GROWTH * self._last_look or seen >= total or not seen:
@@ -109,6 +128,9 @@ def tail(better: int, worse: int, to_come: int) -> float:
         better: images on which only the candidate was right.
         worse: images on which only the opponent was.
         to_come: images not run yet.
+
+    >>> tail(better=3, worse=10, to_come=7)  # it cannot win any more
+    0.0
     """
     if better + to_come <= worse:  # it cannot win any more
         return 0.0
@@ -120,7 +142,11 @@ def tail(better: int, worse: int, to_come: int) -> float:
 
 
 def hypergeometric_cdf(most: int, total: int, marked: int, drawn: int) -> float:
-    """Return the probability of at most `most` marked ones among `drawn` of `total`, of which `marked` are marked."""
+    """Return the probability of at most `most` marked items among `drawn` of `total`, of which `marked` are marked.
+
+    >>> round(hypergeometric_cdf(0, total=4, marked=2, drawn=2), 4)  # 1 of 6 draws
+    0.1667
+    """
     least = max(0, drawn - (total - marked))
     if most < least:
         return 0.0

@@ -1,6 +1,6 @@
-"""What runs in a worker process: a Tune trainable that keeps its model and images between candidates.
+"""What runs in a worker process: a Tune trainable that keeps its model and images between trials.
 
-A worker never touches the database. It imports little, so that it starts fast and stays small.
+A worker never touches the database. It imports torch only when it opens its model, so that it starts fast.
 """
 
 import os
@@ -13,94 +13,120 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 
 from search.data.image_set import ImageSet
-from search.evaluation.protocol import CONFIRM, SEARCH, WorkerSetup, failure, pack, unpack
+from search.evaluation.protocol import (
+    CONFIRM,
+    SEARCH,
+    Failure,
+    Measurement,
+    WorkerSetup,
+    pack,
+    task_entries,
+)
 from search.runtime.failures import first_line
 from search.runtime.fingerprint import RefusedError, compare, node_name, software
 from spaces import PruningSchedule
 from spaces.errors import PrunefrontError
 
 if TYPE_CHECKING:
-    from search.evaluation.evaluator import DenseAnswers, Evaluator, Metrics
+    from search.evaluation.evaluator import Evaluator
+    from search.evaluation.metrics import DenseAnswers, Latency, Metrics
 
 
 class EvaluationTrainable(tune.Trainable):
-    """One Tune trial is one brood of candidates, one step long; the actor lives on for the next.
+    """Runs a trial, which is one task of one step; the actor then lives on for the next trial.
 
-    What goes wrong in an evaluation comes back as a result, so that the actor with its model survives.
+    What goes wrong in an evaluation comes back as a result, so that the actor and its model survive.
+
+    Attributes:
+        candidates: runs the tasks.
+        task: the trial's, from `search_task` or `confirm_task`.
     """
 
     def setup(self, config: dict[str, Any], setup: WorkerSetup) -> None:  # type: ignore[override]
-        """Take the task and open the model, so that this does not count in the time of the first trial."""
-        self._bench = Bench(setup)
-        self._task = dict(config)
-        with suppress(Exception):  # the first step tries again, and what goes wrong there is a result
-            self._bench.open()
+        """Take the task and open the model, which must not count in the time of the first trial."""
+        self.candidates = CandidateRunner(setup)
+        self.task = dict(config)
+        with suppress(Exception):  # the first step tries again, and reports what goes wrong
+            self.candidates.open()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next task."""
-        self._task = dict(new_config)
+        self.task = dict(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return for each schedule of the task its metrics, or why there are none."""
+        """Return a `Measurement` or a `Failure` for each schedule of the task, or why this worker is refused."""
         started = time.perf_counter()
-        run = {SEARCH: self._bench.search, CONFIRM: self._bench.confirm}[self._task["task"]]
+        run = {SEARCH: self.candidates.search, CONFIRM: self.candidates.confirm}[self.task["task"]]
+        results: list[Measurement | Failure]
         try:
-            results = run(self._task)
+            results = run(self.task)
         except RefusedError as error:
             return {"refused": str(error), "done": True}
         except Exception as error:
-            results = [failure(error, time.perf_counter() - started) for _ in self._task["schedules"]]
+            seconds = time.perf_counter() - started
+            results = [Failure.of(error, seconds) for _ in self.task["schedules"]]
         return {"results": results, "done": True}
 
 
-class Bench:
-    """A model and the images it is tried on, opened when first used."""
+class CandidateRunner:
+    """Runs the tasks of a worker on a model and images that it opens when they are first needed."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         self._setup = setup
 
     def open(self) -> None:
-        """Open the model and the images that candidates are evaluated on; raises what they do."""
-        _ = self._evaluator
-
-    def search(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        """Evaluate a brood."""
-        from search.evaluation.evaluator import Entry
-
-        images = self._setup.images.images
-        entries = [
-            Entry(PruningSchedule.parse(text), None if bar is None else unpack(bar, images), flops)
-            for text, flops, bar in zip(task["schedules"], task["flops"], task["bars"], strict=True)
-        ]
-        found = self._evaluator.evaluate_brood(entries)
-        return [self._result(entry.schedule, metrics) for entry, metrics in zip(entries, found, strict=True)]
-
-    def confirm(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        """Evaluate a schedule on the images that are held back for it, and time it."""
-        schedule = PruningSchedule.parse(task["schedules"][0])
-        measured = as_result(self._confirmer.evaluate(schedule))
-        latency = self._evaluator.latency(schedule)
-        return [{**measured, "latency_ms": latency.ms, "latency_ratio": latency.ratio}]
-
-    def _result(self, schedule: PruningSchedule, metrics: "Metrics | Exception") -> dict[str, Any]:
-        if isinstance(metrics, Exception):
-            return failure(metrics, 0.0)
-        result = as_result(metrics)
-        if self._setup.latency and not metrics.stopped:
-            try:
-                latency = self._evaluator.latency(schedule)
-            except Exception as error:  # of this candidate alone
-                return failure(error, metrics.seconds)
-            result |= {"latency_ms": latency.ms, "latency_ratio": latency.ratio}
-        return result
-
-    @cached_property
-    def _open(self) -> "Callable[[ImageSet, DenseAnswers | None, int], Evaluator]":
-        """Build the model and open the data; torch and all that hangs on it is imported here.
+        """Open the model and the images that candidates are evaluated on.
 
         Raises:
-            RefusedError: model or data cannot be opened here, or something is not what the driver has.
+            RefusedError: they cannot be opened here, or differ from the driver's.
+        """
+        _ = self.evaluator
+
+    def search(self, task: dict[str, Any]) -> list[Measurement | Failure]:
+        """Evaluate a group of candidates."""
+        entries = task_entries(task, self._setup.images.images)
+        found = self.evaluator.evaluate_group(entries)
+        return [self._result(entry.schedule, metrics) for entry, metrics in zip(entries, found, strict=True)]
+
+    def confirm(self, task: dict[str, Any]) -> list[Measurement | Failure]:
+        """Evaluate and time a schedule on the images that are held back for it."""
+        schedule = PruningSchedule.parse(task["schedules"][0])
+        metrics = self.confirming_evaluator.evaluate(schedule)
+        return [measurement(metrics, self.evaluator.latency(schedule))]
+
+    @cached_property
+    def evaluator(self) -> "Evaluator":
+        """Of the images that candidates are evaluated on."""
+        import torch
+
+        from search.evaluation.metrics import DenseAnswers, Metrics
+
+        dense = self._setup.dense
+        known = DenseAnswers(Metrics(**dense.metrics), torch.from_numpy(dense.answers.copy()))
+        return self._new_evaluator(self._setup.images, known, self._setup.prefix_cache)
+
+    @cached_property
+    def confirming_evaluator(self) -> "Evaluator":
+        """Of the images that the front is confirmed on; its model is that of `evaluator`."""
+        return self._new_evaluator(self._setup.confirm, None, 0)
+
+    def _result(self, schedule: PruningSchedule, metrics: "Metrics | Exception") -> Measurement | Failure:
+        if isinstance(metrics, Exception):
+            return Failure.of(metrics, 0.0)
+        if not self._setup.latency or metrics.stopped:
+            return measurement(metrics)
+        try:
+            return measurement(metrics, self.evaluator.latency(schedule))
+        except Exception as error:  # of this candidate alone
+            return Failure.of(error, metrics.seconds)
+
+    @cached_property
+    def _new_evaluator(self) -> "Callable[[ImageSet, DenseAnswers | None, int], Evaluator]":
+        """Open model and data once; torch is imported here.
+
+        Raises:
+            RefusedError: they cannot be opened here, or differ from the driver's.
         """
         import torch
 
@@ -122,7 +148,7 @@ class Bench:
         compare(setup.fingerprint, found, node_name())
         device = "cuda" if setup.gpu and torch.cuda.is_available() else "cpu"
 
-        def evaluator(chosen: ImageSet, dense: "DenseAnswers | None", cache: int) -> "Evaluator":
+        def new_evaluator(chosen: ImageSet, dense: "DenseAnswers | None", cache: int) -> "Evaluator":
             batches = data.batches(
                 model.pretrained_cfg, model.img_size, chosen.split, chosen.images, setup.batch_size, chosen.skip
             )
@@ -131,26 +157,21 @@ class Bench:
                 prefix_cache=cache, agreement=setup.agreement, error=setup.race_error,
             )  # fmt: skip
 
-        return evaluator
-
-    @cached_property
-    def _evaluator(self) -> "Evaluator":
-        import torch
-
-        from search.evaluation.evaluator import DenseAnswers, Metrics
-
-        dense = self._setup.dense
-        known = DenseAnswers(Metrics(**dense.metrics), torch.from_numpy(dense.answers.copy()))
-        return self._open(self._setup.images, known, self._setup.prefix_cache)
-
-    @cached_property
-    def _confirmer(self) -> "Evaluator":
-        return self._open(self._setup.confirm, None, 0)
+        return new_evaluator
 
 
-def as_result(metrics: "Metrics") -> dict[str, Any]:
-    """Return metrics as a trial reports them."""
-    names = ("top1", "loss", "agreement", "images", "stopped", "estimate", "seconds", "forward_seconds")
-    plain = {name: getattr(metrics, name) for name in names}
-    outcomes = None if metrics.outcomes is None else pack(metrics.outcomes)
-    return {**plain, "outcomes": outcomes, "latency_ms": None, "latency_ratio": None}
+def measurement(metrics: "Metrics", latency: "Latency | None" = None) -> Measurement:
+    """Return what a trial reports of an evaluation."""
+    return Measurement(
+        top1=metrics.top1,
+        loss=metrics.loss,
+        agreement=metrics.agreement,
+        images=metrics.images,
+        outcomes=None if metrics.outcomes is None else pack(metrics.outcomes),
+        stopped=metrics.stopped,
+        estimate=metrics.estimate,
+        seconds=metrics.seconds,
+        forward_seconds=metrics.forward_seconds,
+        latency_ms=None if latency is None else latency.ms,
+        latency_ratio=None if latency is None else latency.ratio,
+    )

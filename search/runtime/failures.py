@@ -1,19 +1,23 @@
-"""What went wrong, in words that fit into a table."""
+"""Error messages that fit into a table, and errors that mean a lack of memory."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, cut to a length that a table can bear."""
+    r"""Return the first line of an error's message, cut to 500 characters, as text that any database takes.
+
+    >>> first_line(ValueError("two lines\nin one message"))
+    'two lines'
+    """
     lines = str(error).strip().splitlines()
     line = lines[0][:500] if lines else "no message"
-    return line.encode(errors="replace").decode().replace("\0", "?")  # what any database takes
+    return line.encode(errors="replace").decode().replace("\0", "?")
 
 
-# What torch's CPU allocator, C++, CUDA and cuBLAS say, each in a RuntimeError.
+# Messages of torch's CPU allocator, C++, CUDA and cuBLAS, each in a RuntimeError.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "ALLOC_FAILED")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch means that memory ran out; for the CPU it has no class of its own."""
+    """Return whether an error of torch means that memory ran out; on the CPU it has no class of its own."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

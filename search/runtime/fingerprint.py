@@ -1,7 +1,7 @@
-"""Whether a worker would measure what the driver would: the same software, weights and images.
+"""Whether a worker has the driver's software, weights and images, and so measures the same.
 
-A node that differs is refused before its first evaluation, and the search ends with the difference. No
-candidate is recorded as failed for it, so the same command goes on once the node is mended or gone.
+A node that differs is refused before its first evaluation, and the search ends with the difference. No candidate is
+recorded as failed, so the same command continues once the node is repaired or gone.
 """
 
 import socket
@@ -10,11 +10,11 @@ from typing import Any
 
 from spaces.errors import SearchError
 
-NODE_PATIENCE = 120.0  # seconds that a node may take to say what is installed there
+NODE_PATIENCE = 120.0  # seconds in which a node must report its software
 
 
 class RefusedError(SearchError):
-    """A worker that must not evaluate anything for a search."""
+    """A worker differs from the driver, and must not evaluate anything."""
 
 
 def software() -> dict[str, str]:
@@ -22,7 +22,7 @@ def software() -> dict[str, str]:
 
     Builds of one version of torch, such as for the CPU and for CUDA, count as the same.
     """
-    # It is sent to nodes as source (see `check_nodes`), so it holds all that it needs.
+    # `check_nodes` sends this function by value, so it must be self-contained.
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -54,8 +54,8 @@ def node_name() -> str:
 def check_nodes(expected: Mapping[str, str]) -> None:
     """Ask every node of the connected cluster for its software before anything runs there.
 
-    What differs most often is that prunefront is missing on a node, where no worker could even say so. Nodes
-    that join later are checked by their workers alone.
+    The most frequent difference is a node without prunefront, where a worker could not even start. Nodes that join
+    later are checked by their workers only.
 
     Raises:
         RefusedError: a node differs.
@@ -64,7 +64,7 @@ def check_nodes(expected: Mapping[str, str]) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    # A function of a module would be sent by its name, and looked for on the node; this one goes by value.
+    # Ray pickles a module's function by name, which the node would have to import.
     probe = ray.remote(num_cpus=0, max_retries=0)(_by_value(software))
     every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = [node for node in every if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
@@ -77,7 +77,7 @@ def check_nodes(expected: Mapping[str, str]) -> None:
         try:
             found = ray.get(reference, timeout=NODE_PATIENCE)
         except ray.exceptions.NodeDiedError:
-            continue  # it can do no harm any more
+            continue
         except ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise SearchError(f"node {name}: does not say what is installed there: {lines[0]}") from None
@@ -85,7 +85,7 @@ def check_nodes(expected: Mapping[str, str]) -> None:
 
 
 def _by_value(function: Any) -> Any:
-    """Return a copy that belongs to no module, so that it is pickled with its code."""
+    """Return a copy that belongs to no module, so that it is pickled by value."""
     from types import FunctionType
 
     copy = FunctionType(function.__code__, {"__builtins__": __builtins__}, "probe")

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants, services
 
+from search.runtime.ray_environment import ray_environment
 from spaces.errors import SearchError, UsageError
 
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing large goes through it; Ray takes no less than 75 MiB
@@ -23,10 +24,10 @@ LONGEST_RAY_FOLDER = 40  # a socket's path holds 107 bytes, and Ray adds some 60
 
 @contextmanager
 def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iterator[None]:
-    """Start Ray on this machine, or connect to a cluster; end it, or let go of it, afterwards.
+    """Start Ray on this machine, or connect to a cluster; shut it down, or disconnect, afterwards.
 
     Args:
-        scratch: folder for Ray's files, where its path is short enough.
+        scratch: folder for Ray's files, used if its path is short enough.
         cpus: that Ray on this machine may lease.
         address: of a cluster; None starts Ray on this machine.
 
@@ -42,8 +43,8 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
         if len(str(scratch)) <= LONGEST_RAY_FOLDER:
             options["_temp_dir"] = str(scratch)
-    # Ray tells of workers that died, in colour and on stdout, which is for data.
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    # Ray reports workers that died on stdout, which is for data.
+    with ray_environment(), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         handler = signal.getsignal(signal.SIGTERM)
         try:
             with nullcontext() if address is not None else loopback(), own_process_groups():
@@ -55,7 +56,7 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
             advice = "; if the cluster asks for a token, set RAY_AUTH_MODE=token here, too" if token else ""
             raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}{advice}") from error
         if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray took it
+            signal.signal(signal.SIGTERM, handler)  # Ray replaced it
         try:
             yield
         finally:
@@ -64,10 +65,10 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
 
 @contextmanager
 def own_process_groups() -> Iterator[None]:
-    """Keep Ray's processes out of this one's process group: a signal to the group is for the driver to answer.
+    """Start Ray's processes in a process group of their own, so that signals to the driver's group spare them.
 
-    `timeout`, Slurm and service managers send them so, and a driver whose Ray is gone can record nothing. On Linux
-    alone: there Ray's processes end with the driver however it ends; elsewhere Ray ends them by the group.
+    `timeout`, Slurm and service managers signal the whole group, and a driver without its Ray can record nothing.
+    Only on Linux, where Ray's processes end with the driver however it ends; elsewhere Ray ends them by the group.
     """
     ray_services: Any = services
     before = ray_services.ConsolePopen
@@ -81,10 +82,10 @@ def own_process_groups() -> Iterator[None]:
 
 @contextmanager
 def loopback() -> Iterator[None]:
-    """Let a Ray that starts in here listen on the loopback interface alone.
+    """Let a Ray that is started meanwhile listen on the loopback interface only.
 
-    On Linux it listens on all interfaces, even if it is told 127.0.0.1, for other nodes could join. The switch
-    that it has for systems without clusters is what its environment variable would set when ray is imported.
+    On Linux it listens on all interfaces, even when told 127.0.0.1, since other nodes could join. Its switch for
+    systems without clusters turns that off; the environment variable for it is read when ray is imported.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -95,7 +96,7 @@ def loopback() -> Iterator[None]:
 
 
 def check_address(address: str) -> None:
-    """Find out within seconds whether a cluster answers; Ray itself would try for minutes.
+    """Check within seconds that a cluster answers; Ray itself would try for minutes.
 
     Raises:
         UsageError: the address is not HOST:PORT or auto.
@@ -103,7 +104,7 @@ def check_address(address: str) -> None:
     """
     if address == "auto":
         return
-    if address.startswith("ray://"):  # Tune's loop would run here, and each of its calls over the network
+    if address.startswith("ray://"):  # Tune's loop would run here, and make each call over the network
         raise UsageError(
             f"Ray address {address!r}: a search does not run through Ray's client; run it on a node of the cluster, "
             "with HOST:PORT or auto"
@@ -118,7 +119,7 @@ def check_address(address: str) -> None:
 
 
 def available_cpus() -> int:
-    """Return the CPUs that this process may use, a container's limit considered."""
+    """Return the number of CPUs that this process may use, within the limit of its container."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

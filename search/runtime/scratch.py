@@ -1,4 +1,4 @@
-"""Temporary folders of searches, and what a driver that was killed has left of them."""
+"""Temporary folders of searches, and the removal of those that killed drivers left behind."""
 
 import fcntl
 import os
@@ -15,13 +15,13 @@ OWNER = "owner"  # a file on which the driver holds a lock while it lives
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a temporary folder, and remove it afterwards; first remove those whose owners were killed."""
+    """Make a temporary folder and remove it afterwards; remove those of killed owners first."""
     sweep(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     try:
         with (folder / f".{OWNER}").open("w") as owner:
-            fcntl.flock(owner, fcntl.LOCK_EX)  # the kernel lets go of it however this process ends
-            (folder / f".{OWNER}").rename(folder / OWNER)  # nobody sees it without the lock
+            fcntl.flock(owner, fcntl.LOCK_EX)  # the kernel releases it however this process ends
+            (folder / f".{OWNER}").rename(folder / OWNER)  # now visible to others, and locked
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -30,14 +30,15 @@ def scratch_folder() -> Iterator[Path]:
 def sweep(where: Path) -> list[Path]:
     """Remove folders whose owner is gone, and end the processes that work in them; return the folders.
 
-    Only folders of this kind and of this user count, and only processes of this user whose command names the folder.
+    Only this project's folders of this user are touched, and only processes of this user whose command line names
+    such a folder.
     """
     swept = []
     for folder in sorted(where.glob(f"{PREFIX}*")):
-        with suppress(OSError):  # it is being removed by somebody else
+        with suppress(OSError):  # another process is removing it
             if not folder.is_dir() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
-            with (folder / OWNER).open() as owner:  # a folder without one is not ours to judge
+            with (folder / OWNER).open() as owner:  # without this file nothing is known of the owner
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _end_processes(folder)
                 shutil.rmtree(folder)
@@ -46,9 +47,9 @@ def sweep(where: Path) -> list[Path]:
 
 
 def _end_processes(folder: Path) -> None:
-    """Kill what names the folder on its command line, where /proc tells: Ray's own processes do."""
+    """Kill the processes that name the folder on their command line, as Ray's do; needs /proc."""
     for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             if entry.stat().st_uid != os.getuid() or int(entry.name) == os.getpid():
                 continue
             words = (entry / "cmdline").read_bytes()

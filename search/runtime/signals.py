@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: once, and what is under way is recorded; twice, and the process ends at once."""
+"""SIGINT and SIGTERM: the first one asks for an orderly end, the second one ends the process at once."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """A context manager that takes over both signals, in the main thread.
+    """A context manager that handles both signals; for the main thread.
 
     Args:
-        at_first: called, inside the signal handler, on the first signal.
-        at_second: called on the second, right before the process ends.
+        at_first: called inside the signal handler, on the first signal.
+        at_second: called on the second one, right before the process ends.
 
     Attributes:
-        signal: the first signal that came; None if none did.
+        signal: the first signal; None if there was none.
     """
 
     def __init__(self, at_first: Callable[[], None], at_second: Callable[[], None] = lambda: None) -> None:
@@ -29,7 +29,7 @@ class Interruption:
         self.signal: int | None = None
 
     def __enter__(self) -> Self:
-        """Take over the signals."""
+        """Install the handlers."""
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
         for number in SIGNALS:
             signal.signal(number, self._handle)
@@ -38,13 +38,13 @@ class Interruption:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give them back."""
+        """Restore the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     @property
     def exit_code(self) -> int:
-        """What a process ends with that was stopped so; 0 if it was not."""
+        """The exit code of a process that the signal stopped; 0 if there was none."""
         return 0 if self.signal is None else 128 + self.signal
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -57,13 +57,13 @@ class Interruption:
 
 
 def end_descendants() -> None:
-    """Kill all processes that descend from this one, where /proc tells which they are.
+    """Kill all processes that descend from this one; needs /proc.
 
-    Most of Ray's die with their parent anyway, but its agents linger for a minute.
+    Most of Ray's processes die with their parent anyway, but its agents stay for a minute.
     """
     children = defaultdict(list)
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError, IndexError):  # it has just ended
+        with suppress(OSError, ValueError, IndexError):  # the process has just ended
             # PID (NAME) STATE PARENT …, and a name may hold spaces and brackets
             children[int(entry.read_text().rpartition(")")[2].split()[1])].append(int(entry.parent.name))
     waiting = [os.getpid()]

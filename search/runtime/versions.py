@@ -1,4 +1,4 @@
-"""Which versions did the work: kept beside every study and every training."""
+"""The versions of Python and of packages, recorded with every study and every training."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -7,7 +7,7 @@ PACKAGES = ("prunefront", "torch", "torchvision", "timm", "numpy", "pillow", "nu
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that bear on a result, by name."""
+    """Return the versions of Python and of the packages that affect a result, by name."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

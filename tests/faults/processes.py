@@ -1,4 +1,4 @@
-"""Searches as processes of their own, and what is left of them."""
+"""Searches in processes of their own, and checks that nothing of them is left."""
 
 import os
 import signal
@@ -60,7 +60,7 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen[str], err: Pa
 
 
 def evaluations(url: str) -> list[Evaluation]:
-    """What study `s` has by now; nothing if it has not begun."""
+    """Return the evaluations of study `s` so far; none if it has not begun."""
     if url.startswith("sqlite") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
     with Store.open(url, create=True) as store:
@@ -68,7 +68,7 @@ def evaluations(url: str) -> list[Evaluation]:
 
 
 def interrupted(process: subprocess.Popen[str], number: signal.Signals) -> int:
-    """Signal a process, wait for its end, and see that what it started ends, too."""
+    """Signal a process, wait for its end, and check that none of its descendants is left ten seconds later."""
     descendants = family(process)
     process.send_signal(number)
     code = process.wait(PATIENCE)

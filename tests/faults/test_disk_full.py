@@ -1,4 +1,4 @@
-"""A disk that fills up under a search: a real small tmpfs, a real store."""
+"""A disk that fills up during a search: a small real tmpfs, and a real store."""
 
 import sqlite3
 import subprocess
@@ -12,11 +12,12 @@ import pytest
 from results import StudySpec
 from results.store.database import free_bytes
 from results.store.store import Store
-from search.driver.records import ClaimedRecords, PatientRecords
+from search.driver.patience import Patience
+from search.driver.records import StudyRecords
 from search.driver.search_setup import SearchSetup
 from search.driver.spool import Spool
 from tests.search import fakes
-from tests.search.conftest import subject as subject  # a fixture
+from tests.search.conftest import search_setup as search_setup  # a fixture
 
 
 @pytest.fixture
@@ -33,30 +34,29 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_it_says_where_and_how_much_is_free_spools_and_goes_on_later(
-    disk: Path, tmp_path: Path, subject: SearchSetup, monkeypatch: pytest.MonkeyPatch
+def test_the_error_names_the_disk_and_its_free_bytes_and_a_resume_takes_the_spool_in(
+    disk: Path, tmp_path: Path, search_setup: SearchSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = disk / "s.db"
     url = f"sqlite:///{path}"
     notes: list[str] = []
     with Store.open(url, create=True) as store:
-        spec = StudySpec(**subject.spec(), dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0)
+        spec = StudySpec(**search_setup.spec(), dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0)
         study = store.create_study(spec)
         spool = Spool(study, url)
         kept = fakes.MemoryRecords()
         fakes.drive(fakes.searcher(kept, trials=60))
         driver = store.enter(study, {})
-        claims = ClaimedRecords(store, study, driver)
-        claims.claim([replace(evaluation, state="running") for evaluation in kept.evaluations], trials=60)
-        records = PatientRecords(claims, spool, patience=0.5, note=notes.append)
+        records = StudyRecords(store, study, driver, spool, Patience(0.5, note=notes.append))
+        records.claim([replace(evaluation, state="running") for evaluation in kept.evaluations], trials=60)
         for number, evaluation in enumerate(kept.evaluations):
             if number == 20:
                 (disk / "ballast").write_bytes(b"0" * (free_bytes(str(path)) or 0))
             assert records.record(evaluation)
         spool.close()
-        error = str(records.farewell())
-    assert records.error is not None
+        error = str(records.given_up())
+    assert records.patience.error is not None
     assert str(path) in error
     assert "bytes are free on its disk" in error
     assert "free some space" in error or "check its disk" in error

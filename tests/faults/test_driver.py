@@ -1,4 +1,4 @@
-"""A driver that is killed with SIGKILL, again and again: the short form of `benchmarks/faults.py`."""
+"""A driver that is killed with SIGKILL again and again: a short run of `benchmarks/faults.py`."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
 
 @pytest.mark.slow
 def test_a_resume_reaches_n_and_loses_and_doubles_nothing() -> None:
-    """Its own checks decide: it ends with 1 if one of them does not hold."""
+    """The benchmark checks this itself, and exits with 1 if a check fails."""
     arguments = ["--rounds", "3", "--trials", "60", "--seed", "1", "--longest", "1"]
     done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,7 +14,7 @@ TRIALS = 120
 
 
 def recorded_by(path: Path) -> dict[int, int]:
-    """How many evaluations each driver has recorded."""
+    """Return how many evaluations each driver has recorded."""
     if not path.exists():
         return {}
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=PATIENCE)) as connection:
@@ -26,7 +26,7 @@ def recorded_by(path: Path) -> dict[int, int]:
 def test_they_share_the_work_and_the_one_that_is_left_takes_over(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     url = f"sqlite:///{path}"
-    command = ["-m", "search", *arguments(url, TRIALS, "--brood", "2", "--workers", "1")]
+    command = ["-m", "search", *arguments(url, TRIALS, "--group", "2", "--workers", "1")]
     with running(command, tmp_path) as (one, _), running(command, tmp_path) as (other, err):
         wait_until(lambda: len(recorded_by(path)) == 2, other, err)
         orphans = family(one)

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, each the processes that `ray start` starts."""
+"""A Ray cluster of several nodes on this machine, each started by `ray start`."""
 
 import os
 import secrets
@@ -65,13 +65,13 @@ class Cluster:
         raise AssertionError("".join(said))
 
     def stop(self) -> None:
-        """Kill what is left of it."""
+        """Kill all nodes that are left."""
         for process in self._started:
             kill(process)
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """End a process and all below it as a machine ends that loses its power."""
+    """Kill a process and its descendants, as a loss of power does."""
     with suppress(psutil.NoSuchProcess):
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in family:
@@ -82,7 +82,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[Cluster]:
-    """Yield a cluster that is up; afterwards nothing of it is left."""
+    """Yield a running cluster; stop it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="pf-"))  # pytest's own is too long for the path of a socket
     try:
         started = Cluster(folder, nodes)

@@ -15,7 +15,7 @@ OTHERS = ("3:0.3,6:0.5;context=freeze", "2:0.5,4:0.6;context=freeze", "5:0.2,9:0
 
 
 @pytest.fixture(scope="session")
-def subject() -> SearchSetup:
+def search_setup() -> SearchSetup:
     """The shipped model on 40 of the embedded images, with a budget of 0.9."""
     return open_setup(
         SearchConfig(
@@ -25,9 +25,9 @@ def subject() -> SearchSetup:
 
 
 @pytest.fixture(scope="session")
-def _filled(subject: SearchSetup, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _filled(search_setup: SearchSetup, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "studies.db"
-    fill(path, subject)
+    fill(path, search_setup)
     return path
 
 
@@ -39,15 +39,15 @@ def study_url(_filled: Path, tmp_path: Path) -> str:
     return f"sqlite:///{copy}"
 
 
-def fill(path: Path, subject: SearchSetup) -> Study:
+def fill(path: Path, search_setup: SearchSetup) -> Study:
     """Write the study with made-up figures; its FLOPs, digests and layout are real."""
     with Store.open(f"sqlite:///{path}", create=True) as store:
-        spec = StudySpec(**subject.spec(), dense_top1=0.975, dense_loss=0.1, dense_latency_ms=1.0)
+        spec = StudySpec(**search_setup.spec(), dense_top1=0.975, dense_loss=0.1, dense_latency_ms=1.0)
         study = store.create_study(spec)
-        schedules = [*published_schedules(subject.model.layout), *map(PruningSchedule.parse, OTHERS)]
+        schedules = [*published_schedules(search_setup.model.layout), *map(PruningSchedule.parse, OTHERS)]
         for index, schedule in enumerate(schedules):
-            flops = subject.table.flops(schedule)
-            ratio = flops / subject.table.dense
+            flops = search_setup.table.flops(schedule)
+            ratio = flops / search_setup.table.dense
             if index == 1:
                 failed = Evaluation(
                     schedule, flops, ratio, "failed", failure="NONFINITE", error="logits are NaN", origin="published"

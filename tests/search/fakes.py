@@ -1,9 +1,9 @@
-"""A model's cost and accuracy as plain functions, a store and workers in memory: searches without torch and Ray."""
+"""Searches without torch, Ray and SQL: a model as plain functions, and a store and workers in memory."""
 
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 
 from results import Evaluation
 from results.records import Confirmation, News
-from search.driver.searcher import ScheduleSearcher
+from search.driver.progress import Snapshot
+from search.driver.proposer import CandidateSource
+from search.driver.searcher import Reporting, ScheduleSearcher, SearchPlan
 from search.driver.study_state import StudyState
-from search.evaluation.protocol import CONFIRM, pack, unpack
-from search.evaluation.race import BroodRace
-from search.samplers.base import Sampler
+from search.driver.trials import Timeouts
+from search.evaluation.protocol import CONFIRM, Failure, Measurement, pack, task_entries
+from search.evaluation.race import GroupRace
+from search.samplers.base import Draw, Sampler
 from search.samplers.registry import make_sampler
 from spaces import FlopsBudget, PruningSchedule, Stage, TokenLayout
+from spaces.parameters import Value
 from spaces.published import starting_schedules
 from spaces.space import SearchSpace, StagesSpace, make_space
 from spaces.space_spec import SpaceSpec
@@ -86,12 +90,12 @@ class MemoryRecords:
         self.evaluations = list(evaluations)
         self.confirmations: dict[str, Confirmation] = {}
 
-    def record(self, evaluation: Evaluation) -> bool:
+    def record(self, evaluation: Evaluation) -> Evaluation | None:
         """Append it unless its schedule is there."""
         if self.evaluation(evaluation.hash):
-            return False
-        self.evaluations.append(evaluation)
-        return True
+            return None
+        self.evaluations.append(replace(evaluation, number=len(self.evaluations)))
+        return self.evaluations[-1]
 
     def evaluation(self, schedule_hash: str) -> Evaluation | None:
         """Look it up."""
@@ -118,17 +122,19 @@ class MemoryRecords:
         """Look it up."""
         return self.confirmations.get(schedule_hash)
 
-    def confirm(self, confirmation: Confirmation) -> None:
+    def confirm(self, confirmation: Confirmation) -> Confirmation | None:
         """Keep the score."""
         self.confirmations[confirmation.schedule_hash] = confirmation
+        return confirmation
 
     def read(self) -> list[Evaluation]:
         """Return the evaluations as a store does."""
         return [replace(e, confirmed=self.confirmations.get(e.hash)) for e in self.evaluations]
 
-    def standing(self) -> StudyState:
-        """Return what a driver makes of them."""
-        return StudyState(OBJECTIVES, LAYOUT, self.read(), self.confirmations.get(PruningSchedule().hash))
+    def study_state(self, race: bool = True) -> StudyState:
+        """Return what a driver that resumes knows."""
+        dense = self.confirmations.get(PruningSchedule().hash)
+        return StudyState(OBJECTIVES, LAYOUT, self.read(), dense, race=race)
 
     @property
     def states(self) -> list[str]:
@@ -141,32 +147,72 @@ def sampler(name: str, over: SearchSpace, *, seed: int = 0, trials: int = 40, re
     return make_sampler(name, over, OBJECTIVES, seed=seed, trials=trials, recorded=recorded)
 
 
-def searcher(
-    records: MemoryRecords,
-    *,
-    trials: int,
-    name: str = "nsga2",
-    seed: int = 0,
-    over: SearchSpace | None = None,
-    starts: bool = True,
-    **options: Any,
-) -> ScheduleSearcher:
-    """A searcher over what `records` holds, as the runner makes it; it does not confirm unless asked to."""
-    chosen = over or space()
-    proposing = sampler(name, chosen, seed=seed, trials=trials, recorded=len(records.evaluations))
+class ListeningSampler:
+    """A sampler that keeps what it is asked and told, and may be stuck at one point."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self.name, self.state, self.restore = sampler.name, sampler.state, sampler.restore
+        self.asked = 0
+        self.told: list[Evaluation | None] = []
+        self.stuck: dict[str, Value] | None = None
+
+    def ask(self, values: Mapping[str, Value] | None = None) -> Draw:
+        """Count the question and pass it on."""
+        self.asked += 1
+        return self._sampler.ask(values or self.stuck)
+
+    def tell(self, draw: Draw, evaluation: Evaluation | None) -> None:
+        """Keep the answer and pass it on."""
+        self.told.append(evaluation)
+        self._sampler.tell(draw, evaluation)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a searcher of the tests differs from the default; the fields are those of what the session builds.
+
+    Attributes:
+        name: the sampler's.
+        over: the space.
+        starts: whether starting schedules come first.
+    """
+
+    name: str = "nsga2"
+    seed: int = 0
+    over: SearchSpace | None = None
+    starts: bool = True
+    race: bool = True
+    group: int = 4
+    confirm: bool = False
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    time_is_up: Callable[[], bool] = lambda: False
+    observe: Callable[[Snapshot], None] = lambda snapshot: None
+    note: Callable[[str], None] = lambda text: None
+
+
+def listening_searcher(
+    records: MemoryRecords, *, trials: int, **options: Any
+) -> tuple[ScheduleSearcher, ListeningSampler]:
+    """A searcher over what `records` holds, as the session makes it, and its sampler; for options see `Setup`."""
+    given = Setup(**options)
+    chosen = given.over or space()
+    proposing = sampler(given.name, chosen, seed=given.seed, trials=trials, recorded=len(records.evaluations))
     proposing.restore(records.read())
-    return ScheduleSearcher(
-        chosen,
-        proposing,
-        flops=flops,
-        dense_flops=flops(PruningSchedule()),
-        trials=trials,
-        standing=records.standing(),
-        records=records,
-        starts=starting_schedules(chosen) if starts else (),
-        seed=seed,
-        **({"confirm": False, "brood": 4} | options),
+    listening = ListeningSampler(proposing)
+    searching = ScheduleSearcher(
+        CandidateSource(chosen, listening, starting_schedules(chosen) if given.starts else (), given.seed),
+        records.study_state(given.race),
+        records,
+        SearchPlan(trials, given.group, given.confirm, given.timeouts, given.time_is_up),
+        Reporting(lambda snapshot, recorded: given.observe(snapshot), given.note),
     )
+    return searching, listening
+
+
+def searcher(records: MemoryRecords, *, trials: int, **options: Any) -> ScheduleSearcher:
+    """As `listening_searcher`, without the sampler."""
+    return listening_searcher(records, trials=trials, **options)[0]
 
 
 def worker(problem: int = 0, error: float = 0.05, batch: int = BATCH) -> Work:
@@ -176,8 +222,7 @@ def worker(problem: int = 0, error: float = 0.05, batch: int = BATCH) -> Work:
         schedules = [PruningSchedule.parse(text) for text in task["schedules"]]
         if task["task"] == CONFIRM:
             return {"results": [result(outcomes(schedule, CONFIRM_IMAGES, problem)) for schedule in schedules]}
-        bars = [None if bits is None else unpack(bits, IMAGES) for bits in task["bars"]]
-        race = BroodRace(IMAGES, error, bars, task["flops"])
+        race = GroupRace(IMAGES, error, task_entries(task, IMAGES))
         found = [outcomes(schedule, problem=problem) for schedule in schedules]
         live = set(range(len(found)))
         for end in range(batch, IMAGES, batch):
@@ -193,13 +238,13 @@ measured = worker()
 
 
 def dies(when: set[int]) -> Work:
-    """A worker that dies at the tasks of these numbers, from 0."""
+    """A worker that dies on the tasks of these numbers, from 0."""
     counter = itertools.count()
     return lambda task: None if next(counter) in when else measured(task)
 
 
-def instead(results: Mapping[int, dict[str, Any]]) -> Work:
-    """A worker that reports something else of the candidates of these numbers, from 0."""
+def instead(results: Mapping[int, Measurement | Failure]) -> Work:
+    """A worker that reports something else for the candidates of these numbers, from 0."""
     counter = itertools.count()
 
     def work(task: Task) -> dict[str, Any]:
@@ -210,58 +255,58 @@ def instead(results: Mapping[int, dict[str, Any]]) -> Work:
     return work
 
 
-def result(right: NDArray[np.bool_], stopped: bool = False) -> dict[str, Any]:
+def result(right: NDArray[np.bool_], stopped: bool = False) -> Measurement:
     """What a worker reports of one candidate."""
     accuracy = float(right.mean())
-    return {
-        "top1": accuracy,
-        "loss": 1 - accuracy,
-        "agreement": accuracy,
-        "images": len(right),
-        "outcomes": pack(right),
-        "stopped": stopped,
-        "estimate": accuracy if stopped else None,
-        "latency_ms": 1.0,
-        "latency_ratio": 0.5,
-        "seconds": 0.1,
-        "forward_seconds": 0.0,
-    }
+    return Measurement(
+        top1=accuracy,
+        loss=1 - accuracy,
+        agreement=accuracy,
+        images=len(right),
+        outcomes=pack(right),
+        stopped=stopped,
+        estimate=accuracy if stopped else None,
+        seconds=0.1,
+        forward_seconds=0.0,
+        latency_ms=1.0,
+        latency_ratio=0.5,
+    )
 
 
-def failed(message: str = "NonFiniteError: logits are NaN", failure: str = "NONFINITE") -> dict[str, Any]:
-    """What a worker reports of a candidate that went wrong."""
-    return {"failure": failure, "error": message, "seconds": 0.1}
+def failed(message: str = "NonFiniteError: logits are NaN", kind: str = "NONFINITE") -> Failure:
+    """What a worker reports of a candidate that failed."""
+    return Failure(kind, message, 0.1)
 
 
 def drive(
-    subject: ScheduleSearcher, *, workers: int = 1, work: Work = measured, shuffle: int | None = None
+    driven: ScheduleSearcher, *, workers: int = 1, work: Work = measured, shuffle: int | None = None
 ) -> list[Task]:
-    """Play Tune: keep `workers` tasks under way; return all tasks in the order in which they were suggested.
+    """Play Tune: keep `workers` tasks in flight; return all tasks in the order in which they were suggested.
 
     Args:
-        subject: asked and told.
+        driven: asked and told.
         workers: tasks at a time.
-        work: what a task comes to; None is a worker that died.
-        shuffle: seed of the order in which tasks come back; None: as they were suggested.
+        work: the result of a task; None is a worker that died.
+        shuffle: seed of the order in which results arrive; None: as they were suggested.
     """
     chance = None if shuffle is None else random.Random(shuffle)
-    flying: list[tuple[str, Task]] = []
+    in_flight: list[tuple[str, Task]] = []
     suggested: list[Task] = []
     while True:
         answer: Any = None
-        while len(flying) < workers and isinstance(answer := subject.suggest(f"trial-{len(suggested)}"), dict):
-            flying.append((f"trial-{len(suggested)}", answer))
+        while len(in_flight) < workers and isinstance(answer := driven.suggest(f"trial-{len(suggested)}"), dict):
+            in_flight.append((f"trial-{len(suggested)}", answer))
             suggested.append(answer)
-        if not flying:
+        if not in_flight:
             assert answer == "FINISHED", "it waits for nothing"
             return suggested
-        trial, task = flying.pop(chance.randrange(len(flying)) if chance else 0)
+        trial, task = in_flight.pop(chance.randrange(len(in_flight)) if chance else 0)
         came = work(task)
-        subject.on_trial_complete(trial, result=came, error=came is None)
+        driven.on_trial_complete(trial, result=came, error=came is None)
 
 
 def searched(tasks: Sequence[Task]) -> list[str]:
-    """The schedules that were searched, brood after brood."""
+    """The schedules that were searched, group after group."""
     return [text for task in tasks if task["task"] != CONFIRM for text in task["schedules"]]
 
 

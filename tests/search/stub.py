@@ -1,4 +1,4 @@
-"""A model whose answers are given beforehand, and images for it: evaluations without arithmetic."""
+"""A model with predefined answers, and images for it: evaluations without arithmetic."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 
 class Stub(nn.Module):
-    """Six blocks that do nothing, and a head that answers with the first pixels of an image; fails as told.
+    """Six blocks that do nothing, and a head that returns the first pixels of an image as logits; fails on demand.
 
     Attributes:
         fits: images that fit into memory.

@@ -24,7 +24,7 @@ def two_nodes() -> Iterator[Cluster]:
 
 
 def search(url: str, *more: str) -> list[str]:
-    settings = ["--model", "vim_nano", "--data", "embedded", "--images", "40", "--batch-size", "10", "--brood", "1"]
+    settings = ["--model", "vim_nano", "--data", "embedded", "--images", "40", "--batch-size", "10", "--group", "1"]
     rest = ["--flops-budget", "0.8", "--trials", str(TRIALS), "--study", "s", "--confirm-images", "0", "--db", url]
     return ["search", *settings, *rest, "--format", "csv", *more]
 
@@ -38,12 +38,12 @@ def evaluations(url: str) -> list[Evaluation]:
 
 @pytest.mark.slow
 def test_a_node_with_another_version_is_refused_and_costs_no_candidate(two_nodes: Cluster, tmp_path: Path) -> None:
-    """The driver claims a version that the nodes have not."""
+    """The driver claims to have a version that the nodes do not have."""
     url = f"sqlite:///{tmp_path / 's.db'}"
     program = (
-        "import sys, search.driver.runner as runner, search.cli\n"
-        "own = runner.software\n"
-        "runner.software = lambda: own() | {'prunefront': '0.0'}\n"
+        "import sys, search.driver.tune_run as driver, search.cli\n"
+        "own = driver.software\n"
+        "driver.software = lambda: own() | {'prunefront': '0.0'}\n"
         "sys.exit(search.cli.run(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, *search(url, "--ray-address", two_nodes.address)]

@@ -142,8 +142,6 @@ def test_targets_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UsageError, match="export to 'tflite': expected one of pt2, onnx"):
         exporting.check_target("tflite")
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
-    with pytest.raises(
-        UsageError, match="needs onnx, onnxscript, onnxruntime: pip install onnx"
-    ):
+    with pytest.raises(UsageError, match="needs onnx, onnxscript, onnxruntime: pip install onnx"):
         exporting.check_target("onnx")
     exporting.check_target("pt2")

@@ -17,7 +17,8 @@ from search.data.dataset import open_data
 from search.data.segmentation import SEGMENTATION, Confusion, cross_entropy, dice_loss
 from search.data.tiles import NO_CLASS
 from search.driver.search_setup import stored_objectives
-from search.evaluation.evaluator import Entry, Evaluator
+from search.evaluation.evaluator import Evaluator
+from search.evaluation.race import Entry
 from search.training.distillation import Distillation
 from search.training.finetune import finetune_model, finetune_recipe
 from search.training.finetune_job import FineTuneJob
@@ -118,7 +119,7 @@ def test_evaluation(root: Path, name: str) -> None:
     evaluator = Evaluator(model, batches, prefix_cache=2**28, error=0.05)
     schedules = [PruningSchedule.parse(text) for text in ("4:0.5", "4:0.5,6:0.4", "6:0.5;context=freeze", "")]
     for _ in range(2):  # the second time from the cache
-        found = evaluator.evaluate_brood([Entry(s, flops=i) for i, s in enumerate(schedules)])
+        found = evaluator.evaluate_group([Entry(s, flops=i) for i, s in enumerate(schedules)])
         for schedule, metrics in zip(schedules, found, strict=True):
             assert not isinstance(metrics, Exception)
             model.set_schedule(None)

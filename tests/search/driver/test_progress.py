@@ -37,7 +37,7 @@ def test_lines_without_a_terminal_come_every_few_seconds(monkeypatch: pytest.Mon
     assert lines[-1].startswith("s: 40/40: 36 done")  # the end is never left out
 
 
-def test_what_is_still_to_be_confirmed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_confirmations_that_are_left_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     out = io.StringIO()
@@ -50,7 +50,7 @@ def test_what_is_still_to_be_confirmed_is_said(monkeypatch: pytest.MonkeyPatch) 
     assert all(" left" not in line for line in lines)
 
 
-def test_a_snapshot_counts_whatever_came_of_an_evaluation() -> None:
+def test_a_snapshot_counts_evaluations_in_any_state() -> None:
     assert snapshot(10, stopped=4).recorded == 15
     assert "to confirm" not in snapshot(10).text
 

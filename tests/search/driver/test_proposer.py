@@ -1,38 +1,21 @@
-"""Starting schedules first, then the sampler's; nothing that is known is proposed again."""
+"""Starting schedules come first, then the sampler's; nothing that is known is proposed again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from results import Evaluation
-from search.driver.proposer import PATIENCE, START, Candidate, Known, Proposer
-from search.samplers.base import Draw, Sampler
+from search.driver.proposer import MOST_KNOWN, START, Candidate, CandidateSource, Known, Proposer
 from spaces import PruningSchedule
 from spaces.errors import SearchError
 from spaces.parameters import Value
 from spaces.published import starting_schedules
 from spaces.space import SearchSpace
 from tests.search import fakes
+from tests.search.fakes import ListeningSampler
 
 LookUp = Callable[[PruningSchedule], Known | None]
-
-
-class Told:
-    """A sampler that remembers what it is told, and may be stuck at one point."""
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self.name, self.state, self.restore = sampler.name, sampler.state, sampler.restore
-        self.told: list[Evaluation | None] = []
-        self.stuck: dict[str, Value] | None = None
-
-    def ask(self, values: Mapping[str, Value] | None = None) -> Draw:
-        return self._sampler.ask(values or self.stuck)
-
-    def tell(self, draw: Draw, evaluation: Evaluation | None) -> None:
-        self.told.append(evaluation)
-        self._sampler.tell(draw, evaluation)
 
 
 def proposer(
@@ -40,11 +23,11 @@ def proposer(
     starts: Sequence[PruningSchedule] = (),
     over: SearchSpace | None = None,
     name: str = "random",
-    seed: str = "0",
-) -> tuple[Proposer, Told]:
+    seed: int = 0,
+) -> tuple[Proposer, ListeningSampler]:
     chosen = over or fakes.space()
-    sampler = Told(fakes.sampler(name, chosen))
-    return Proposer(chosen, sampler, fakes.flops, look_up, starts, seed), sampler  # type: ignore[arg-type]
+    sampler = ListeningSampler(fakes.sampler(name, chosen))
+    return Proposer(CandidateSource(chosen, sampler, starts, seed), look_up), sampler
 
 
 def some(subject: Proposer, count: int) -> list[Candidate]:
@@ -95,7 +78,7 @@ def test_what_is_known_is_told_and_counted_and_what_is_under_way_is_only_told() 
     assert found.schedule == twelve[11]
     assert subject.reused == sum(evaluation is not None for evaluation in sampler.told) > 0
     assert {e.schedule for e in sampler.told if e is not None} <= set(known)
-    assert len(sampler.told) <= PATIENCE
+    assert len(sampler.told) <= MOST_KNOWN
 
 
 def test_a_space_of_which_all_is_known_has_no_candidate() -> None:
@@ -113,7 +96,7 @@ def test_points_at_random_follow_when_a_sampler_only_repeats_itself() -> None:
     values: dict[str, Value] = {"after_1": 4, "after_2": 8, "after_3": 8, "context": "drop", "target": 0.5}
     values |= {"weight_1": 1.0, "weight_2": 1.0, "weight_3": 0.0}
 
-    def run(seed: str) -> list[str]:
+    def run(seed: int) -> list[str]:
         over = fakes.space()
         stuck = over.schedule(values)
         subject, sampler = proposer(lambda schedule: Known(None) if schedule == stuck else None, over=over, seed=seed)
@@ -122,18 +105,14 @@ def test_points_at_random_follow_when_a_sampler_only_repeats_itself() -> None:
         assert all(candidate.draw and candidate.draw.values != values for candidate in found)
         return [candidate.schedule.text for candidate in found]
 
-    one = run("1")
+    one = run(1)
     assert len(set(one)) == 5
-    assert one == run("1") != run("2")
+    assert one == run(1) != run(2)
 
 
-def test_a_candidate_above_the_limit_is_an_error() -> None:
-    class Broken(type(fakes.space())):  # type: ignore[misc]
-        def schedule(self, values: Any) -> PruningSchedule:
-            return PruningSchedule()
-
+def test_a_candidate_above_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     over = fakes.space()
-    over.__class__ = Broken
+    monkeypatch.setattr(over, "schedule", lambda values: PruningSchedule())
     subject, _ = proposer(over=over)
     with pytest.raises(SearchError, match=r"costs 588,000 FLOPs, above the limit of 470,400: space 'stages:3;"):
         subject.next()

@@ -23,7 +23,7 @@ def found(name: str) -> dict[str, Any]:
     driven = searcher(records, trials=TRIALS, name=name, seed=3, confirm=True)
     drive(driven)
     assert driven.error is None
-    front = [[e.schedule.text, e.flops, e.top1] for e in records.standing().front()]
+    front = [[e.schedule.text, e.flops, e.top1] for e in records.study_state().front()]
     return {"evaluated": [e.schedule.text for e in records.evaluations], "front": front}
 
 

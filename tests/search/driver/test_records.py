@@ -1,4 +1,4 @@
-"""Patience with a database that is away, and the spool for what it does not take: over a real store."""
+"""Patience with a database that is away, and the spool for what it does not take, over a real store."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from results import Evaluation, Study, StudySpec
 from results.records import Confirmation
 from results.store.store import Store
-from search.driver import records as module
 from search.driver import spool as spool_module
-from search.driver.records import ClaimedRecords, PatientRecords
-from search.driver.search_setup import IDENTITY, SearchSetup
+from search.driver.patience import DEFAULT_SECONDS, FIRST_WAIT, LONGEST_WAIT, Patience
+from search.driver.records import StudyRecords
+from search.driver.search_setup import SearchSetup
 from search.driver.spool import Spool, as_json, from_json
+from search.driver.study_identity import IDENTITY
 from spaces import PruningSchedule
 from spaces.errors import DatabaseError, StoreError
 
@@ -29,22 +30,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def study(store: Store, subject: SearchSetup) -> Study:
-    return store.create_study(StudySpec(**subject.spec(), dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0))
+def study(store: Store, search_setup: SearchSetup) -> Study:
+    return store.create_study(StudySpec(**search_setup.spec(), dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0))
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 's.db'}"
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits, in place of waiting; they are all the time that goes by."""
-    waits: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", waits.append)
-    monkeypatch.setattr(module.time, "monotonic", lambda: sum(waits))
-    return waits
 
 
 def evaluation(number: int = 0) -> Evaluation:
@@ -54,21 +46,21 @@ def evaluation(number: int = 0) -> Evaluation:
     )
 
 
-@pytest.mark.parametrize("before", ["_opened", "flock"])
+@pytest.mark.parametrize("before", ["open", "flock"])
 def test_a_file_that_another_driver_takes_in_first_is_its_own(
     store: Store, study: Study, url: str, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
-    """Two start at once after an outage: the other is through before this one opens the file, or locks it."""
+    """Two start at once after an outage: the other one is done before this one opens the file, or locks it."""
     spool, notes = Spool(study, url), list[str]()
     spool.add(evaluation())
     spool.close()
-    home: Any = Spool if before == "_opened" else spool_module.fcntl
+    home: Any = Path if before == "open" else spool_module.fcntl
     real = getattr(home, before)
 
-    def late(*arguments: Any) -> Any:
+    def late(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(home, before, real)
         Spool(study, url).take_in(store, notes.append)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(home, before, late)
     Spool(study, url).take_in(store, notes.append)
@@ -89,49 +81,73 @@ def test_results_of_a_study_with_another_identity_are_not_taken_in(
         Spool(other, url).take_in(store, pytest.fail)
 
 
-def claimed(store: Store, study: Study, numbers: range = range(4)) -> ClaimedRecords:
-    """Records of a driver that holds these evaluations."""
-    records = ClaimedRecords(store, study, store.enter(study, {}))
-    records.claim([replace(evaluation(number), state="running") for number in numbers], trials=99)
-    return records
-
-
 class Away:
-    """Records whose database answers each call with the next error, if there is one; what it wrote may stand."""
+    """A store whose next writes of results fail with these errors; what they wrote may stand all the same."""
 
-    def __init__(
-        self, store: Store, study: Study, errors: list[DatabaseError], after: bool = False, numbers: range = range(4)
-    ) -> None:
-        self._records, self.errors, self._after = claimed(store, study, numbers), errors, after
-        write = store.record
-
-        def record(*given: Any) -> bool:
-            if not self.errors:
-                return write(*given)
-            if self._after:
-                write(*given)
-            raise self.errors.pop(0)
-
-        store.record = record  # type: ignore[method-assign]
+    def __init__(self, store: Store, errors: list[DatabaseError], after: bool = False) -> None:
+        self._store, self.errors, self._after = store, errors, after
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._records, name)
+        return getattr(self._store, name)
 
-    def confirm(self, confirmation: Confirmation) -> None:
-        if self.errors:
-            raise self.errors.pop(0)
-        self._records.confirm(confirmation)
+    def record(self, *given: Any) -> Evaluation | None:
+        return self._write(self._store.record, *given)
+
+    def confirm(self, *given: Any) -> None:
+        self._write(self._store.confirm, *given)
+
+    def _write(self, write: Callable[..., Any], *given: Any) -> Any:
+        if not self.errors:
+            return write(*given)
+        if self._after:
+            write(*given)
+        raise self.errors.pop(0)
 
 
 def away(times: int) -> list[DatabaseError]:
     return [DatabaseError("database x: connection refused", transient=True)] * times
 
 
-def test_what_another_driver_queued_meanwhile_is_not_run_twice(store: Store, study: Study) -> None:
-    """It was taken for gone, and comes back to find its own work waiting."""
+class Waits(list[float]):
+    """A clock in which only waiting takes time; holds the waits."""
+
+    def patience(self, seconds: float = DEFAULT_SECONDS, **options: Any) -> Patience:
+        return Patience(seconds, sleep=self.append, clock=lambda: sum(self), **options)
+
+
+@pytest.fixture
+def waits() -> Waits:
+    return Waits()
+
+
+def claimed(
+    store: Any, study: Study, spool: Spool, patience: Patience | None = None, numbers: range = range(4)
+) -> StudyRecords:
+    """Records of a driver that has claimed these evaluations."""
+    records = StudyRecords(store, study, store.enter(study, {}), spool, patience or Patience())
+    records.claim([replace(evaluation(number), state="running") for number in numbers], trials=99)
+    return records
+
+
+@pytest.fixture
+def spool(study: Study, url: str) -> Iterator[Spool]:
+    spool = Spool(study, url)
+    yield spool
+    spool.close()
+
+
+def test_a_result_is_returned_as_the_store_has_it(store: Store, study: Study, spool: Spool) -> None:
+    records = claimed(store, study, spool)
+    written = [records.record(evaluation(number)) for number in (2, 0)]
+    assert written == [store.evaluation(study, evaluation(number).hash) for number in (2, 0)]
+    assert [one.number for one in written if one is not None] == [0, 1]
+
+
+def test_what_another_driver_queued_meanwhile_is_not_run_twice(store: Store, study: Study, spool: Spool) -> None:
+    """That driver assumed that this one was gone, which then finds its own work waiting."""
     first, second = evaluation(0), evaluation(1)
-    records = claimed(store, study, range(2))
-    store.leave(study, records._driver)  # what the other one does when it takes this one for gone
+    records = claimed(store, study, spool, numbers=range(2))
+    store.leave(study, store.drivers(study)[0])  # what the other one does then
     store.record(study, second)
     assert records.take_over(9, 99) == []
     assert records.record(first)
@@ -140,81 +156,86 @@ def test_what_another_driver_queued_meanwhile_is_not_run_twice(store: Store, stu
 
 
 class TestPatience:
-    def test_it_waits_longer_each_time_and_says_so_once(
-        self, store: Store, study: Study, url: str, clock: list[float]
+    def test_it_waits_longer_each_time_and_reports_once(
+        self, store: Store, study: Study, spool: Spool, waits: Waits
     ) -> None:
         notes: list[str] = []
-        subject = PatientRecords(Away(store, study, away(9)), Spool(study, url), note=notes.append)
-        assert subject.record(evaluation())
+        records = claimed(Away(store, away(9)), study, spool, waits.patience(note=notes.append))
+        assert records.record(evaluation())
         assert [e.hash for e in store.evaluations(study)] == [evaluation().hash]
         assert [note.split(":")[0] for note in notes[:1]] == ["warning"]
         assert len(notes) == 2
         assert "answers again" in notes[1]
-        longest = sum(min(module.FIRST_WAIT * 2**k, module.LONGEST_WAIT) for k in range(9))
-        assert longest / 2 <= sum(clock) <= longest
+        longest = sum(min(FIRST_WAIT * 2**k, LONGEST_WAIT) for k in range(9))
+        assert longest / 2 <= sum(waits) <= longest
 
-    def test_two_drivers_do_not_wait_alike(self, store: Store, study: Study, url: str, clock: list[float]) -> None:
+    def test_two_drivers_wait_for_different_times(
+        self, store: Store, study: Study, spool: Spool, waits: Waits
+    ) -> None:
         totals = []
         for number in range(2):
-            before = sum(clock)
-            records = Away(store, study, away(3), numbers=range(number, number + 1))
-            PatientRecords(records, Spool(study, url)).record(evaluation(number))
-            totals.append(sum(clock) - before)
+            before = sum(waits)
+            records = claimed(Away(store, away(3)), study, spool, waits.patience(), range(number, number + 1))
+            records.record(evaluation(number))
+            totals.append(sum(waits) - before)
         assert totals[0] != totals[1]
 
-    def test_a_commit_whose_word_was_lost_is_not_doubled(
-        self, store: Store, study: Study, url: str, clock: list[float]
+    def test_a_write_whose_answer_was_lost_is_not_doubled(
+        self, store: Store, study: Study, spool: Spool, waits: Waits
     ) -> None:
-        subject = PatientRecords(Away(store, study, away(1), after=True), Spool(study, url))
-        assert subject.record(evaluation())  # it is this driver's own
+        records = claimed(Away(store, away(1), after=True), study, spool, waits.patience())
+        assert records.record(evaluation()) == store.evaluation(study, evaluation().hash)  # it is this driver's own
         assert len(store.evaluations(study)) == 1
 
-    def test_what_stays_wrong_is_not_waited_for(
-        self, store: Store, study: Study, url: str, clock: list[float]
+    def test_a_permanent_error_is_not_waited_for(
+        self, store: Store, study: Study, spool: Spool, waits: Waits
     ) -> None:
         lost: list[int] = []
         errors = [DatabaseError("database x: no such table", transient=False)]
-        subject = PatientRecords(Away(store, study, errors), Spool(study, url), lost=lambda: lost.append(1))
-        assert subject.record(evaluation())
-        assert (clock, lost) == ([], [1])
-        assert "no such table; 1 results are kept in " in str(subject.farewell())
+        records = claimed(Away(store, errors), study, spool, waits.patience(lost=lambda: lost.append(1)))
+        assert records.record(evaluation())
+        assert (waits, lost) == ([], [1])
+        assert "no such table; 1 results are kept in " in str(records.given_up())
 
-    def test_a_record_that_contradicts_itself_is_an_error_at_once(self, store: Store, study: Study, url: str) -> None:
-        subject = PatientRecords(claimed(store, study), Spool(study, url))
+    def test_a_result_that_contradicts_itself_is_an_error_at_once(
+        self, store: Store, study: Study, spool: Spool
+    ) -> None:
+        records = claimed(store, study, spool)
         with pytest.raises(StoreError, match="lacks its top1"):
-            subject.record(replace(evaluation(), top1=None))
-        assert subject.error is None
+            records.record(replace(evaluation(), top1=None))
+        assert records.patience.error is None
 
-    def test_a_hurry_ends_the_wait(self, store: Store, study: Study, url: str, clock: list[float]) -> None:
-        spool = Spool(study, url)
-        subject = PatientRecords(Away(store, study, away(99)), spool, hurry=lambda: len(clock) > 2)
-        assert subject.record(evaluation())
-        assert sum(clock) < module.PATIENCE / 10
+    def test_a_hurry_ends_the_wait(self, store: Store, study: Study, spool: Spool, waits: Waits) -> None:
+        patience = waits.patience(hurry=lambda: len(waits) > 2)
+        assert claimed(Away(store, away(99)), study, spool, patience).record(evaluation())
+        assert sum(waits) < DEFAULT_SECONDS / 10
         assert spool.count == 1
 
-    def test_when_patience_ends_all_that_arrives_is_spooled_and_a_resume_takes_it_in(
-        self, store: Store, study: Study, url: str, clock: list[float], tmp_path: Path
+    def test_once_patience_has_ended_all_results_are_spooled_and_a_resume_takes_them_in(
+        self, store: Store, study: Study, url: str, spool: Spool, waits: Waits, tmp_path: Path
     ) -> None:
         store.record(study, evaluation(0))
         lost: list[int] = []
-        spool = Spool(study, url)
-        records = Away(store, study, away(1000), numbers=range(1, 4))
-        subject = PatientRecords(records, spool, patience=20.0, lost=lambda: lost.append(1))
+        broken = Away(store, away(1000))
+        patience = waits.patience(20.0, lost=lambda: lost.append(1))
+        records = claimed(broken, study, spool, patience, range(1, 4))
         for number in range(1, 4):
-            assert subject.record(evaluation(number))
+            kept = records.record(evaluation(number))
+            assert kept is not None
+            assert kept.number < 0  # the store gives numbers
         score = Confirmation(evaluation(1).hash, 0.5, 1.0, 0.5, 80, 1.0, 1.0, 0.5)
-        subject.confirm(score)
+        records.confirm(score)
         assert (lost, spool.count) == ([1], 4)
-        assert sum(clock) == pytest.approx(20.0)  # once, not for each result
+        assert sum(waits) == pytest.approx(20.0)  # once, not for each result
         with pytest.raises(DatabaseError):
-            subject.evaluation(evaluation(0).hash)
-        assert f"4 results are kept in {spool.path}" in str(subject.farewell())
+            records.evaluation(evaluation(0).hash)
+        assert f"4 results are kept in {spool.path}" in str(records.given_up())
         assert len(store.evaluations(study)) == 1
         notes: list[str] = []
         Spool(study, url).take_in(store, notes.append)
-        assert notes == []  # its driver is still there
+        assert notes == []  # its driver is still running
         spool.close()
-        records.errors.clear()
+        broken.errors.clear()
         store.leave(study, store.drivers(study)[0])
         Spool(study, url).take_in(store, notes.append)
         assert [note.split(" in from ")[0] for note in notes] == ["took 4 results"]
@@ -256,7 +277,7 @@ class TestSpool:
     def test_a_result_whose_schedule_another_driver_holds_is_not_lost(
         self, store: Store, study: Study, url: str
     ) -> None:
-        """A driver in a container, started again at once: nobody can tell yet that the old one is gone."""
+        """A driver in a container that was restarted at once: it is not known yet that the old one is gone."""
         path, notes = spooled(study, url, range(2)), list[str]()
         old = store.enter(study, {})
         store.claim(study, old, [replace(evaluation(1), state="running")], 99)
@@ -274,7 +295,7 @@ class TestSpool:
             (lambda text: text.replace('"top1"', '"top"'), "line 2 is damaged"),
             (lambda text: text.replace('{"evaluation"', '{"evil"'), "line 2 is damaged: kind 'evil'"),
             (lambda text: text.replace('"settings": "', '"settings": "0'), "with other settings"),
-            (lambda text: text.replace('spool": 1', 'spool": 2'), "is none of this version"),
+            (lambda text: text.replace('spool": 1', 'spool": 2'), "is not of this version"),
             (lambda text: "\n" + text, "spool"),
             (lambda text: text.replace("gp", "\udcff"), "can't decode byte 0xff"),
         ],
@@ -291,14 +312,18 @@ class TestSpool:
         assert store.evaluations(study) == []
 
     def test_another_studys_file_is_not_touched(
-        self, store: Store, study: Study, url: str, subject: SearchSetup
+        self, store: Store, study: Study, url: str, search_setup: SearchSetup
     ) -> None:
         path = spooled(study, url, range(2))
-        spec = StudySpec(**(subject.spec() | {"name": "other"}), dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0)
+        spec = StudySpec(
+            **(search_setup.spec() | {"name": "other"}), dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0
+        )
         Spool(store.create_study(spec), url).take_in(store, lambda note: pytest.fail(note))
         assert path.exists()
 
-    def test_it_says_what_it_could_not_keep(self, study: Study, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_result_that_no_file_takes_is_counted(
+        self, study: Study, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         spool = Spool(study, url)
 
         def full(*_: object, **__: object) -> None:
@@ -308,16 +333,19 @@ class TestSpool:
         spool.add(evaluation())
         assert (spool.count, spool.lost, spool.reason) == (0, 1, "No space left on device")
 
-    def test_the_name_holds_no_secret_and_no_path(self, study: Study) -> None:
+    def test_the_name_holds_no_secret_and_no_path(
+        self, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
         addresses = [
             "postgresql://me:secret@host/db",
             "postgresql://you@host/db",
             "postgresql://you@host/db?password=p",
         ]
-        stems = {Spool(replace_name(study, "a/../b c"), address)._stem for address in addresses}
-        assert len(stems) == 1
-        assert "/" not in (stem := stems.pop())
-        assert "secret" not in stem
+        paths = [spooled(renamed(study, "a/../b c"), address, range(1)) for address in addresses]
+        assert {path.parent for path in paths} == {tmp_path}
+        assert len({path.name.rsplit(".", 2)[0] for path in paths}) == 1  # but for a random part
+        assert not any("secret" in path.name for path in paths)
 
 
 def spooled(study: Study, url: str, numbers: range) -> Path:
@@ -329,5 +357,5 @@ def spooled(study: Study, url: str, numbers: range) -> Path:
     return spool.path
 
 
-def replace_name(study: Study, name: str) -> Study:
+def renamed(study: Study, name: str) -> Study:
     return replace(study, spec=replace(study.spec, name=name))

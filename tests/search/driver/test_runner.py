@@ -1,4 +1,4 @@
-"""Whole searches with a real Ray, as a user runs them: each is a process of its own."""
+"""Whole searches with a real Ray, each in a process of its own, as users run them."""
 
 import ipaddress
 import json
@@ -19,11 +19,9 @@ from results import Evaluation, Study
 from results.records import Confirmation
 from results.store.store import Store
 from search.cli import run
-from search.config import SearchConfig
-from search.driver import runner
+from search.driver import tune_run
 from search.evaluation.protocol import unpack
 from spaces import PruningSchedule
-from spaces.errors import UsageError
 from tests.patience import PATIENCE
 
 SEARCH = ["search", "--model", "vim_nano", "--data", "embedded", "--images", "40"]
@@ -41,7 +39,7 @@ def command(url: str, trials: int, *more: str) -> list[str]:
 
 
 def evaluations(url: str) -> list[Evaluation]:
-    """What study `s` has by now; nothing if it has not begun."""
+    """Return the evaluations of study `s` so far; none if it has not begun."""
     if not Path(url.removeprefix("sqlite:///")).exists():
         return []
     with Store.open(url) as store:
@@ -130,8 +128,8 @@ def front_of(url: str) -> tuple[Study, list[Evaluation], Confirmation | None]:
 
 @pytest.mark.slow
 def test_a_search_resumes_to_the_total_and_confirms_its_front(url: str) -> None:
-    """Broods of three, which race; in the end each point of the front has a score on more images beside its own."""
-    more = [*CONFIRM, "--brood", "3"]
+    """Groups of three race; in the end each point of the front also has a score on more images."""
+    more = [*CONFIRM, "--group", "3"]
     front, err, peak = finish(url, 9, *more)
     recorded = evaluations(url)
     assert len(recorded) == 9
@@ -179,7 +177,7 @@ def test_running_time_as_an_objective_and_images_that_the_search_does_not_see(ur
 
 @pytest.mark.slow
 def test_a_killed_worker_costs_nothing_and_a_signal_records_what_is_under_way(url: str) -> None:
-    """It runs again in another worker; then SIGTERM to all (as `timeout` sends it) ends the search in order."""
+    """It runs again in another worker; then SIGTERM to the group, as `timeout` sends it, ends the search in order."""
     with running(url) as process:
         before = len(evaluations(url))
         family = psutil.Process(process.pid).children(recursive=True)
@@ -217,11 +215,11 @@ def test_two_signals_end_it_at_once_and_nothing_recorded_is_lost(url: str) -> No
 
 @pytest.mark.slow
 def test_weights_that_change_under_way_end_the_search(url: str) -> None:
-    """The worker refuses them, and no candidate is recorded as failed for it."""
+    """The worker is refused, and no candidate is recorded as failed."""
     program = (
-        "import sys, search.driver.runner as runner, search.cli\n"
-        "own = runner.evaluation_fingerprint\n"
-        "runner.evaluation_fingerprint = lambda *subject: own(*subject) | {'weights': '0' * 64}\n"
+        "import sys, search.driver.search_setup as driver, search.cli\n"
+        "own = driver.evaluation_fingerprint\n"
+        "driver.evaluation_fingerprint = lambda *given: own(*given) | {'weights': '0' * 64}\n"
         "sys.exit(search.cli.run(sys.argv[1:]))"
     )
     arguments = [sys.executable, "-c", program, *command(url, 2, "--workers", "1")[3:]]
@@ -236,7 +234,7 @@ def test_weights_that_change_under_way_end_the_search(url: str) -> None:
 def test_a_complete_study_starts_nothing(
     study_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner.ray, "init", lambda **options: pytest.fail("Ray was started"))
+    monkeypatch.setattr(tune_run.ray, "init", lambda **options: pytest.fail("Ray was started"))
     with Store.open(study_url) as store:
         study = store.study("digits")
         for schedule in (PruningSchedule(), *(e.schedule for e in store.front(study))):
@@ -259,41 +257,7 @@ def test_a_complete_study_whose_front_is_not_confirmed_goes_on(
     def start(*settings: object, **options: object) -> None:
         raise StartedError
 
-    monkeypatch.setattr(runner, "ray_session", start)
+    monkeypatch.setattr(tune_run, "ray_session", start)
     options = ["--flops-budget", "0.9", "--trials", "8", "--study", "digits", "--db", study_url]
     with pytest.raises(StartedError):
         run([*SEARCH, *options])
-
-
-@pytest.mark.parametrize(
-    ("found", "workers", "expected"),
-    [
-        ({"CPU": 8.0}, None, 4),
-        ({"CPU": 8.0}, 3, 3),
-        ({"CPU": 8.0}, 9, 4),
-        ({"CPU": 8.0, "GPU": 1.0}, None, 4),
-    ],
-)
-def test_workers_are_as_many_as_fit(
-    monkeypatch: pytest.MonkeyPatch, found: dict[str, float], workers: int | None, expected: int
-) -> None:
-    monkeypatch.setattr(runner.ray, "cluster_resources", lambda: found)
-    assert runner._workers(config(workers=workers, cpus_per_trial=2)) == expected
-
-
-def test_shares_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 2.0})
-    assert runner._workers(config(gpus_per_trial=0.2)) == 10
-
-
-def test_an_evaluation_that_nothing_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner.ray, "cluster_resources", lambda: {"CPU": 4.0})
-    with pytest.raises(UsageError, match="asks for 1 CPUs and 1 GPUs, but Ray has 4 and 0"):
-        runner._workers(config(gpus_per_trial=1.0))
-    with pytest.raises(UsageError, match="asks for 8 CPUs"):
-        runner._workers(config(cpus_per_trial=8))
-
-
-def config(**changes: object) -> SearchConfig:
-    given = {"model": "vim_nano", "study": "s", "data": "embedded", "flops_budget": "0.8", "trials": 5}
-    return SearchConfig(**(given | changes))  # type: ignore[arg-type]

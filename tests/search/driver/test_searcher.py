@@ -1,4 +1,4 @@
-"""Each schedule is suggested once, recorded, and only then told; a study ends at exactly N."""
+"""Each schedule is suggested once, recorded, and then told to the sampler; a study ends at exactly N."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,6 +20,7 @@ from tests.search.fakes import (
     dies,
     drive,
     instead,
+    listening_searcher,
     measured,
     searched,
     searcher,
@@ -29,18 +30,18 @@ from tests.search.fakes import (
 
 class TestEvaluating:
     @pytest.mark.parametrize("name", ["nsga2", "tpe", "random"])
-    @pytest.mark.parametrize(("workers", "brood"), [(1, 1), (1, 4), (3, 1), (3, 7)])
-    def test_a_search_ends_at_exactly_n_without_duplicates(self, name: str, workers: int, brood: int) -> None:
+    @pytest.mark.parametrize(("workers", "group"), [(1, 1), (1, 4), (3, 1), (3, 7)])
+    def test_a_search_ends_at_exactly_n_without_duplicates(self, name: str, workers: int, group: int) -> None:
         records = MemoryRecords()
-        subject = searcher(records, trials=40, name=name, brood=brood)
+        subject = searcher(records, trials=40, name=name, group=group)
         tasks = drive(subject, workers=workers, shuffle=1)
         suggested = searched(tasks)
         assert subject.error is None
         assert len(suggested) == len(set(suggested)) == len(records.evaluations) == 40
         assert subject.ending == "40 evaluations are recorded"
-        assert subject.evaluated == len(subject.overheads) == 40
-        assert all(0 < len(task["schedules"]) <= brood for task in tasks)
-        left = {records.standing().computation(e.schedule) for e in records.evaluations}
+        assert subject.evaluated == len(subject.trials.overheads) == 40
+        assert all(0 < len(task["schedules"]) <= group for task in tasks)
+        left = {records.study_state().computation(e.schedule) for e in records.evaluations}
         assert len(left) == 40
 
     def test_every_candidate_costs_no_more_than_the_limit(self) -> None:
@@ -69,7 +70,7 @@ class TestEvaluating:
         def run(seed: int) -> tuple[list[Task], list[str]]:
             records = MemoryRecords()
             tasks = drive(searcher(records, trials=50, seed=seed, name=name, confirm=True))
-            return tasks, [e.hash for e in records.standing().front()]
+            return tasks, [e.hash for e in records.study_state().front()]
 
         one, again, other = run(5), run(5), run(6)
         assert one == again
@@ -107,26 +108,29 @@ class TestEvaluating:
         assert subject.snapshot.reused > 0
         assert snapshots[-1].recorded == 12
 
-    def test_what_is_left_of_a_space_is_sought_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_rest_of_a_space_is_looked_for_once(self) -> None:
         """While the last ones are under way, Tune asks again and again."""
-        subject = searcher(MemoryRecords(), trials=100, over=small_space(), starts=False, name="random", brood=12)
+        subject, sampler = listening_searcher(
+            MemoryRecords(), trials=100, over=small_space(), starts=False, name="random", group=12
+        )
         tasks = [subject.suggest("a"), subject.suggest("b")]
         assert isinstance(tasks[0], dict)
         assert len(tasks[0]["schedules"]) == 12
-        monkeypatch.setattr(subject._proposer, "next", lambda: pytest.fail("sought again"))
+        asked = sampler.asked
         assert tasks[1] is None
         assert subject.suggest("c") is None
         subject.on_trial_complete("a", result=measured(tasks[0]))
         assert subject.suggest("d") == "FINISHED"
         assert subject.evaluated == 12
+        assert sampler.asked == asked
 
-    def test_a_reused_result_is_told_to_the_sampler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_reused_result_is_told_to_the_sampler(self) -> None:
         records = MemoryRecords()
-        subject = searcher(records, trials=10, over=small_space(), starts=False, name="random", brood=1)
-        told: list[Evaluation | None] = []
-        tell = subject._sampler.tell
-        monkeypatch.setattr(subject._sampler, "tell", lambda draw, e: (told.append(e), tell(draw, e)))
+        subject, sampler = listening_searcher(
+            records, trials=10, over=small_space(), starts=False, name="random", group=1
+        )
         drive(subject)
+        told = sampler.told
         assert subject.snapshot.reused > 0
         assert len(told) == 10 + subject.snapshot.reused
         assert {e.hash for e in told if e is not None} == {e.hash for e in records.evaluations}
@@ -137,7 +141,7 @@ class TestOtherProcesses:
     def test_another_process_may_record_meanwhile(self) -> None:
         """What the store knows is never run again, and counts towards N."""
         records = MemoryRecords()
-        subject = searcher(records, trials=12, over=small_space(), starts=False, name="random", brood=1)
+        subject = searcher(records, trials=12, over=small_space(), starts=False, name="random", group=1)
         first = subject.suggest("a")
         assert isinstance(first, dict)
         elsewhere = [PruningSchedule.of([(block, 0.5)]) for block in range(1, 13)]
@@ -153,7 +157,7 @@ class TestOtherProcesses:
 
     def test_a_result_that_another_process_was_first_with_is_dropped(self) -> None:
         records = MemoryRecords()
-        subject = searcher(records, trials=3, brood=2)
+        subject = searcher(records, trials=3, group=2)
         task = subject.suggest("a")
         assert isinstance(task, dict)
         schedule = PruningSchedule.parse(task["schedules"][0])
@@ -178,20 +182,20 @@ class TestFailures:
         assert all(e.top1 is None for e in records.evaluations if e.state == "failed")
 
     @pytest.mark.parametrize("workers", [1, 3])
-    @pytest.mark.parametrize("brood", [1, 4])
-    def test_each_of_a_brood_whose_worker_died_runs_again_alone(self, workers: int, brood: int) -> None:
+    @pytest.mark.parametrize("group", [1, 4])
+    def test_each_candidate_of_a_worker_that_died_runs_again_alone(self, workers: int, group: int) -> None:
         records, notes = MemoryRecords(), list[str]()
-        subject = searcher(records, trials=24, brood=brood, note=notes.append)
+        subject = searcher(records, trials=24, group=group, note=notes.append)
         tasks = drive(subject, workers=workers, work=dies({2}))
         assert subject.error is None
         again = [task["schedules"] for task in tasks if task["schedules"][0] in tasks[2]["schedules"]][1:]
         assert again == [[text] for text in tasks[2]["schedules"]]
-        assert len(searched(tasks)) == 24 + brood
+        assert len(searched(tasks)) == 24 + group
         assert sorted(set(searched(tasks))) == sorted(e.schedule.text for e in records.evaluations)
         assert not subject.snapshot.failed
         assert notes == [f"the worker of schedule {text!r} died; it runs again" for text in tasks[2]["schedules"]]
 
-    def test_one_that_kills_its_worker_twice_is_killed_and_its_brood_is_not(self) -> None:
+    def test_a_schedule_that_kills_its_worker_twice_has_failed_and_the_rest_of_its_group_has_not(self) -> None:
         records = MemoryRecords()
         fatal: list[str] = []
 
@@ -210,9 +214,9 @@ class TestFailures:
         assert searched(tasks).count(fatal[0]) == 2
 
     def test_what_died_counts_as_under_way(self) -> None:
-        """N is not passed while the dead wait to fly again, whatever else comes back meanwhile."""
+        """The study never has more than N, whatever arrives while they wait to run again."""
         records = MemoryRecords()
-        subject = searcher(records, trials=20, brood=5)
+        subject = searcher(records, trials=20, group=5)
         work: Work = lambda task: None if len(task["schedules"]) > 1 else measured(task)  # noqa: E731
         tasks = drive(subject, workers=4, work=work, shuffle=2)
         assert len(records.evaluations) == 20
@@ -230,13 +234,13 @@ class TestFailures:
 
     def test_an_error_of_the_store_ends_the_search_and_is_kept(self) -> None:
         class Full(MemoryRecords):
-            def record(self, evaluation: Evaluation) -> bool:
+            def record(self, evaluation: Evaluation) -> Evaluation | None:
                 if len(self.evaluations) == 2:
                     raise StoreError("disk full")
                 return super().record(evaluation)
 
         records = Full()
-        subject = searcher(records, trials=10, confirm=True, brood=1)
+        subject = searcher(records, trials=10, confirm=True, group=1)
         assert len(drive(subject)) == 3
         assert isinstance(subject.error, StoreError)
         assert len(records.evaluations) == 2
@@ -254,7 +258,7 @@ class TestStopping:
         assert len(records.evaluations) == 4
         assert subject.ending == "a signal"
 
-    def test_what_died_does_not_fly_again_after_a_halt(self) -> None:
+    def test_nothing_runs_again_after_a_halt(self) -> None:
         records = MemoryRecords()
         subject = searcher(records, trials=40)
         subject.suggest("a")
@@ -274,7 +278,7 @@ class TestStopping:
 
     def test_the_time_budget_ends_the_asking(self) -> None:
         records = MemoryRecords()
-        subject = searcher(records, trials=40, deadline=lambda: len(records.evaluations) >= 7)
+        subject = searcher(records, trials=40, time_is_up=lambda: len(records.evaluations) >= 7)
         assert len(drive(subject)) == 2
         assert len(records.evaluations) == 8
         assert subject.ending == "the time budget is spent"
@@ -299,9 +303,9 @@ class TestStopping:
 
 
 def test_a_worker_that_is_refused_ends_the_search_and_no_candidate_fails_for_it() -> None:
-    """What others have under way is still recorded."""
+    """What other workers have in flight is still recorded."""
     records = fakes.MemoryRecords()
-    subject = fakes.searcher(records, trials=20, brood=2)
+    subject = fakes.searcher(records, trials=20, group=2)
     first, second = subject.suggest("first"), subject.suggest("second")
     assert isinstance(first, dict)
     assert isinstance(second, dict)

@@ -1,4 +1,4 @@
-"""Candidates race against the front, which keeps what it would hold without; in the end it is confirmed."""
+"""Candidates race against the front, which stays what it would be without races; in the end it is confirmed."""
 
 import itertools
 from typing import Any
@@ -20,6 +20,7 @@ from tests.search.fakes import (
     dies,
     drive,
     instead,
+    listening_searcher,
     measured,
     searched,
     searcher,
@@ -41,22 +42,19 @@ class TestRacing:
             assert e.outcomes == pack(fakes.outcomes(e.schedule)[: e.images])
             assert e.top1 == e.estimate == fakes.outcomes(e.schedule)[: e.images].mean()
         assert all(e.images == fakes.IMAGES for e in records.evaluations if e.state == "done")
-        assert not {e.hash for e in stopped} & {e.hash for e in records.standing().front()}
+        assert not {e.hash for e in stopped} & {e.hash for e in records.study_state().front()}
 
-    def test_they_are_told_to_the_sampler(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_they_are_told_to_the_sampler(self) -> None:
         records = MemoryRecords()
-        subject = searcher(records, trials=40)
-        told: list[Evaluation | None] = []
-        tell = subject._sampler.tell
-        monkeypatch.setattr(subject._sampler, "tell", lambda draw, e: (told.append(e), tell(draw, e)))
+        subject, sampler = listening_searcher(records, trials=40)
         drive(subject)
         recorded = {e.hash: e.state for e in records.evaluations if e.parameters}
-        assert {e.hash: e.state for e in told if e is not None} == recorded
+        assert {e.hash: e.state for e in sampler.told if e is not None} == recorded
         assert "stopped" in recorded.values()
 
     def test_a_candidate_races_against_the_best_that_costs_no_more(self) -> None:
         records = MemoryRecords()
-        subject = searcher(records, trials=60, brood=3)
+        subject = searcher(records, trials=60, group=3)
         for number in itertools.count():
             known = list(records.evaluations)
             task = subject.suggest(str(number))
@@ -74,7 +72,7 @@ class TestRacing:
         drive(searcher(records, trials=20))
         task = searcher(records, trials=40).suggest("a")
         assert isinstance(task, dict)
-        bars = [records.standing().bar(fakes.flops(PruningSchedule.parse(text))) for text in task["schedules"]]
+        bars = [records.study_state().bar(fakes.flops(PruningSchedule.parse(text))) for text in task["schedules"]]
         assert [bar is not None for bar in bars] == [True] * 4
         assert task["bars"] == [pack(bar) for bar in bars if bar is not None]
 
@@ -85,7 +83,7 @@ class TestRacing:
         assert records.states == ["done"] * 40
 
     def test_the_front_is_that_of_a_search_without_races(self) -> None:
-        """But for what is stopped by mistake, which the stated error bounds.
+        """Except for what is stopped by mistake, which the error bounds.
 
         Random proposals do not depend on results, so that both searches try the same schedules.
         """
@@ -94,7 +92,7 @@ class TestRacing:
             found = []
             for race in (True, False):
                 records = MemoryRecords()
-                subject = searcher(records, trials=60, name="random", seed=problem, starts=False, brood=1, race=race)
+                subject = searcher(records, trials=60, name="random", seed=problem, starts=False, group=1, race=race)
                 drive(subject, work=fakes.worker(problem, error, batch=10))
                 found.append(records)
             raced, whole = found
@@ -103,7 +101,7 @@ class TestRacing:
             mistakes = {e.hash for e in would_have_joined(raced, problem) if e.state == "stopped"}
             joining += len(would_have_joined(raced, problem))
             mistaken += len(mistakes)
-            fronts = [{e.hash for e in records.standing().front()} for records in found]
+            fronts = [{e.hash for e in records.study_state().front()} for records in found]
             assert fronts[1] - fronts[0] <= mistakes
             assert mistakes or fronts[0] == fronts[1]
         assert joining > 80
@@ -111,14 +109,14 @@ class TestRacing:
 
 
 def would_have_joined(records: MemoryRecords, problem: int) -> list[Evaluation]:
-    """Those that on all images are better than all that cost no more, of what was on record when they came."""
-    standing = StudyState(fakes.OBJECTIVES, fakes.LAYOUT, [])
+    """Those that are better on all images than all that cost no more and were recorded before them."""
+    state = StudyState(fakes.OBJECTIVES, fakes.LAYOUT, [])
     found = []
     for evaluation in records.evaluations:
-        bar = standing.bar(evaluation.flops)
+        bar = state.bar(evaluation.flops)
         if bar is None or fakes.outcomes(evaluation.schedule, problem=problem).sum() > bar.sum():
             found.append(evaluation)
-        standing.add(evaluation)
+        state.add(evaluation)
     return found
 
 
@@ -133,10 +131,10 @@ class TestConfirming:
         assert subject.error is None
         assert subject.complete
         assert subject.ending == "40 evaluations are recorded"
-        assert subject.evaluated == len(subject.overheads) == 40
+        assert subject.evaluated == len(subject.trials.overheads) == 40
         assert confirmed(tasks)[0] == ""
         assert len(confirmed(tasks)) == len(set(confirmed(tasks))) == len(records.confirmations)
-        front = records.standing().front()
+        front = records.study_state().front()
         assert len(front) >= 3
         assert all(e.confirmed is not None and e.confirmed.images == fakes.CONFIRM_IMAGES for e in front)
         assert snapshots[-1].unconfirmed == 0
@@ -155,7 +153,7 @@ class TestConfirming:
     @pytest.mark.parametrize("ending", ["time", "space"])
     def test_it_follows_however_the_search_ends(self, ending: str) -> None:
         records = MemoryRecords()
-        options: dict[str, Any] = {"deadline": lambda: len(records.evaluations) >= 8}
+        options: dict[str, Any] = {"time_is_up": lambda: len(records.evaluations) >= 8}
         if ending == "space":
             options = {"over": small_space(), "starts": False, "name": "random"}
         subject = searcher(records, trials=40, confirm=True, **options)
@@ -163,7 +161,7 @@ class TestConfirming:
         assert ending in subject.ending
         assert len(records.evaluations) < 40
         assert confirmed(tasks)
-        assert all(e.confirmed for e in records.standing().front())
+        assert all(e.confirmed for e in records.study_state().front())
 
     def test_it_does_not_follow_a_signal_but_the_resume_makes_up_for_it(self) -> None:
         records = MemoryRecords()
@@ -193,7 +191,7 @@ class TestConfirming:
         assert len(records.confirmations) == 1
         tasks = drive(searcher(records, trials=20, confirm=True))
         assert "" not in confirmed(tasks)
-        assert all(e.confirmed for e in records.standing().front())
+        assert all(e.confirmed for e in records.study_state().front())
 
     def test_it_can_be_switched_off(self) -> None:
         records, snapshots = MemoryRecords(), list[Snapshot]()
@@ -210,7 +208,7 @@ class TestConfirming:
         assert [confirmed(tasks).count(text) for text in (once, twice)] == [2, 2]
         assert notes == [f"schedule {twice!r} could not be confirmed: its worker died twice"]
         assert PruningSchedule.parse(once).hash in records.confirmations
-        assert [e.schedule.text for e in records.standing().front() if not e.confirmed] == [twice]
+        assert [e.schedule.text for e in records.study_state().front() if not e.confirmed] == [twice]
 
     def test_what_cannot_be_confirmed_is_said_and_the_others_are(self) -> None:
         records, notes = MemoryRecords(), list[str]()
@@ -225,7 +223,7 @@ class TestConfirming:
 
     def test_a_score_that_the_store_refuses_ends_the_search(self) -> None:
         class Full(MemoryRecords):
-            def confirm(self, confirmation: Confirmation) -> None:
+            def confirm(self, confirmation: Confirmation) -> Confirmation | None:
                 raise StoreError("disk full")
 
         subject = searcher(Full(), trials=8, confirm=True)
@@ -235,7 +233,7 @@ class TestConfirming:
 
 
 def drive_until(subject: ScheduleSearcher, count: int, records: MemoryRecords) -> None:
-    """Evaluate until so many are recorded."""
+    """Evaluate until `count` are recorded."""
     while len(records.evaluations) < count:
         name = f"until-{len(records.evaluations)}"
         task = subject.suggest(name)

@@ -1,4 +1,4 @@
-"""What there is to beat, which points are on the front, and which of them are still to be confirmed."""
+"""What candidates race against, which points are on the front, and which of them are still to be confirmed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from results import Evaluation, Study
 from results.records import Confirmation
 from results.store.store import Store
 from search.driver.search_setup import SearchSetup
-from search.driver.study_state import Confirmer, StudyState, raced_objective
+from search.driver.study_state import Confirmer, StudyState
 from search.evaluation.protocol import pack
 from spaces import PruningSchedule, Stage, TokenLayout
 from tests.search.conftest import fill
@@ -83,10 +83,10 @@ def evaluations(given_points: Sequence[Point]) -> list[Evaluation]:
 
 
 @pytest.fixture(scope="module")
-def filled(subject: SearchSetup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Study]]:
+def filled(search_setup: SearchSetup, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Study]]:
     """A store, and a study whose settings others may borrow."""
-    path = tmp_path_factory.mktemp("standing") / "studies.db"
-    study = fill(path, subject)
+    path = tmp_path_factory.mktemp("studies") / "studies.db"
+    study = fill(path, search_setup)
     with Store.open(f"sqlite:///{path}") as store:
         yield store, study
 
@@ -97,9 +97,9 @@ class TestBars:
         self, given_points: list[Point], flops: int
     ) -> None:
         recorded = evaluations(given_points)
-        standing = StudyState(OBJECTIVES, LAYOUT, recorded)
+        state = StudyState(OBJECTIVES, LAYOUT, recorded)
         best = max((e.top1 for e in recorded if e.state == "done" and e.flops <= flops), default=None)  # type: ignore[type-var]
-        bar = standing.bar(flops)
+        bar = state.bar(flops)
         assert (bar is None) == (best is None)
         if bar is not None:
             assert (bar.dtype, bar.shape) == (np.bool_, (20,))
@@ -108,8 +108,8 @@ class TestBars:
     @given(st.permutations(range(8)))
     def test_they_do_not_depend_on_the_order(self, order: list[int]) -> None:
         recorded = [evaluation(i, 100 * (1 + i % 4), [0.5, 0.6, 0.55, 0.9, 0.7, 0.4, 0.55, 0.1][i]) for i in range(8)]
-        standing = StudyState(OBJECTIVES, LAYOUT, [recorded[i] for i in order])
-        bars = [standing.bar(flops) for flops in (50, 100, 200, 300, 400)]
+        state = StudyState(OBJECTIVES, LAYOUT, [recorded[i] for i in order])
+        bars = [state.bar(flops) for flops in (50, 100, 200, 300, 400)]
         assert [None if bar is None else bar.mean() for bar in bars] == [None, 0.7, 0.7, 0.7, 0.9]
 
     def test_outcomes_stand_in_the_order_of_the_images(self) -> None:
@@ -123,24 +123,10 @@ class TestBars:
         """As in a study of an older version."""
         assert StudyState(OBJECTIVES, LAYOUT, [replace(evaluation(0), outcomes=None)]).bar(1000) is None
 
-    @pytest.mark.parametrize(
-        ("objectives", "raced"),
-        [
-            (("top1", "flops"), "top1"),
-            (("flops", "agreement"), "agreement"),
-            (("loss", "flops"), None),
-            (("top1", "latency"), None),
-            (("top1",), None),
-            (("flops",), None),
-            (("top1", "agreement"), None),
-            (("top1", "flops", "latency"), None),
-        ],
-    )
-    def test_only_a_share_of_images_beside_flops_can_be_raced_for(
-        self, objectives: tuple[str, ...], raced: str | None
-    ) -> None:
-        assert raced_objective(objectives) == raced
-        assert (StudyState(objectives, LAYOUT, [evaluation(0)]).bar(1000) is not None) == (raced is not None)
+    def test_without_a_race_there_is_no_bar(self) -> None:
+        state = StudyState(("loss", "flops"), LAYOUT, [evaluation(0)], race=False)
+        assert not state.race
+        assert state.bar(1000) is None
 
 
 class TestFront:
@@ -156,21 +142,21 @@ class TestFront:
     def test_it_moves_as_it_would_be_computed_anew(self, given_points: list[Point], data: st.DataObject) -> None:
         """Evaluations and confirmed scores come in any order."""
         recorded = evaluations(given_points)
-        standing = StudyState(OBJECTIVES, LAYOUT, [])
+        state = StudyState(OBJECTIVES, LAYOUT, [])
         known: dict[str, Evaluation] = {}
         for one in recorded:
             known[one.hash] = replace(one, confirmed=None)
-            standing.add(known[one.hash])
+            state.add(known[one.hash])
             if data.draw(st.booleans()):
-                standing.front()
+                state.front()
             for other in [e for e in recorded if e.confirmed and e.hash in known and not known[e.hash].confirmed]:
                 if data.draw(st.booleans()):
                     known[other.hash] = other
-                    standing.confirm(other.confirmed)  # type: ignore[arg-type]
+                    state.confirm(other.confirmed)  # type: ignore[arg-type]
         anew = StudyState(OBJECTIVES, LAYOUT, known.values())
-        assert standing.front() == anew.front()
-        assert standing.counts == anew.counts
-        assert len(standing) == len(recorded)
+        assert state.front() == anew.front()
+        assert state.counts == anew.counts
+        assert len(state) == len(recorded)
 
     @given(points.filter(len))
     @settings(max_examples=25)
@@ -182,19 +168,19 @@ class TestFront:
             store.record(study, one)
             if one.confirmed is not None:
                 store.confirm(study, one.confirmed)
-        standing = StudyState(OBJECTIVES, LAYOUT, store.evaluations(study, done_only=False))
-        assert {e.hash for e in standing.front()} == {e.hash for e in store.front(study)}
+        state = StudyState(OBJECTIVES, LAYOUT, store.evaluations(study, done_only=False))
+        assert {e.hash for e in state.front()} == {e.hash for e in store.front(study)}
 
     def test_a_confirmed_score_uncovers_what_was_behind_it(self) -> None:
         behind, flattered = evaluation(0, 100, 0.8), evaluation(1, 90, 0.9)
-        standing = StudyState(OBJECTIVES, LAYOUT, [behind, flattered])
-        assert [e.hash for e in standing.front()] == [flattered.hash]
-        standing.confirm(confirmation(flattered.hash, 0.7))
-        assert [(e.hash, e.reported.top1) for e in standing.front()] == [(behind.hash, 0.8), (flattered.hash, 0.7)]
+        state = StudyState(OBJECTIVES, LAYOUT, [behind, flattered])
+        assert [e.hash for e in state.front()] == [flattered.hash]
+        state.confirm(confirmation(flattered.hash, 0.7))
+        assert [(e.hash, e.reported.top1) for e in state.front()] == [(behind.hash, 0.8), (flattered.hash, 0.7)]
 
 
 class TestComputation:
-    standing = StudyState(OBJECTIVES, LAYOUT, [])  # 49 tokens
+    state = StudyState(OBJECTIVES, LAYOUT, [])  # 49 tokens
 
     @pytest.mark.parametrize(
         ("one", "other", "same"),
@@ -213,25 +199,25 @@ class TestComputation:
         self, one: str, other: str, same: bool
     ) -> None:
         first, second = map(PruningSchedule.parse, (one, other))
-        assert (self.reported.computation(first) == self.reported.computation(second)) is same
-        standing = StudyState(OBJECTIVES, LAYOUT, [replace(evaluation(0), schedule=first)])
-        found = standing.find(second)
+        assert (self.state.computation(first) == self.state.computation(second)) is same
+        state = StudyState(OBJECTIVES, LAYOUT, [replace(evaluation(0), schedule=first)])
+        found = state.find(second)
         assert (found is not None) is same
         assert found is None or found.schedule == first
 
     def test_counts_in_later_stages_start_from_their_own_grid(self) -> None:
         layout = TokenLayout("staged", (56, 56), (Stage(2, 14, 14), Stage(2, 7, 7)))
-        standing = StudyState(OBJECTIVES, layout, [])
+        state = StudyState(OBJECTIVES, layout, [])
         same = [PruningSchedule.parse(f"1:0.5,3:{keep}") for keep in (0.5, 0.51)]
-        assert standing.computation(same[0]) == standing.computation(same[1])
+        assert state.computation(same[0]) == state.computation(same[1])
 
 
 class TestConfirmer:
-    def confirm_all(self, standing: StudyState, top1: dict[str, float]) -> list[PruningSchedule]:
-        confirmer = Confirmer(standing)
+    def confirm_all(self, state: StudyState, top1: dict[str, float]) -> list[PruningSchedule]:
+        confirmer = Confirmer(state)
         asked = []
         while (chosen := confirmer.next()) is not None:
-            standing.confirm(confirmation(chosen.hash, top1.get(chosen.hash, 0.5)))
+            state.confirm(confirmation(chosen.hash, top1.get(chosen.hash, 0.5)))
             asked.append(chosen)
         assert confirmer.left == 0
         return asked
@@ -242,11 +228,11 @@ class TestConfirmer:
     )
     def test_in_the_end_the_whole_front_is_confirmed(self, given_points: list[Point], scores: list[float]) -> None:
         recorded = evaluations(given_points)
-        standing = StudyState(OBJECTIVES, LAYOUT, recorded)
-        asked = self.confirm_all(standing, {e.hash: t for e, t in zip(recorded, scores, strict=False)})
+        state = StudyState(OBJECTIVES, LAYOUT, recorded)
+        asked = self.confirm_all(state, {e.hash: t for e, t in zip(recorded, scores, strict=False)})
         assert len(asked) == len(set(asked))
-        assert all(e.confirmed for e in standing.front())
-        assert bool(asked) == bool(standing.front())
+        assert all(e.confirmed for e in state.front())
+        assert bool(asked) == bool(state.front())
         assert not asked or asked[0].dense
         done = {e.hash for e in recorded if e.state == "done"}
         assert {s.hash for s in asked} <= done | {DENSE}
@@ -255,18 +241,18 @@ class TestConfirmer:
         best, hidden, deeper, beaten = (
             evaluation(i, 100 + 10 * i, top1) for i, top1 in enumerate((0.9, 0.8, 0.7, 0.1))
         )
-        standing = StudyState(OBJECTIVES, LAYOUT, [best, hidden, deeper, beaten])
-        asked = self.confirm_all(standing, {best.hash: 0.75, hidden.hash: 0.6, deeper.hash: 0.65, DENSE: 0.97})
+        state = StudyState(OBJECTIVES, LAYOUT, [best, hidden, deeper, beaten])
+        asked = self.confirm_all(state, {best.hash: 0.75, hidden.hash: 0.6, deeper.hash: 0.65, DENSE: 0.97})
         assert asked == [PruningSchedule(), best.schedule, hidden.schedule]
-        standing = StudyState(OBJECTIVES, LAYOUT, [best, hidden, deeper, beaten])
-        asked = self.confirm_all(standing, {best.hash: 0.5, hidden.hash: 0.45, deeper.hash: 0.65})
+        state = StudyState(OBJECTIVES, LAYOUT, [best, hidden, deeper, beaten])
+        asked = self.confirm_all(state, {best.hash: 0.5, hidden.hash: 0.45, deeper.hash: 0.65})
         assert asked == [PruningSchedule(), *(e.schedule for e in (best, hidden, deeper))]
 
     def test_what_is_confirmed_already_is_not_asked_for(self) -> None:
         one, other = evaluation(0, 100, 0.5), evaluation(1, 200, 0.9)
         known = replace(one, confirmed=confirmation(one.hash, 0.4))
-        standing = StudyState(OBJECTIVES, LAYOUT, [known, other], confirmation(DENSE, 0.97))
-        assert self.confirm_all(standing, {}) == [other.schedule]
+        state = StudyState(OBJECTIVES, LAYOUT, [known, other], confirmation(DENSE, 0.97))
+        assert self.confirm_all(state, {}) == [other.schedule]
 
     def test_what_is_under_way_or_failed_is_not_asked_for_again(self) -> None:
         confirmer = Confirmer(StudyState(OBJECTIVES, LAYOUT, [evaluation(0)]))

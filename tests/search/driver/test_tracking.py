@@ -1,7 +1,8 @@
-"""Whoever follows a search hears of everything, and can do it no harm."""
+"""Trackers hear of everything, and cannot harm the search."""
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,17 +53,14 @@ def opened(study_url: str) -> Iterator[tuple[Store, Study]]:
 def follow(opened: tuple[Store, Study], listeners: list[Any], notes: list[str], fails: bool = False) -> None:
     """A search that records the study's first three evaluations, two of them at once."""
     store, study = opened
-    hashes = [e.hash for e in store.evaluations(study, done_only=False)]
-    with Tracking(listeners, study, lambda key: store.evaluation(study, key), notes.append) as tracking:
-        tracking.recorded(hashes[0])
-        tracking.observe(SNAPSHOT)
-        tracking.observe(SNAPSHOT)
+    recorded = store.evaluations(study, done_only=False)
+    with Tracking(listeners, study, notes.append) as tracking:
+        tracking.observe(SNAPSHOT, recorded[:1])
+        tracking.observe(SNAPSHOT, [])
         if fails:
             raise StoreError("gone")
-        for key in hashes[1:3]:
-            tracking.recorded(key)
-        tracking.observe(SNAPSHOT)
-        tracking.outcome = OUTCOME  # type: ignore[assignment]
+        tracking.observe(SNAPSHOT, recorded[1:3])
+        tracking.end(OUTCOME)  # type: ignore[arg-type]
 
 
 def test_each_hears_everything_once_and_in_order(opened: tuple[Store, Study]) -> None:
@@ -96,24 +94,14 @@ def test_an_error_is_said_once_and_keeps_nobody_from_hearing(opened: tuple[Store
     ]
 
 
-def test_a_data_base_that_is_away_delays_what_is_told(opened: tuple[Store, Study]) -> None:
+def test_an_evaluation_in_the_spool_is_not_told_of(opened: tuple[Store, Study]) -> None:
+    """It has no number yet; a resume takes it in."""
     store, study = opened
-    hashes = [e.hash for e in store.evaluations(study, done_only=False)]
-    listener, away = Listener(), [True]
-
-    def read(key: str) -> Evaluation | None:
-        if away[0]:
-            raise StoreError("connection refused")
-        return store.evaluation(study, key)
-
-    with Tracking([listener], study, read, pytest.fail) as tracking:
-        for key in hashes[:2]:
-            tracking.recorded(key)
-        tracking.observe(SNAPSHOT)
-        assert listener.heard == [("start", "digits")]
-        away[0] = False
-        tracking.observe(SNAPSHOT)
-    assert [what for what, _ in listener.heard] == ["start", "evaluation", "evaluation", "end"]
+    first, second = store.evaluations(study, done_only=False)[:2]
+    listener = Listener()
+    with Tracking([listener], study, pytest.fail) as tracking:
+        tracking.observe(SNAPSHOT, [replace(first, number=-1), second])
+    assert listener.heard == [("start", "digits"), ("evaluation", (second.number, SNAPSHOT)), ("end", None)]
 
 
 def test_a_mirror_that_was_away_catches_up(opened: tuple[Store, Study]) -> None:

@@ -1,4 +1,4 @@
-"""Schedules in, metrics out, on a model that stays loaded: together they give the numbers that each gives alone."""
+"""Evaluating schedules: together they give the numbers that each gives alone."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ssm_models
-from search.evaluation import evaluator as evaluator_module
-from search.evaluation.evaluator import LATENCY_PAIRS, Entry, Evaluator, Metrics
-from search.evaluation.race import Race
+from search.evaluation import latency as latency_module
+from search.evaluation.evaluator import Evaluator
+from search.evaluation.latency import LEAST_PAIRS, MOST_PAIRS
+from search.evaluation.metrics import Metrics
+from search.evaluation.race import Entry, Race
 from spaces import PruningSchedule
 from spaces.errors import EvaluationError, NonFiniteError, OutOfMemoryError, ScheduleError
 from ssm_models.token_view import TokenView
@@ -79,7 +81,7 @@ class TestOne:
         assert subject.evaluate(DENSE) is subject.dense
         assert subject.dense.agreement == 1.0
         subject.evaluate(SCHEDULE)
-        subject.evaluate_brood([Entry(DENSE), Entry(SCHEDULE)])
+        subject.evaluate_group([Entry(DENSE), Entry(SCHEDULE)])
         assert stub.ran == [(schedule, n) for schedule in (DENSE, SCHEDULE, SCHEDULE) for n in (8, 8, 5)]
         stub.ran.clear()
         known = evaluator(stub, dense=subject.dense_answers)
@@ -117,7 +119,7 @@ class TestOne:
                 ask(Evaluator(Stub(), Nothing()), SCHEDULE)  # type: ignore[arg-type]
 
 
-class TestBrood:
+class TestGroup:
     TEXTS = (
         "",
         "2:0.4,5:0.5",
@@ -132,18 +134,18 @@ class TestBrood:
     @staticmethod
     @cache
     def alone(schedule: PruningSchedule) -> tuple[Any, ...]:
-        return figures(Evaluator(MODEL, TestBrood.FEW).evaluate(schedule))
+        return figures(Evaluator(MODEL, TestGroup.FEW).evaluate(schedule))
 
     @given(
-        brood=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=6),
+        texts=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=6),
         room=st.sampled_from([0, 50_000, 200_000, 2**30]),
     )
     @settings(max_examples=8)
-    def test_it_gives_the_numbers_of_each_alone_to_the_bit(self, brood: list[str], room: int) -> None:
-        schedules = [PruningSchedule.parse(text) for text in brood]
+    def test_it_gives_the_numbers_of_each_alone_to_the_bit(self, texts: list[str], room: int) -> None:
+        schedules = [PruningSchedule.parse(text) for text in texts]
         subject = Evaluator(MODEL, self.FEW, prefix_cache=room)
         for _ in range(2):  # the second time from what the first one left
-            together = subject.evaluate_brood([Entry(schedule) for schedule in schedules])
+            together = subject.evaluate_group([Entry(schedule) for schedule in schedules])
             for schedule, metrics in zip(schedules, together, strict=True):
                 assert figures(metrics) == self.alone(schedule)
         assert subject.cache.bytes <= room
@@ -155,16 +157,16 @@ class TestBrood:
         stub.broken = (broken, float("nan"))
         subject = evaluator(stub, prefix_cache=room)
         alone = subject.evaluate(fine)
-        found = subject.evaluate_brood([Entry(s) for s in (broken, fine, strange, DENSE, SCHEDULE)])
+        found = subject.evaluate_group([Entry(s) for s in (broken, fine, strange, DENSE, SCHEDULE)])
         assert [type(one) for one in found] == [NonFiniteError, Metrics, ScheduleError, Metrics, Metrics]
         assert figures(found[1]) == figures(alone)
         assert found[3] is subject.dense
-        assert subject.evaluate_brood([]) == []
+        assert subject.evaluate_group([]) == []
 
     def test_what_fails_runs_no_further(self) -> None:
         stub = Stub()
         stub.broken = (SCHEDULE, float("nan"))
-        evaluator(stub).evaluate_brood([Entry(SCHEDULE)])
+        evaluator(stub).evaluate_group([Entry(SCHEDULE)])
         assert stub.ran.count((SCHEDULE, 8)) == 1
 
     def test_images_that_cannot_be_read_fail_all_of_it(self) -> None:
@@ -175,7 +177,7 @@ class TestBrood:
 
         subject = Evaluator(Stub(), Broken(), dense=evaluator(Stub()).dense_answers)  # type: ignore[arg-type]
         with pytest.raises(EvaluationError, match=r"b\.png"):
-            subject.evaluate_brood([Entry(SCHEDULE), Entry(DENSE)])
+            subject.evaluate_group([Entry(SCHEDULE), Entry(DENSE)])
 
 
 class TestMemory:
@@ -186,7 +188,7 @@ class TestMemory:
         assert stub.sizes == [2, 2, 2, 2, 2, 2, 2, 2, 3, 2] * 2
         assert figures(metrics) == figures(evaluator(Stub()).evaluate(SCHEDULE))
 
-    def test_what_is_kept_is_let_go_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_cache_is_cleared_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """And the numbers stay those of the model, though some batches run whole, some in parts."""
         subject = Evaluator(MODEL, BATCHES, prefix_cache=2**30)
         other = PruningSchedule.parse("2:0.4,9:0.5")
@@ -206,7 +208,7 @@ class TestMemory:
             return step(index, *arguments)
 
         monkeypatch.setattr(MODEL, "step", short)
-        found = subject.evaluate_brood([Entry(SCHEDULE), Entry(other)])
+        found = subject.evaluate_group([Entry(SCHEDULE), Entry(other)])
         assert "seen" in full
         assert [figures(one)[4:] for one in found] == [one[4:] for one in expected]
         assert [figures(one)[1] for one in found] == pytest.approx([one[1] for one in expected], rel=1e-5)
@@ -233,7 +235,7 @@ class TestMemory:
             return classify(x, view)
 
         monkeypatch.setattr(stub, "classify", short)
-        found = subject.evaluate_brood([Entry(large), Entry(SCHEDULE)])
+        found = subject.evaluate_group([Entry(large), Entry(SCHEDULE)])
         assert [type(one) for one in found] == [OutOfMemoryError, Metrics]
 
 
@@ -252,7 +254,7 @@ class TestRaces:
         stub, named = self.stub(bar=0.8, twin=0.8, loser=0.4)
         subject = evaluator(stub, numbered(self.IMAGES, 40))
         bar = stub.answers[named["bar"]]
-        twin, loser, free = subject.evaluate_brood(
+        twin, loser, free = subject.evaluate_group(
             [Entry(named["twin"], bar), Entry(named["loser"], bar), Entry(named["loser"])]
         )
         assert isinstance(twin, Metrics) and isinstance(loser, Metrics) and isinstance(free, Metrics)
@@ -273,7 +275,7 @@ class TestRaces:
         stub, named = self.stub(bar=0.8, **{f"rate_{r}": r / 100 for r in range(50, 90, 10)})
         bar = stub.answers.pop(named.pop("bar"))
         subject = evaluator(stub, numbered(self.IMAGES, 40), error=0.2)
-        found = subject.evaluate_brood([Entry(schedule, bar) for schedule in named.values()])
+        found = subject.evaluate_group([Entry(schedule, bar) for schedule in named.values()])
         for schedule, metrics in zip(named.values(), found, strict=True):
             assert isinstance(metrics, Metrics)
             race, mine = Race(self.IMAGES, 0.2), stub.answers[schedule]
@@ -281,20 +283,20 @@ class TestRaces:
             assert metrics.images == (ends[0] if ends else self.IMAGES)
             assert metrics.stopped is bool(ends)
 
-    def test_nothing_is_read_when_all_are_stopped(self) -> None:
+    def test_no_image_is_read_when_all_are_stopped(self) -> None:
         stub, named = self.stub(bar=1.0, loser=0.0, other=0.05)
         bar = stub.answers[named["bar"]]
         subject = evaluator(stub, numbered(self.IMAGES, 40))
-        subject.evaluate_brood([Entry(named["loser"], bar), Entry(named["other"], bar)])
+        subject.evaluate_group([Entry(named["loser"], bar), Entry(named["other"], bar)])
         assert [schedule for schedule, _ in stub.ran if not schedule.dense] == [named["loser"], named["other"]]
 
-    def test_a_brood_races_among_itself(self) -> None:
+    def test_the_candidates_of_a_group_race_each_other(self) -> None:
         stub, named = self.stub(cheap=0.8, loser=0.4, worst=0.1, dear=0.9, outside=0.1)
         subject = evaluator(stub, numbered(self.IMAGES, 40))
         costs = {"cheap": 5, "loser": 6, "worst": 4, "dear": 6, "outside": None}
         found = dict(
             zip(
-                costs, subject.evaluate_brood([Entry(named[n], None, cost) for n, cost in costs.items()]), strict=True
+                costs, subject.evaluate_group([Entry(named[n], None, cost) for n, cost in costs.items()]), strict=True
             )
         )
         assert all(isinstance(metrics, Metrics) for metrics in found.values())
@@ -305,10 +307,12 @@ class TestRaces:
         stub, named = self.stub(one=0.8, other=0.8)
         subject = evaluator(stub, numbered(self.IMAGES, 40))
         stub.answers[named["other"]] = stub.answers[named["one"]].copy()
-        found = subject.evaluate_brood([Entry(named["one"], None, 5), Entry(named["other"], None, 5)])
+        found = subject.evaluate_group([Entry(named["one"], None, 5), Entry(named["other"], None, 5)])
         assert [isinstance(m, Metrics) and m.stopped for m in found] == [False, False]
 
-    def test_losing_to_one_that_fails_later_counts_for_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_race_lost_to_a_candidate_that_fails_later_does_not_count(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         stub, named = self.stub(cheap=0.9, loser=0.3)
         subject, classify = evaluator(stub, numbered(self.IMAGES, 40)), stub.classify
         assert subject.dense.images == self.IMAGES
@@ -319,12 +323,12 @@ class TestRaces:
             return logits * torch.nan if late else logits
 
         monkeypatch.setattr(stub, "classify", breaks_late)
-        cheap, loser = subject.evaluate_brood([Entry(named["cheap"], None, 1), Entry(named["loser"], None, 2)])
+        cheap, loser = subject.evaluate_group([Entry(named["cheap"], None, 1), Entry(named["loser"], None, 2)])
         assert isinstance(cheap, NonFiniteError)
         assert isinstance(loser, Metrics)
         assert (loser.stopped, loser.images) == (False, self.IMAGES)
 
-    def test_among_equals_of_a_brood_hardly_any_that_would_join_is_stopped(self) -> None:
+    def test_of_equal_candidates_hardly_any_that_would_join_is_stopped(self) -> None:
         """The error of all of a candidate's races together is the stated one: each beats the cheaper by an image."""
         random, false, joiners = np.random.default_rng(3), 0, 0
         for _ in range(40):
@@ -333,7 +337,7 @@ class TestRaces:
                 right = np.arange(self.IMAGES) < 200 + i
                 stub.answers[named[name]] = random.permutation(right)
             subject = evaluator(stub, numbered(self.IMAGES, 40), error=0.2)
-            found = subject.evaluate_brood([Entry(s, None, i) for i, s in enumerate(named.values())])
+            found = subject.evaluate_group([Entry(s, None, i) for i, s in enumerate(named.values())])
             false += sum(isinstance(metrics, Metrics) and metrics.stopped for metrics in found)
             joiners += len(found)
         assert false / joiners <= 0.2
@@ -341,7 +345,7 @@ class TestRaces:
     def test_an_estimate_is_a_share(self) -> None:
         stub, named = self.stub(bar=1.0, loser=0.0)
         stub.answers[DENSE][:40] = True
-        loser = evaluator(stub, numbered(self.IMAGES, 40)).evaluate_brood(
+        loser = evaluator(stub, numbered(self.IMAGES, 40)).evaluate_group(
             [Entry(named["loser"], stub.answers[named["bar"]])]
         )[0]
         assert isinstance(loser, Metrics)
@@ -356,7 +360,7 @@ class TestRaces:
         close = subject.evaluate(named["close"])
         assert close.outcomes.tolist() == (stub.answers[named["close"]] == dense).tolist()
         assert close.outcomes.mean() == close.agreement != close.top1
-        loser = subject.evaluate_brood([Entry(named["loser"], close.outcomes)])[0]
+        loser = subject.evaluate_group([Entry(named["loser"], close.outcomes)])[0]
         assert isinstance(loser, Metrics)
         assert loser.stopped
         assert loser.outcomes.mean() == loser.agreement == pytest.approx(loser.estimate)
@@ -370,7 +374,7 @@ class TestLatency:
         classify = stub.classify
         monkeypatch.setattr(stub, "classify", lambda *given: (clock.add(next(seconds)), classify(*given))[1])
         latency = evaluator(stub).latency(SCHEDULE)
-        assert [schedule for schedule, _ in stub.ran] == [DENSE, SCHEDULE] * (1 + LATENCY_PAIRS[0])
+        assert [schedule for schedule, _ in stub.ran] == [DENSE, SCHEDULE] * (1 + LEAST_PAIRS)
         assert set(stub.sizes) == {8}  # the first batch
         assert latency.ms == 1e3 * 2.0 / 8
         assert latency.ratio == 0.5
@@ -380,7 +384,7 @@ class TestLatency:
         classify = stub.classify
         monkeypatch.setattr(stub, "classify", lambda *given: (clock.add(1e-4), classify(*given))[1])
         evaluator(stub).latency(SCHEDULE)
-        assert len(stub.ran) == 2 * (1 + LATENCY_PAIRS[1])
+        assert len(stub.ran) == 2 * (1 + MOST_PAIRS)
 
     def test_both_medians_are_of_the_same_pairs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the machine slows down with time, the ratio of each pair still holds."""
@@ -412,11 +416,11 @@ class TestLatency:
 
 
 class Clock:
-    """Stands in for the clock of the evaluator."""
+    """Stands in for the clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(evaluator_module.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(latency_module.time, "perf_counter", lambda: self.now)
 
     def add(self, seconds: float) -> None:
         self.now += seconds

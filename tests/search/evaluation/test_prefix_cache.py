@@ -1,4 +1,4 @@
-"""What candidates share of a forward pass changes no number, and stays within its bound."""
+"""Sharing the beginnings of forward passes changes no number, and stays within its bound."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,23 +34,23 @@ def schedules(draw: st.DrawFn) -> PruningSchedule:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(brood=st.lists(schedules(), min_size=1, max_size=5), room=st.sampled_from([0, 40_000, 10**9]))
+@given(group=st.lists(schedules(), min_size=1, max_size=5), room=st.sampled_from([0, 40_000, 10**9]))
 @settings(max_examples=12)
 @torch.inference_mode()
-def test_shared_runs_give_the_same_numbers_to_the_bit(name: str, brood: list[PruningSchedule], room: int) -> None:
+def test_shared_runs_give_the_same_numbers_to_the_bit(name: str, group: list[PruningSchedule], room: int) -> None:
     model = MODELS[name]
-    brood = [replace(s, method=replace(s.method, reduction="prune")) for s in brood] if name == STAGED else brood
+    group = [replace(s, method=replace(s.method, reduction="prune")) for s in group] if name == STAGED else group
     size = model.img_size
     images = [torch.randn(3, 3, *size, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     cache = PrefixCache(room)
-    paths = [branches(schedule, model.layout) for schedule in brood]
+    paths = [branches(schedule, model.layout) for schedule in group]
     for _ in range(2):  # the second time from what the first one left
         for path in paths:
             cache.expect(path)
         for batch, pixels in enumerate(images):
             shared = SharedRun(model, cache, batch, pixels, paths)
-            found = [shared.logits(schedule, path) for schedule, path in zip(brood, paths, strict=True)]
-            for schedule, logits in zip(brood, found, strict=True):
+            found = [shared.logits(schedule, path) for schedule, path in zip(group, paths, strict=True)]
+            for schedule, logits in zip(group, found, strict=True):
                 model.set_schedule(schedule)
                 assert torch.equal(logits, model(pixels))
         assert cache.bytes <= room
@@ -92,13 +92,13 @@ def test_only_what_differs_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.inference_mode()
-def test_a_brood_shares_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_shares_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     model = MODELS["vim_nano"]
     ran = blocks_run(model, monkeypatch)
-    brood = [PruningSchedule.parse(text) for text in ("6:0.5", "6:0.3", "6:0.5,9:0.5")]
-    paths = [branches(schedule, model.layout) for schedule in brood]
+    group = [PruningSchedule.parse(text) for text in ("6:0.5", "6:0.3", "6:0.5,9:0.5")]
+    paths = [branches(schedule, model.layout) for schedule in group]
     shared = SharedRun(model, PrefixCache(0), 0, torch.randn(2, 3, 28, 28), paths)
-    for schedule, path in zip(brood, paths, strict=True):
+    for schedule, path in zip(group, paths, strict=True):
         shared.logits(schedule, path)
     assert len(ran) == 12 + 7 + 7
 

@@ -1,4 +1,4 @@
-"""What runs in a worker: tasks in, plain results out, with the model and images that the driver has."""
+"""A worker takes tasks and returns results, with the driver's model and images."""
 
 import pickle
 import re
@@ -15,18 +15,23 @@ from hypothesis import strategies as st
 
 from search.data.image_set import ImageSet
 from search.driver.search_setup import SearchSetup
-from search.evaluation.evaluator import DenseAnswers, Entry, Evaluator
+from search.evaluation.evaluator import Evaluator
+from search.evaluation.metrics import DenseAnswers
 from search.evaluation.protocol import (
     CONFIRM,
     SEARCH,
     DenseResult,
+    Failure,
+    Measurement,
     WorkerSetup,
     confirm_task,
     pack,
     search_task,
+    task_entries,
     unpack,
 )
-from search.evaluation.worker import Bench, EvaluationTrainable
+from search.evaluation.race import Entry
+from search.evaluation.worker import CandidateRunner, EvaluationTrainable
 from search.models import evaluation_fingerprint
 from search.runtime.failures import first_line
 from spaces import PruningSchedule
@@ -46,12 +51,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def dense(subject: SearchSetup) -> DenseAnswers:
-    return subject.dense_answers()[0]
+def dense(search_setup: SearchSetup) -> DenseAnswers:
+    return search_setup.dense_answers()[0]
 
 
 @pytest.fixture(scope="module")
-def setup(subject: SearchSetup, dense: DenseAnswers) -> WorkerSetup:
+def setup(search_setup: SearchSetup, dense: DenseAnswers) -> WorkerSetup:
     """A worker on 40 images of val, which confirms on the 60 after them."""
     return WorkerSetup(
         model="vim_nano",
@@ -60,7 +65,7 @@ def setup(subject: SearchSetup, dense: DenseAnswers) -> WorkerSetup:
         images=ImageSet("val", IMAGES),
         confirm=ImageSet("val", 60, skip=IMAGES),
         batch_size=20,
-        fingerprint=evaluation_fingerprint(subject.model, subject.data, ImageSet("val", 60, skip=IMAGES)),
+        fingerprint=evaluation_fingerprint(search_setup.model, search_setup.data, ImageSet("val", 60, skip=IMAGES)),
         threads=1,
         gpu=False,
         folder=".",
@@ -73,15 +78,25 @@ def setup(subject: SearchSetup, dense: DenseAnswers) -> WorkerSetup:
 
 
 @pytest.fixture(scope="module")
-def bench(setup: WorkerSetup) -> Bench:
-    return Bench(setup)
+def runner(setup: WorkerSetup) -> CandidateRunner:
+    return CandidateRunner(setup)
+
+
+def group(*schedules: PruningSchedule) -> dict[str, Any]:
+    """A task whose candidates do not race."""
+    return search_task([Entry(schedule) for schedule in schedules])
+
+
+def measured(result: Measurement | Failure) -> Measurement:
+    assert isinstance(result, Measurement)
+    return result
 
 
 @pytest.fixture
-def evaluator(subject: SearchSetup, dense: DenseAnswers) -> Evaluator:
+def evaluator(search_setup: SearchSetup, dense: DenseAnswers) -> Evaluator:
     """The driver's own."""
-    model = subject.model
-    batches = subject.data.batches(model.pretrained_cfg, model.img_size, images=IMAGES, batch_size=20)
+    model = search_setup.model
+    batches = search_setup.data.batches(model.pretrained_cfg, model.img_size, images=IMAGES, batch_size=20)
     return Evaluator(model, batches, dense=dense, error=0.05)
 
 
@@ -95,101 +110,109 @@ def test_outcomes_are_packed_and_unpacked(outcomes: list[bool]) -> None:
 
 def test_a_task_is_plain_values() -> None:
     bar = np.arange(9) % 2 == 0
-    task = search_task([(SCHEDULES[0], 7, bar), (SCHEDULES[1], None, None)])
+    task = search_task([Entry(SCHEDULES[0], bar, 7), Entry(SCHEDULES[1])])
     assert task == {
         "task": SEARCH,
         "schedules": [s.text for s in SCHEDULES[:2]],
         "flops": [7, None],
         "bars": [pack(bar), None],
     }
+    first, second = task_entries(task, 9)
+    assert first.bar is not None
+    assert (first.schedule, first.bar.tolist(), first.flops) == (SCHEDULES[0], bar.tolist(), 7)
+    assert second == Entry(SCHEDULES[1])
     assert confirm_task(PruningSchedule()) == {"task": CONFIRM, "schedules": [""]}
 
 
 class TestSearching:
-    def test_a_brood_is_what_the_evaluator_finds(self, bench: Bench, evaluator: Evaluator) -> None:
-        found = bench.search(search_task([(schedule, None, None) for schedule in SCHEDULES]))
-        for schedule, result in zip(SCHEDULES, found, strict=True):
+    def test_a_group_has_the_evaluators_results(self, runner: CandidateRunner, evaluator: Evaluator) -> None:
+        found = runner.search(group(*SCHEDULES))
+        for schedule, result in zip(SCHEDULES, map(measured, found), strict=True):
             metrics = evaluator.evaluate(schedule)
             names = ("top1", "loss", "agreement", "images", "stopped", "estimate")
-            assert {name: result[name] for name in names} == {name: getattr(metrics, name) for name in names}
-            assert result["outcomes"] == pack(metrics.outcomes)
-            assert 0 < result["forward_seconds"] <= result["seconds"]
-            assert result["latency_ms"] is result["latency_ratio"] is None
+            assert [getattr(result, name) for name in names] == [getattr(metrics, name) for name in names]
+            assert metrics.outcomes is not None
+            assert result.outcomes == pack(metrics.outcomes)
+            assert 0 < result.forward_seconds <= result.seconds
+            assert result.latency_ms is result.latency_ratio is None
         assert pickle.loads(pickle.dumps(found)) == found
 
-    def test_candidates_race(self, bench: Bench, evaluator: Evaluator) -> None:
+    def test_candidates_race(self, runner: CandidateRunner, evaluator: Evaluator) -> None:
         entries = [Entry(SCHEDULES[2], np.ones(IMAGES, np.bool_)), Entry(SCHEDULES[0])]
-        expected, _ = evaluator.evaluate_brood(entries)
-        stopped, whole = bench.search(search_task([(entry.schedule, None, entry.bar) for entry in entries]))
+        expected, _ = evaluator.evaluate_group(entries)
+        stopped, whole = map(measured, runner.search(search_task(entries)))
         assert not isinstance(expected, Exception)
-        assert (stopped["stopped"], stopped["images"]) == (True, 20)
-        assert (stopped["top1"], stopped["estimate"]) == (expected.top1, expected.estimate)
-        assert stopped["outcomes"] == pack(expected.outcomes)
-        assert (whole["stopped"], whole["images"]) == (False, IMAGES)
+        assert expected.outcomes is not None
+        assert (stopped.stopped, stopped.images) == (True, 20)
+        assert (stopped.top1, stopped.estimate) == (expected.top1, expected.estimate)
+        assert stopped.outcomes == pack(expected.outcomes)
+        assert (whole.stopped, whole.images) == (False, IMAGES)
 
-    def test_a_schedule_that_does_not_fit_fails_alone(self, bench: Bench) -> None:
-        found = bench.search(search_task([(PruningSchedule.parse("99:0.5"), None, None), (SCHEDULES[0], None, None)]))
-        assert found[0] == {
-            "failure": "ERROR",
-            "error": "ScheduleError: step after block 99: vim_nano has 12 blocks, numbered from 1",
-            "seconds": 0.0,
-        }
-        assert found[1]["images"] == IMAGES
+    def test_a_schedule_that_does_not_fit_fails_alone(self, runner: CandidateRunner) -> None:
+        failed, fine = runner.search(group(PruningSchedule.parse("99:0.5"), SCHEDULES[0]))
+        message = "ScheduleError: step after block 99: vim_nano has 12 blocks, numbered from 1"
+        assert failed == Failure("ERROR", message, 0.0)
+        assert measured(fine).images == IMAGES
 
 
 class TestLatency:
     def test_it_is_measured_where_it_is_an_objective(self, setup: WorkerSetup) -> None:
-        bar = np.ones(IMAGES, np.bool_)
-        found = Bench(replace(setup, latency=True)).search(
-            search_task([(SCHEDULES[2], None, bar), (SCHEDULES[0], None, None)])
-        )
-        assert found[0]["stopped"]
-        assert found[0]["latency_ms"] is None  # a loser's time is not worth measuring
-        assert found[1]["latency_ms"] > 0
-        assert found[1]["latency_ratio"] > 0
+        timing = CandidateRunner(replace(setup, latency=True))
+        entries = [Entry(SCHEDULES[2], np.ones(IMAGES, np.bool_)), Entry(SCHEDULES[0])]
+        loser, winner = map(measured, timing.search(search_task(entries)))
+        assert loser.stopped
+        assert loser.latency_ms is None  # a loser's time is not worth measuring
+        assert winner.latency_ms is not None and winner.latency_ms > 0
+        assert winner.latency_ratio is not None and winner.latency_ratio > 0
 
     def test_one_that_cannot_be_timed_fails_alone(self, setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-        subject = Bench(replace(setup, latency=True))
-        latency = subject._evaluator.latency
+        timing = CandidateRunner(replace(setup, latency=True))
+        latency = timing.evaluator.latency
 
         def short(schedule: PruningSchedule) -> Any:
             if schedule == SCHEDULES[0]:
                 raise OutOfMemoryError("one image does not fit")
             return latency(schedule)
 
-        monkeypatch.setattr(subject._evaluator, "latency", short)
-        found = subject.search(search_task([(schedule, None, None) for schedule in SCHEDULES[:2]]))
-        assert (found[0]["failure"], found[0]["error"]) == ("OOM", "OutOfMemoryError: one image does not fit")
-        assert found[1]["latency_ratio"] > 0
+        monkeypatch.setattr(timing.evaluator, "latency", short)
+        failed, fine = timing.search(group(*SCHEDULES[:2]))
+        assert isinstance(failed, Failure)
+        assert (failed.kind, failed.error) == ("OOM", "OutOfMemoryError: one image does not fit")
+        assert (measured(fine).latency_ratio or 0) > 0
 
 
 class TestConfirming:
-    def test_it_runs_over_the_images_that_are_held_back(self, bench: Bench, subject: SearchSetup) -> None:
-        model = subject.model
-        batches = subject.data.batches(model.pretrained_cfg, model.img_size, images=60, batch_size=20, skip=IMAGES)
+    def test_it_runs_over_the_images_that_are_held_back(
+        self, runner: CandidateRunner, search_setup: SearchSetup
+    ) -> None:
+        model = search_setup.model
+        batches = search_setup.data.batches(
+            model.pretrained_cfg, model.img_size, images=60, batch_size=20, skip=IMAGES
+        )
         expected = Evaluator(model, batches)
         for schedule in (PruningSchedule(), SCHEDULES[0]):
-            (found,) = bench.confirm(confirm_task(schedule))
+            found = measured(runner.confirm(confirm_task(schedule))[0])
             metrics = expected.evaluate(schedule)
             names = ("top1", "loss", "agreement", "images")
-            assert {name: found[name] for name in names} == {name: getattr(metrics, name) for name in names}
-            assert found["images"] == 60
-            assert found["seconds"] > 0
-            assert found["latency_ms"] > 0
-            assert found["latency_ratio"] > 0
+            assert [getattr(found, name) for name in names] == [getattr(metrics, name) for name in names]
+            assert found.images == 60
+            assert found.seconds > 0
+            assert found.latency_ms is not None and found.latency_ms > 0
+            assert found.latency_ratio is not None and found.latency_ratio > 0
 
-    def test_the_search_goes_on_as_before(self, setup: WorkerSetup) -> None:
+    def test_the_search_continues_as_before(self, setup: WorkerSetup) -> None:
         """One model serves both lists of images."""
-        bench, task = Bench(setup), search_task([(SCHEDULES[0], None, None)])
-        before = bench.search(task)[0]
-        bench.confirm(confirm_task(SCHEDULES[1]))
-        after = bench.search(task)[0]
-        assert all(before[name] == after[name] for name in before if not name.endswith("seconds"))
+        runner, task = CandidateRunner(setup), group(SCHEDULES[0])
+        before = measured(runner.search(task)[0])
+        runner.confirm(confirm_task(SCHEDULES[1]))
+        after = measured(runner.search(task)[0])
+        untimed = {"seconds": 0.0, "forward_seconds": 0.0}
+        assert replace(before, **untimed) == replace(after, **untimed)
 
 
 class TestTrainable:
     def step(self, setup: WorkerSetup, *tasks: dict[str, Any]) -> list[dict[str, Any]]:
-        """Run tasks as Tune does in an actor that is used again."""
+        """Run tasks as Tune does in an actor that it reuses."""
         actor = EvaluationTrainable.__new__(EvaluationTrainable)
         actor.setup(tasks[0], setup)
         found = [actor.step()]
@@ -199,12 +222,12 @@ class TestTrainable:
         return found
 
     def test_it_takes_one_task_after_the_other(self, setup: WorkerSetup) -> None:
-        brood = search_task([(schedule, None, None) for schedule in SCHEDULES[:2]])
-        first, second, third = self.step(setup, brood, confirm_task(SCHEDULES[0]), brood)
+        task = group(*SCHEDULES[:2])
+        first, second, third = self.step(setup, task, confirm_task(SCHEDULES[0]), task)
         assert [len(found["results"]) for found in (first, second, third)] == [2, 1, 2]
         assert all(found["done"] is True for found in (first, second, third))
-        assert [r["images"] for r in second["results"]] == [60]
-        assert [r["top1"] for r in first["results"]] == [r["top1"] for r in third["results"]]
+        assert [r.images for r in second["results"]] == [60]
+        assert [r.top1 for r in first["results"]] == [r.top1 for r in third["results"]]
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -225,17 +248,16 @@ class TestTrainable:
         other = replace(
             setup, **own, fingerprint={**setup.fingerprint, **{k: change[k] for k in change if k not in own}}
         )
-        brood = search_task([(schedule, None, None) for schedule in SCHEDULES[:2]])
-        for found in self.step(other, brood, confirm_task(SCHEDULES[0])):
+        for found in self.step(other, group(*SCHEDULES[:2]), confirm_task(SCHEDULES[0])):
             assert found["done"] is True
             assert "results" not in found
             assert re.match(f"node {re.escape(socket.gethostname())}: {words}", found["refused"])
             assert "\n" not in found["refused"]
 
-    def test_it_does_not_load_the_model_before_it_has_a_task(self, setup: WorkerSetup) -> None:
+    def test_a_model_that_cannot_be_opened_is_no_error_before_the_first_task(self, setup: WorkerSetup) -> None:
         actor = EvaluationTrainable.__new__(EvaluationTrainable)
         actor.setup({}, replace(setup, model="no_such_model"))
 
 
-def test_a_message_is_text_that_any_data_base_takes() -> None:
+def test_a_message_is_text_that_any_database_takes() -> None:
     assert first_line(ValueError("caf\udce9\0: no\nmore")) == "caf??: no"

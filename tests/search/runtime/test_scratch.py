@@ -1,4 +1,4 @@
-"""What killed drivers left is removed; what belongs to anybody alive is not."""
+"""Folders of killed drivers are removed; those of living ones are not."""
 
 import fcntl
 import subprocess
@@ -51,7 +51,7 @@ def test_a_folder_lives_as_long_as_its_owner_and_is_swept_with_its_processes(tmp
 
 
 def test_it_is_not_swept_before_its_owner_has_locked_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another driver that starts at the same moment comes by."""
+    """Another driver that starts at the same moment sweeps."""
     swept: list[Path] = []
 
     def flock(file: Any, operation: int) -> None:

@@ -1,4 +1,4 @@
-"""Once graceful, twice now."""
+"""The first signal asks for an orderly end, the second one ends the process."""
 
 import os
 import signal

@@ -1,0 +1,92 @@
+"""The study of a search in the store: it is created, or resumed if it was begun with the same settings."""
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from results.records import Study, StudySpec
+from results.store.database import parse_address
+from results.store.store import Store
+from search.driver.search_setup import SearchSetup
+from search.evaluation.metrics import DenseAnswers
+from spaces.errors import StudyExistsError, StudyMismatchError, UnknownNameError
+
+# What a resumed search must have in common with its study: fields of the spec, and their names in messages.
+IDENTITY: Mapping[str, str] = {
+    "model": "--model",
+    "img_size": "image size",
+    "num_classes": "number of classes",
+    "weights_digest": "weights (--checkpoint)",
+    "data_digest": "images (--data)",
+    "images": "--images",
+    "limit": "--flops-budget, in FLOPs",
+    "least": "the least FLOPs of --flops-budget",
+    "confirm_split": "--confirm-split",
+    "confirm_images": "--confirm-images",
+    "confirm_digest": "images of --confirm-split",
+    "space": "--space",
+    "sampler": "--sampler",
+    "objectives": "--objective",
+    "seed": "--seed",
+}
+
+
+def open_study(setup: SearchSetup, url: str) -> tuple[Store, Study, DenseAnswers]:
+    """Open the store and the study, which is created if it is new; nothing is written before all is checked.
+
+    Raises:
+        StoreError: the database cannot be read or written.
+        StudyMismatchError: the study was begun with other settings.
+        EvaluationError: the dense model has no finite answers.
+    """
+    address = parse_address(url)
+    # An existing file is checked at once; a new one is made when all else has been checked.
+    if address.get_backend_name() == "sqlite" and os.path.lexists(address.database or ""):
+        with Store.open(url) as store, suppress(UnknownNameError):
+            _same_study(store, setup)
+    dense, latency = setup.dense_answers()
+    measured: dict[str, Any] = {
+        "dense_top1": dense.metrics.top1,
+        "dense_loss": dense.metrics.loss,
+        "dense_latency_ms": latency,
+    }
+    store = Store.open(url, create=True)
+    try:
+        with suppress(StudyExistsError):  # it is resumed, or another driver has just begun it
+            store.create_study(StudySpec(**setup.spec(), **measured))
+        return store, _same_study(store, setup), dense
+    except BaseException:
+        store.close()
+        raise
+
+
+def _same_study(store: Store, setup: SearchSetup) -> Study:
+    study = store.study(setup.config.study)
+    check_same(study.spec, setup.spec(), study.name)
+    return study
+
+
+def check_same(begun: StudySpec, now: Mapping[str, Any], name: str) -> None:
+    """Check that a search continues the study that was begun under its name.
+
+    Raises:
+        StudyMismatchError: with each difference in `IDENTITY`.
+    """
+    differences = []
+    for field, words in IDENTITY.items():
+        was, is_now = getattr(begun, field), now[field]
+        if was != is_now:
+            differences.append(f"{words} was {_shown(was)}, now {_shown(is_now)}")
+    if differences:
+        raise StudyMismatchError(
+            f"study {name!r} was begun with other settings: {'; '.join(differences)}; "
+            "give the same ones, or another --study"
+        )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return "×".join(map(str, value)) if all(isinstance(v, int) for v in value) else ", ".join(map(str, value))
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text  # a digest

@@ -41,7 +41,6 @@ class SearchSetup:
         model: the dense model with its weights.
         weights_digest: of the model.
         table: what schedules cost.
-        budget: the FLOPs budget.
         space: where candidates come from, within the budget.
         device: where the driver runs the dense model.
     """

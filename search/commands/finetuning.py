@@ -39,7 +39,7 @@ FINETUNED_COLUMNS = {
 
 
 @dataclass(frozen=True)
-class SubjectOptions:
+class InputOptions:
     """The images, the weights, and the study that the outcome is recorded in."""
 
     data: Annotated[
@@ -110,7 +110,7 @@ class WorkerOptions:
 @grouped_options
 def finetune(
     training: TrainingOptions,
-    subject: SubjectOptions,
+    inputs: InputOptions,
     halving: HalvingOptions,
     distillation: DistillationOptions,
     workers: WorkerOptions,
@@ -125,15 +125,15 @@ def finetune(
     if file is not None:
         if halving.max_flops is not None or halving.eta != 2:
             raise UsageError("--max-flops and --eta go with --top")
-        finetune_file(file, training, subject, distillation, workers, format)
+        finetune_file(file, training, inputs, distillation, workers, format)
     else:
-        finetune_study(halving, training, subject, distillation, workers, format)
+        finetune_study(halving, training, inputs, distillation, workers, format)
 
 
 def finetune_file(
     file: Path,
     training: TrainingOptions,
-    subject: SubjectOptions,
+    inputs: InputOptions,
     distillation: DistillationOptions,
     workers: WorkerOptions,
     form: Format,
@@ -150,8 +150,8 @@ def finetune_file(
         raise ScheduleError(
             f"{file}: model is {content.get('model')!r}, expected the name of a model, as `export` writes it"
         )
-    study = subject.open_study()
-    tuner = FineTuner.prepare(content["model"], study, training, subject, distillation)
+    study = inputs.open_study()
+    tuner = FineTuner.prepare(content["model"], study, training, inputs, distillation)
     model = tuner.open_model()
     check_belongs(content, str(file), img_size=model.img_size)
     model.layout.check(schedule)
@@ -168,7 +168,7 @@ def finetune_file(
 def finetune_study(
     options: HalvingOptions,
     training: TrainingOptions,
-    subject: SubjectOptions,
+    inputs: InputOptions,
     distillation: DistillationOptions,
     workers: WorkerOptions,
     form: Format,
@@ -178,14 +178,14 @@ def finetune_study(
     Raises:
         UsageError: no study is named, it does not fit (see `FineTuner.check_study`), or it has no suitable schedule.
     """
-    study = subject.open_study()
+    study = inputs.open_study()
     if study is None or options.top is None:
         raise UsageError("--top takes the schedules of a study: name it with --study")
 
     from search.training.run_folder import held_folder
     from search.training.successive_halving import HalvingPlan
 
-    tuner = FineTuner.prepare(study.spec.model, study, training, subject, distillation)
+    tuner = FineTuner.prepare(study.spec.model, study, training, inputs, distillation)
     tuner.check_study(tuner.open_model())
     with workers.open(tuner.checkpoint) as processes, held_folder(training.out):
         limit = flops_limit(options.max_flops, study.spec.dense_flops)
@@ -247,7 +247,7 @@ class FineTuner:
         model: str,
         study: "Study | None",
         training: TrainingOptions,
-        subject: SubjectOptions,
+        inputs: InputOptions,
         distillation: DistillationOptions,
     ) -> "FineTuner":
         """Check the options and open the data; the study's data and weights are the defaults.
@@ -267,7 +267,7 @@ class FineTuner:
         terms = {"share": distillation.distill, "temperature": distillation.temperature}
         teaching = Distillation(**given({**terms, "features": distillation.features}))
         pace = training.pace
-        data, checkpoint = subject.data, subject.checkpoint
+        data, checkpoint = inputs.data, inputs.checkpoint
         if study is not None:
             data = study.spec.data if data is None else data
             checkpoint = study.spec.checkpoint if checkpoint is None else checkpoint
@@ -275,7 +275,7 @@ class FineTuner:
             raise UsageError("--data says which images to learn from; only with --study there is a default")
         images = None if study is None else study.spec.images
         job = FineTuneJob(PruningSchedule(), recipe, teaching, images)
-        return cls(model, checkpoint, open_data(data), job, pace, study, database(subject.db))
+        return cls(model, checkpoint, open_data(data), job, pace, study, database(inputs.db))
 
     def until(self, epoch: int, dense: "Scores | None") -> "FineTuner":
         """Return one that stops after an epoch and takes the dense model's scores from another fine-tuning."""

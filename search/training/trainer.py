@@ -129,7 +129,7 @@ class Trainer:
         return images, data.batches(config, size, images=end - begin, batch_size=batch_size, skip=begin, order=order)
 
     def _full_identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must name to be resumed; those of older versions name no order, and are stratified."""
+        """Return what a checkpoint must name to be resumed. Older ones name no order: it is the stratified one."""
         part, order = self._images < self._job.data.size("val"), self._job.val_order
         return {
             "model": self._model.model_name,

@@ -12,6 +12,7 @@ from results.store.store import Store
 from search.data.image_order import SHUFFLED, STRATIFIED
 from search.driver.search_setup import SearchSetup
 from search.driver.study_identity import IDENTITY, check_same, open_study, order_note
+from search.evaluation.metrics import DenseAnswers
 from spaces.errors import StoreError, StudyMismatchError
 from tests.patience import PATIENCE
 
@@ -96,6 +97,24 @@ class TestAnOlderOrderOfImages:
         old, _ = search_setup.in_order(STRATIFIED).dense_answers()
         new, _ = search_setup.dense_answers()
         assert dense.answers.equal(old.answers) and not dense.answers.equal(new.answers)
+
+    def test_it_counts_though_the_study_appears_after_the_dense_model_has_run(
+        self, search_setup: SearchSetup, old_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So it is on PostgreSQL, where nothing is looked up before."""
+        path = Path(old_url.removeprefix("sqlite:///"))
+        away, answers = path.rename(path.with_suffix(".away")), SearchSetup.dense_answers
+
+        def appear(setup: SearchSetup) -> tuple[DenseAnswers, float]:
+            if away.exists():
+                away.rename(path)
+            return answers(setup)
+
+        monkeypatch.setattr(SearchSetup, "dense_answers", appear)
+        store, study, dense = open_study(search_setup, old_url)
+        store.close()
+        assert study.spec.order == STRATIFIED
+        assert dense.answers.equal(answers(search_setup.in_order(STRATIFIED))[0].answers)
 
     def test_it_is_said_in_a_line(self, search_setup: SearchSetup, old_url: str, study_url: str) -> None:
         with Store.open(old_url) as store:

@@ -103,9 +103,10 @@ def _points(space: SearchSpace, count: int) -> Iterator[dict[str, Any]]:
 def _spec(space: SearchSpace, number: int) -> StudySpec:
     return StudySpec(
         name=f"study {number}", model="vim_nano", img_size=(28, 28), num_classes=10, layout=asdict(space.layout),
-        data="embedded", data_digest="d" * 64, images=1000, confirm_split="val", confirm_images=4000,
-        confirm_digest="e" * 64, weights_digest="b" * 64, checkpoint=None, budget="0.35:0.9", limit=space.limit,
-        least=space.least, dense_flops=space.dense_flops, dense_top1=0.97, dense_loss=0.1, dense_latency_ms=1.0,
+        data="embedded", data_digest="d" * 64, images=1000, order="shuffled", confirm_split="val",
+        confirm_images=4000, confirm_digest="e" * 64, weights_digest="b" * 64, checkpoint=None,
+        budget="0.35:0.9", limit=space.limit, least=space.least, dense_flops=space.dense_flops,
+        dense_top1=0.97, dense_loss=0.1, dense_latency_ms=1.0,
         space=space.text, sampler="gp", objectives=OBJECTIVES, seed=0, versions={}, config={},
     )  # fmt: skip
 

@@ -29,6 +29,7 @@ class StudySpec:
         data: the data set as the user gave it, such as `folder:PATH`.
         data_digest: SHA-256 of the images.
         images: how many images a complete evaluation runs.
+        order: the name of the order that they are in, from `search.data.image_order`.
         confirm_split: the split that the front is confirmed on.
         confirm_images: how many of its images.
         confirm_digest: SHA-256 of that split.
@@ -58,6 +59,7 @@ class StudySpec:
     data: str
     data_digest: str
     images: int
+    order: str
     confirm_split: str
     confirm_images: int
     confirm_digest: str

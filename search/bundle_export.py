@@ -94,7 +94,10 @@ def parity_images(study: Study, model: PrunableModel, count: int) -> Tensor:
     data = open_data(study.spec.data)
     if data.digest() != study.spec.data_digest:
         raise DataError(f"the images of {study.spec.data} are not those of study {study.name!r}")
-    images, _ = next(iter(data.batches(model.pretrained_cfg, model.img_size, images=count, batch_size=count)))
+    batches = data.batches(
+        model.pretrained_cfg, model.img_size, images=count, batch_size=count, order=study.spec.order
+    )
+    images, _ = next(iter(batches))
     return images
 
 

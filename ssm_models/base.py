@@ -114,14 +114,17 @@ class PrunableModel(nn.Module, ABC):
         '6:0.5;importance=l2'
         """
         schedule = schedule or PruningSchedule()
-        self.layout.check(schedule)
-        asked = [(name, choice) for name, choice in schedule.method.as_dict().items() if name != "context"]
-        for name, choice in [*asked, *(("context", context) for context in schedule.contexts)]:
-            if choice not in self.offers[name]:
-                raise ScheduleError(
-                    f"method {name}={choice!r}: {self.model_name} offers {', '.join(self.offers[name])}"
-                )
+        self.check_schedule(schedule)
         self._schedule = schedule
+
+    def check_schedule(self, schedule: PruningSchedule) -> None:
+        """Raise a ScheduleError unless the model has a schedule's blocks and offers its method and contexts."""
+        self.layout.check(schedule)
+        for name, offered in self.offers.items():
+            chosen = schedule.contexts if name == "context" else (getattr(schedule.method, name),)
+            for choice in chosen:
+                if choice not in offered:
+                    raise ScheduleError(f"method {name}={choice!r}: {self.model_name} offers {', '.join(offered)}")
 
     @property
     @abstractmethod

@@ -165,7 +165,7 @@ def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = N
         Multiply-accumulates of one image.
 
     Raises:
-        ScheduleError: the schedule does not fit the model.
+        ScheduleError: the schedule does not fit the model, or has a method or context that its family does not offer.
         UnknownNameError: there is no such convention.
         FlopsError: the model uses an operator without a stated cost.
 
@@ -324,13 +324,15 @@ class CostTable:
         """Return the FLOPs of one image's forward pass under `schedule`.
 
         Raises:
-            ScheduleError: the schedule does not fit the model.
+            ScheduleError: the schedule does not fit the model, or has a method or context that its family does not
+                offer.
         """
         seeding = self.seeding if schedule.method.importance == "random" else 0
         return self.embedding + seeding + sum(self.by_block(schedule)) + self.head
 
     def by_block(self, schedule: PruningSchedule) -> list[int]:
-        """Return the FLOPs of each block, including the pruning step and the downsampling after it."""
+        """Return the FLOPs of each block, with the pruning step and the downsampling after it; raises as `flops`."""
+        self._model.check_schedule(schedule)
         layout, method, found = self._model.layout, schedule.method, list[int]()
         steps = zip(schedule.steps, schedule.contexts, strict=True)
         contexts = {step.after: context for step, context in steps if layout.prunes(step.after)}

@@ -86,6 +86,7 @@ def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | 
             "checkpoint": spec.shown_checkpoint,
             "data": spec.shown_data,
             "data_digest": spec.data_digest,
+            "order": spec.order,
             "confirm_split": spec.confirm_split,
             "confirm_digest": spec.confirm_digest,
             "budget": spec.budget,

@@ -174,7 +174,7 @@ def _settings(study: Study) -> list[tuple[str, str]]:
         ("Model", f"{spec.model}, {spec.num_classes} classes, {height} × {width} pixels"),
         ("Weights", spec.shown_checkpoint or "shipped with the model"),
         ("Weights SHA-256", spec.weights_digest),
-        ("Data", f"{spec.shown_data}, {spec.images:,} images for each evaluation"),
+        ("Data", f"{spec.shown_data}, {spec.images:,} images for each evaluation, {spec.order}"),
         ("Data SHA-256", spec.data_digest),
         ("Budget", f"{spec.budget}: {spec.least:,} to {spec.limit:,} of {spec.dense_flops:,} FLOPs"),
         ("Space", spec.space),

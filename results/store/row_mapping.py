@@ -13,6 +13,7 @@ from results.store.schema import ConfirmationRow, EvaluationRow, FineTuneRow
 from spaces import PruningSchedule
 
 _SPEC_FIELDS = [f.name for f in fields(StudySpec) if f.name not in ("img_size", "objectives")]
+_RENAMED = {"limit": "flops_limit", "least": "flops_least", "order": "image_order"}  # fields that SQL has words for
 _JOINED_FIELDS = ("finetuned_top1", "metric", "confirmed")  # of an Evaluation, from other tables
 EVALUATION_COLUMNS = [getattr(EvaluationRow, f.name) for f in fields(Evaluation) if f.name not in _JOINED_FIELDS]
 CONFIRMATION_COLUMNS = [getattr(ConfirmationRow, f.name) for f in fields(Confirmation)]
@@ -48,7 +49,7 @@ def read_evaluation(row: Row[Any]) -> Evaluation:
 def read_study(row: Row[Any]) -> Study:
     """Return the study in a row of `studies_query`."""
     values: dict[str, Any] = dict(row._mapping)
-    values |= {"limit": values["flops_limit"], "least": values["flops_least"]}
+    values |= {name: values[column] for name, column in _RENAMED.items()}
     spec = StudySpec(
         **{name: values[name] for name in _SPEC_FIELDS},
         img_size=(values["img_height"], values["img_width"]),

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 from results.records import FAILURES, STATES
 
-REVISIONS = ("0001", "0002", "0003", "0004")  # every schema, oldest first
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")  # every schema, oldest first
 VERSION_TABLE = "prunefront_version"  # not alembic's default name: Optuna's databases use that
 
 
@@ -83,13 +83,14 @@ class StudyRow(Base):
     data: Mapped[str] = mapped_column(Text)
     data_digest: Mapped[str] = mapped_column(String(64))
     images: Mapped[int]
+    order: Mapped[str] = mapped_column("image_order", String(32), server_default="stratified")  # ORDER is a keyword
     confirm_split: Mapped[str] = mapped_column(String(64))
     confirm_images: Mapped[int]
     confirm_digest: Mapped[str] = mapped_column(String(64))
     weights_digest: Mapped[str] = mapped_column(String(64))
     checkpoint: Mapped[str | None] = mapped_column(Text)
     budget: Mapped[str] = mapped_column(String(64))
-    limit: Mapped[int] = mapped_column("flops_limit", BigInteger)  # LIMIT is a keyword of SQL
+    limit: Mapped[int] = mapped_column("flops_limit", BigInteger)  # so is LIMIT
     least: Mapped[int] = mapped_column("flops_least", BigInteger)  # so is LEAST
     dense_flops: Mapped[int] = mapped_column(BigInteger)
     dense_top1: Mapped[float]

@@ -273,8 +273,9 @@ class FineTuner:
             checkpoint = study.spec.checkpoint if checkpoint is None else checkpoint
         if data is None:
             raise UsageError("--data says which images to learn from; only with --study there is a default")
-        images = None if study is None else study.spec.images
-        job = FineTuneJob(PruningSchedule(), recipe, teaching, images)
+        job = FineTuneJob(PruningSchedule(), recipe, teaching)
+        if study is not None:
+            job = replace(job, images=study.spec.images, order=study.spec.order)
         return cls(model, checkpoint, open_data(data), job, pace, study, database(inputs.db))
 
     def until(self, epoch: int, dense: "Scores | None") -> "FineTuner":

@@ -198,7 +198,7 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
         raise CheckpointError(f"the weights of {spec.model} are not those of study {spec.name!r}")
     if data.digest() != spec.data_digest:
         raise DataError(f"the images of {spec.data} are not those of study {spec.name!r}")
-    batches = data.batches(model.pretrained_cfg, model.img_size, images=count, batch_size=count)
+    batches = data.batches(model.pretrained_cfg, model.img_size, images=count, batch_size=count, order=spec.order)
     images, labels = next(iter(batches))
     with torch.inference_mode():
         dense = data.task.answers(model(images))

@@ -15,8 +15,8 @@ from search.commands.options import (
     Schedule,
     scored,
 )
-from search.commands.output import Column, Format, compact_flops, print_object, print_rows, share_text
-from search.commands.schedule_files import check_belongs, read_schedule
+from search.commands.output import Column, Format, compact_flops, print_object, print_rows, say, share_text
+from search.commands.schedule_files import check_belongs, order_of_images, read_schedule
 from search.config import SearchConfig
 from spaces import PruningSchedule
 from spaces.errors import UsageError
@@ -63,6 +63,7 @@ def evaluate(
     chosen, file = read_schedule(schedule)
     if file is not None:
         check_belongs(file, schedule, model=model)
+    order = order_of_images(file or {}, schedule)
 
     import torch
 
@@ -70,6 +71,7 @@ def evaluate(
     from results.export.schedule_json import front_row
     from results.records import Evaluation
     from search.data.dataset import open_data
+    from search.data.image_order import DEFAULT_ORDER
     from search.evaluation.evaluator import Evaluator
     from search.models import open_model
 
@@ -82,7 +84,11 @@ def evaluate(
     )  # before the images are read, so that a schedule that does not fit is refused at once
     table = ssm_models.cost_table(network)
     flops = table.flops(chosen)
-    batches = source.batches(network.pretrained_cfg, network.img_size, images=images, batch_size=batch_size)
+    batches = source.batches(
+        network.pretrained_cfg, network.img_size, images=images, batch_size=batch_size, order=order
+    )
+    if batches.images < source.size() and order != DEFAULT_ORDER:
+        say(f"the images are the first {batches.images} in the order of the schedule's study, {order}")
     evaluator = Evaluator(network, batches, "cuda" if torch.cuda.is_available() else "cpu")
     metrics, latency = evaluator.evaluate(chosen), evaluator.latency(chosen)
     found = Evaluation(

@@ -42,3 +42,22 @@ def check_belongs(
         raise ScheduleError(
             f"{where}: img_size is {size!r}, but this model takes images of {img_size[0]}×{img_size[1]} pixels"
         )
+
+
+def order_of_images(content: dict[str, Any], where: str) -> str:
+    """Return the order of images that the study of a schedule file has; without a study, that of new ones.
+
+    Files that were exported before there was a choice name no order; their studies have the stratified one.
+
+    Raises:
+        ScheduleError: the file names an order that this version does not know.
+    """
+    from search.data.image_order import DEFAULT_ORDER, ORDERS, STRATIFIED
+
+    provenance = content.get("provenance")
+    if not isinstance(provenance, dict) or "study" not in provenance:
+        return DEFAULT_ORDER
+    order = provenance.get("order", STRATIFIED)
+    if not isinstance(order, str) or order not in ORDERS:
+        raise ScheduleError(f"{where}: provenance: order is {order!r}, expected one of {', '.join(ORDERS)}")
+    return order

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from search.data.classification import CLASSIFICATION
 from search.data.decoding import MEMORY_LIMIT, chunked, read_images, stream_images
-from search.data.image_order import mixed_order
+from search.data.image_order import DEFAULT_ORDER, image_order
 from search.data.preprocessing import Preprocessing
 from search.data.source import Augmentation, Colour, Source, Split
 from search.data.sources import EmbeddedSource, FolderSource, HubSource, TorchvisionSource
@@ -181,8 +181,9 @@ class ImageData:
         images: int | None = None,
         batch_size: int = BATCH_SIZE,
         skip: int = 0,
+        order: str = DEFAULT_ORDER,
     ) -> "Batches":
-        """Return images of a split in the fixed order of `mixed_order`, in which every prefix is stratified.
+        """Return images of a split in a fixed order.
 
         Args:
             model_cfg, img_size: as for `Preprocessing`.
@@ -190,8 +191,10 @@ class ImageData:
             images: number of images; None for all.
             batch_size: images per batch.
             skip: number of images to leave out at the beginning of the order.
+            order: the name of an order, as for `image_order`. A study has its own.
 
         Raises:
+            UnknownNameError: there is no such order.
             UsageError: `images` or `batch_size` is below 1, or `skip` is negative or leaves no images.
             DataError: the split is missing.
         """
@@ -200,9 +203,9 @@ class ImageData:
         chosen = self._split(split)
         if not 0 <= skip < len(chosen.labels):
             raise UsageError(f"skip={skip}: {split} has {len(chosen.labels)} images; fewer can be left out")
-        order = mixed_order(chosen.labels)[skip:][:images]
+        indices = image_order(chosen.labels, order)[skip:][:images]
         preprocessing = Preprocessing(model_cfg, img_size)
-        return Batches(chosen, order, preprocessing, batch_size, self.task, self.memory_limit)
+        return Batches(chosen, indices, preprocessing, batch_size, self.task, self.memory_limit)
 
     def training_split(self) -> Split:
         """Return the train split; DataError if it is missing."""

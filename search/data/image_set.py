@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+from search.data.image_order import DEFAULT_ORDER
+
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of a data set, in its fixed order: `images` of `split`, after the first `skip`."""
+    """Images of a data set: `images` of `split`, after the first `skip`, in the order that `image_order` names."""
 
     split: str
     images: int
     skip: int = 0
+    order: str = DEFAULT_ORDER

@@ -207,7 +207,7 @@ class TileSplit:
         decoded_limit: bytes of whole images to keep decoded.
 
     Attributes:
-        labels: the number of the image of each tile, (N,). So a stratified order mixes the images.
+        labels: the number of the image of each tile, (N,).
         decoded: the whole images that are kept decoded.
     """
 

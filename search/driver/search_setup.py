@@ -73,6 +73,15 @@ class SearchSetup:
         races = self.config.race_error and self.data.task.metric.of_images
         return self.outcome_objective if races else None
 
+    @property
+    def order(self) -> str:
+        """The name of the order that the images are in."""
+        return self.images.order
+
+    def in_order(self, order: str) -> "SearchSetup":
+        """Return this setup with the images in another order, that of a study which was begun with it."""
+        return replace(self, images=replace(self.images, order=order), confirm=replace(self.confirm, order=order))
+
     def dense_answers(self) -> tuple[DenseAnswers, float]:
         """Run the dense model over the images with an evaluation's number of threads, then move it back to the CPU.
 
@@ -84,7 +93,11 @@ class SearchSetup:
         """
         model, config = self.model, self.config
         batches = self.data.batches(
-            model.pretrained_cfg, model.img_size, images=self.images.images, batch_size=config.batch_size
+            model.pretrained_cfg,
+            model.img_size,
+            images=self.images.images,
+            batch_size=config.batch_size,
+            order=self.images.order,
         )
         threads = torch.get_num_threads()
         torch.set_num_threads(config.cpus_per_trial)
@@ -131,6 +144,7 @@ class SearchSetup:
             "data": config.data,
             "data_digest": self.data_digest,
             "images": self.images.images,
+            "order": self.order,
             "confirm_split": config.confirm_split,
             "confirm_images": self.confirm.images,
             "confirm_digest": self.confirm_digest,

@@ -35,6 +35,9 @@ IDENTITY: Mapping[str, str] = {
 def open_study(setup: SearchSetup, url: str) -> tuple[Store, Study, DenseAnswers]:
     """Open the store and the study, which is created if it is new; nothing is written before all is checked.
 
+    Returns:
+        The store, the study, and the dense model's answers on the study's images in the study's own order.
+
     Raises:
         StoreError: the database cannot be read or written.
         StudyMismatchError: the study was begun with other settings.
@@ -44,7 +47,7 @@ def open_study(setup: SearchSetup, url: str) -> tuple[Store, Study, DenseAnswers
     # An existing file is checked at once; a new one is made when all else has been checked.
     if address.get_backend_name() == "sqlite" and os.path.lexists(address.database or ""):
         with Store.open(url) as store, suppress(UnknownNameError):
-            _same_study(store, setup)
+            setup = setup.in_order(_same_study(store, setup).spec.order)
     dense, latency = setup.dense_answers()
     measured: dict[str, Any] = {
         "dense_top1": dense.metrics.top1,
@@ -55,7 +58,10 @@ def open_study(setup: SearchSetup, url: str) -> tuple[Store, Study, DenseAnswers
     try:
         with suppress(StudyExistsError):  # it is resumed, or another driver has just begun it
             store.create_study(StudySpec(**setup.spec(), **measured))
-        return store, _same_study(store, setup), dense
+        study = _same_study(store, setup)
+        if study.spec.order != setup.order:
+            dense, _ = setup.in_order(study.spec.order).dense_answers()
+        return store, study, dense
     except BaseException:
         store.close()
         raise
@@ -83,6 +89,16 @@ def check_same(begun: StudySpec, now: Mapping[str, Any], name: str) -> None:
             f"study {name!r} was begun with other settings: {'; '.join(differences)}; "
             "give the same ones, or another --study"
         )
+
+
+def order_note(study: Study, order: str) -> str | None:
+    """Return a line that says so if a study keeps another order of images than `order`, which new studies get."""
+    if study.spec.order == order:
+        return None
+    return (
+        f"study {study.name!r} goes on with the order of images that it was begun with, {study.spec.order}; "
+        f"new studies use {order}"
+    )
 
 
 def _shown(value: object) -> str:

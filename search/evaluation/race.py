@@ -5,8 +5,13 @@ opponent is the best known point, and each cheaper candidate that runs beside it
 which exactly one of the two is right. Of the n images run so far let m be discordant, b of them in the candidate's
 favour. A candidate that would join has more than half of all M discordant images in its favour.
 
-The order of the images is random, so the m seen are drawn without replacement from the M, and b is hypergeometric.
-Its lower tail is largest for the largest M, which is m + N - n (or one less, since an odd M needs a smaller
+Assumption: the N images are in a uniformly random order that knows neither labels nor answers, such as `shuffled` of
+`search.data.image_order`. Then the m seen are drawn without replacement from the M, and b is hypergeometric. In an
+order that ties an image's place to its class it is not, and a candidate that wins on rare classes may be stopped far
+more often than the error says; studies that were begun with the order `stratified` run that risk. The probability is
+over the order. A study has one order, so its races are bounded one by one but do not err independently.
+
+The lower tail of b is largest for the largest M, which is m + N - n (or one less, since an odd M needs a smaller
 majority), with just over half of them in the candidate's favour. Nothing is asked of the opponent's images to come,
 so it may be no farther than the candidate. Where the tail falls below what a look may spend of the error, the
 candidate is stopped. What all looks at all opponents may spend adds up to the error, so by Bonferroni's inequality

@@ -150,7 +150,13 @@ class CandidateRunner:
 
         def new_evaluator(chosen: ImageSet, dense: "DenseAnswers | None", cache: int) -> "Evaluator":
             batches = data.batches(
-                model.pretrained_cfg, model.img_size, chosen.split, chosen.images, setup.batch_size, chosen.skip
+                model.pretrained_cfg,
+                model.img_size,
+                split=chosen.split,
+                images=chosen.images,
+                batch_size=setup.batch_size,
+                skip=chosen.skip,
+                order=chosen.order,
             )
             return Evaluator(
                 model, batches, device, dense,

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 from search.data.dataset import ImageData
+from search.data.image_order import DEFAULT_ORDER
 from search.training.checkpoint import Scores
 from search.training.distillation import Distillation
 from search.training.recipe import Recipe
@@ -21,6 +22,7 @@ class FineTuneJob:
         recipe: the hyperparameters; see `finetune_recipe` for the defaults of a fine-tuning.
         distillation: how much the student learns from the teacher.
         images: number of val images to evaluate on, to compare with a study's scores; None for all.
+        order: the order that these are the first of, a study's own.
         dense: the teacher's scores on these images if they are known; otherwise they are measured.
     """
 
@@ -28,6 +30,7 @@ class FineTuneJob:
     recipe: Recipe
     distillation: Distillation = field(default_factory=Distillation)
     images: int | None = None
+    order: str = DEFAULT_ORDER
     dense: Scores | None = None
 
     def trainer(self, model: PrunableModel, teacher: PrunableModel, data: ImageData, run: TrainingRun) -> Trainer:
@@ -54,6 +57,7 @@ class FineTuneJob:
             recipe=self.recipe,
             identity=identity,
             val_images=self.images,
+            val_order=self.order,
             references={"dense": self.dense or teacher, "before": model},
         )
         return Trainer(model, job, run)

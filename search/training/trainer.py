@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from search.data.dataset import BATCH_SIZE, Batches, ImageData
+from search.data.image_order import DEFAULT_ORDER, STRATIFIED
 from search.data.preprocessing import Preprocessing
 from search.training.batches import TrainingBatches
 from search.training.checkpoint import CHECKPOINT, Scores, TrainingState
@@ -39,6 +40,7 @@ class TrainingJob:
         recipe: the hyperparameters.
         identity: what must be equal, beside model, data and recipe, for a run to be resumed.
         val_images: number of val images to evaluate on; None for all.
+        val_order: the order that these are the first of; see `image_order`.
         references: models to score on val before the first epoch, by name, or scores that are known already.
         measure: how a model is scored.
     """
@@ -48,6 +50,7 @@ class TrainingJob:
     recipe: Recipe
     identity: Mapping[str, Any] = field(default_factory=dict)
     val_images: int | None = None
+    val_order: str = DEFAULT_ORDER
     references: Mapping[str, PrunableModel | Scores] = field(default_factory=dict)
     measure: Measure = task_scores
 
@@ -116,15 +119,18 @@ class Trainer:
         """Return the number of val images over all ranks, and this rank's part of them."""
         model, data, run = self._model, self._job.data, self._run
         config, size = model.pretrained_cfg, model.img_size
-        images = data.batches(config, size, images=self._job.val_images).images
+        order = self._job.val_order
+        images = data.batches(config, size, images=self._job.val_images, order=order).images
         begin, end = run.rank.span(images)
         if begin == end:
             return images, None
         # no more images at once than a training step holds in memory
         batch_size = min(BATCH_SIZE, -(-self._job.recipe.batch_size // run.pace.accumulate))
-        return images, data.batches(config, size, images=end - begin, batch_size=batch_size, skip=begin)
+        return images, data.batches(config, size, images=end - begin, batch_size=batch_size, skip=begin, order=order)
 
     def _full_identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must name to be resumed. Older ones name no order: it is the stratified one."""
+        part, order = self._images < self._job.data.size("val"), self._job.val_order
         return {
             "model": self._model.model_name,
             "img_size": list(self._model.img_size),
@@ -132,6 +138,7 @@ class Trainer:
             "val": self._job.data.digest("val"),
             "weights": weights_digest(self._model),
             "val_images": self._images,
+            **({"val_order": order} if part and order != STRATIFIED else {}),
             **asdict(self._job.recipe),
             **self._job.identity,
         }

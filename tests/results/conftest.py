@@ -66,6 +66,7 @@ def make_spec() -> Callable[..., StudySpec]:
             "data": "embedded",
             "data_digest": "d" * 64,
             "images": 1000,
+            "order": "shuffled",
             "confirm_split": "val",
             "confirm_images": 5000,
             "confirm_digest": "e" * 64,

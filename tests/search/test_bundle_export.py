@@ -1,6 +1,7 @@
 """`export --bundle`: which weights a bundle gets, what its card says, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ import search.bundle_export
 import ssm_models
 from results import FineTune
 from results.store.store import Store
+from search.bundle_export import parity_images
 from search.cli import run
+from search.commands.inspecting import token_pictures
+from search.data.dataset import open_data
+from search.data.image_order import ORDERS
 from ssm_models.exporting import Parity
 from tests.ssm_models.conftest import pictures
 
@@ -89,7 +94,7 @@ def test_weights_given_by_hand_have_no_figures_unless_they_are_known(
     ssm_models.save_checkpoint(ssm_models.build("vim_nano", "random", seed=1), other, {})
     assert run([*EXPORT, "--bundle", str(folder), "--checkpoint", str(other)]) == 0
     assert "given weights" in capfd.readouterr().err
-    assert "nothing was measured with them" in (folder / "README.md").read_text()
+    assert "Nothing was measured with them." in (folder / "README.md").read_text()
     assert run([*EXPORT, "--bundle", str(folder), "--checkpoint", record.checkpoint]) == 0
     assert "**97.00 %**" in (folder / "README.md").read_text()
     small = tmp_path / "small.safetensors"
@@ -133,6 +138,18 @@ def test_what_makes_no_sense(
     assert run([*EXPORT, *arguments]) == 2
     assert message in capfd.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_studys_images_are_in_its_order(study_url: str, order: str) -> None:
+    with Store.open(study_url) as store:
+        study = store.study("digits")
+        point = store.front(study)[0]
+    study, model = replace(study, spec=replace(study.spec, order=order)), ssm_models.build("vim_nano")
+    digits = open_data("embedded").batches(model.pretrained_cfg, model.img_size, images=8, order=order)
+    assert torch.equal(parity_images(study, model, 8), next(iter(digits))[0])
+    shown = token_pictures(study, point, 8)
+    assert [picture.label for picture in shown] == [str(int(label)) for label in digits.labels]
 
 
 def test_exports_are_compared_on_the_studys_images(

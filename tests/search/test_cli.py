@@ -22,6 +22,7 @@ from results.store.store import Store
 from search.cli import run
 from search.commands.inspecting import cheapest_good_point
 from search.config import SearchConfig
+from search.data.image_order import SHUFFLED
 from search.driver.search_setup import open_setup
 from spaces import PruningSchedule
 from tests.patience import PATIENCE
@@ -261,6 +262,27 @@ def test_export_then_evaluate_and_flops(
     assert found["flops"] == counted["flops"]
     assert found["images"] == 40
     assert found["latency_ms"] > 0
+
+
+def test_a_file_is_evaluated_in_the_order_of_its_study(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    printed(capfd, "export", "--study", "digits", "--out", str(path))
+    exported = json.loads(path.read_text())
+    command = ("evaluate", "--model", "vim_nano", "--data", "embedded", "--images", "40", "--schedule")
+    found = as_json(capfd, *command, str(path))
+    assert found["loss"] == as_json(capfd, *command, exported["provenance"]["schedule"])["loss"]
+
+    assert exported["provenance"].pop("order") == SHUFFLED  # older files name none
+    path.write_text(json.dumps(exported))
+    assert run([*command, str(path), "--format", "json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["loss"] != found["loss"]
+    assert "the images are the first 40 in the order of the schedule's study, stratified" in err
+
+    exported["provenance"]["order"] = "by name"
+    path.write_text(json.dumps(exported))
+    assert run([*command, str(path)]) == 2
+    assert "order is 'by name', expected one of shuffled, stratified" in capfd.readouterr().err
 
 
 def test_the_empty_text_is_dense(capfd: pytest.CaptureFixture[str]) -> None:

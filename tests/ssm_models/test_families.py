@@ -1,9 +1,10 @@
 """What every family of models must hold; a new one is found by its registration and tested like the rest."""
 
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from itertools import cycle
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 import ssm_models
 from spaces import PruningSchedule
 from spaces.errors import CheckpointError, ScheduleError
-from spaces.schedule import ALIGNMENT, CONTEXT, IMPORTANCE, REDUCTION
+from spaces.schedule import ALIGNMENT, CONTEXT, IMPORTANCE, METHOD_CHOICES, REDUCTION
 from ssm_models import CostTable, PrunableModel, flops
 from ssm_models.importance import SCORES
 from ssm_models.token_view import TokenView
@@ -89,6 +90,28 @@ def test_what_a_family_offers(any_model: PrunableModel) -> None:
     assert set(any_model.published_directions) <= set(any_model.directions)
     assert any_model(images).shape == (5, any_model.num_classes, *pixels(any_model))
     assert {"drop", "freeze"} <= set(any_model.contexts) and "prune" in any_model.reductions
+
+
+@pytest.mark.parametrize("field", METHOD_CHOICES)
+def test_what_a_family_does_not_offer_is_refused_alike(any_model: PrunableModel, field: str) -> None:
+    """By the model, the count and the table: as the method of all steps, and as the context of one."""
+    table, offered = CostTable(any_model), any_model.offers[field]
+    for choice in set(METHOD_CHOICES[field]) - set(offered):
+        texts = [f"3:0.5;{field}={choice}"]
+        if field == "context" and choice != "zeros":  # `zeros` is always the context of all steps
+            texts.append(f"2:0.5,3:0.5:{choice}")
+        for text in texts:
+            schedule = PruningSchedule.parse(text)
+            message = re.escape(f"method {field}={choice!r}: {any_model.model_name} offers {', '.join(offered)}")
+            for ask in (
+                any_model.set_schedule,
+                partial(ssm_models.count_flops, any_model),
+                table.flops,
+                table.by_block,
+            ):
+                with pytest.raises(ScheduleError, match=f"^{message}$"):
+                    ask(schedule)
+        assert any_model.schedule.dense
 
 
 def test_timm_knows_every_model() -> None:

@@ -46,9 +46,10 @@ def insert(connection: Connection, table: str, rows: list[dict[str, Any]]) -> No
 
 
 def study_row(spec: StudySpec, number: int) -> dict[str, Any]:
+    """A row of schema 0001; later columns are left to their migrations."""
     row = dict(vars(spec)) | {"id": number, "name": f"{spec.name} {number}", "created_at": NOW}
     row |= {"img_height": 28, "img_width": 28, "flops_limit": row["limit"], "objectives": list(spec.objectives)}
-    for name in ("img_size", "limit", "least", "confirm_split", "confirm_images", "confirm_digest"):
+    for name in ("img_size", "limit", "least", "order", "confirm_split", "confirm_images", "confirm_digest"):
         del row[name]
     return row
 
@@ -114,9 +115,31 @@ def test_an_upgrade_fills_in_what_held_for_older_studies(first_schema: str, make
         spec = store.studies()[0].spec
     old = make_spec(dense_latency_ms=2.0, name=spec.name)
     expected = replace(
-        old, least=old.limit // 3, confirm_split="val", confirm_images=old.images, confirm_digest=old.data_digest
+        old,
+        least=old.limit // 3,
+        order="stratified",
+        confirm_split="val",
+        confirm_images=old.images,
+        confirm_digest=old.data_digest,
     )
     assert replace(spec, layout=old.layout) == expected
+
+
+@pytest.mark.parametrize("revision", REVISIONS[:-1])
+def test_older_studies_keep_the_order_of_images_that_they_were_begun_with(
+    url: str, make_spec: MakeSpec, revision: str
+) -> None:
+    spec = make_spec()
+    row = study_row(spec, 1)
+    if revision != "0001":
+        row |= {"flops_least": spec.least, "confirm_split": "val", "confirm_images": 9, "confirm_digest": "e" * 64}
+    engine = at_revision(url, revision)
+    with engine.begin() as connection:
+        insert(connection, "studies", [row])
+    engine.dispose()
+    with Store.open(url) as store:
+        assert store.studies()[0].spec.order == "stratified"
+        assert store.create_study(make_spec(name="new")).spec.order == "shuffled"
 
 
 def test_an_upgrade_keeps_the_front_of_a_latency_study(first_schema: str) -> None:

@@ -151,7 +151,10 @@ class TestBatches:
         part = digits.batches(CFG, (28, 28), images=50, skip=300, batch_size=20)
         assert [len(labels) for _, labels in part] == [20, 20, 10]
         assert torch.equal(part.pixels(50), order[300:350])
-        assert torch.bincount(rest.labels).tolist() == [70] * 10
+        both = torch.bincount(searched.labels) + torch.bincount(rest.labels)
+        assert both.tolist() == [100] * 10
+        stratified = digits.batches(CFG, (28, 28), skip=300, order="stratified")
+        assert torch.bincount(stratified.labels).tolist() == [70] * 10
 
     @pytest.mark.parametrize("skip", [-1, 1000, 2000])
     def test_skipping_all_is_refused(self, digits: ImageData, skip: int) -> None:

@@ -7,9 +7,12 @@ from threading import Barrier
 
 import pytest
 
+from results import StudySpec
 from results.store.store import Store
+from search.data.image_order import SHUFFLED, STRATIFIED
 from search.driver.search_setup import SearchSetup
-from search.driver.study_identity import IDENTITY, check_same, open_study
+from search.driver.study_identity import IDENTITY, check_same, open_study, order_note
+from search.evaluation.metrics import DenseAnswers
 from spaces.errors import StoreError, StudyMismatchError
 from tests.patience import PATIENCE
 
@@ -49,8 +52,8 @@ def test_each_difference_is_named(
 def test_every_part_of_the_identity_is_a_fact_of_the_study(search_setup: SearchSetup) -> None:
     assert search_setup.spec().keys() >= IDENTITY.keys()
     unnamed = {"name", "layout", "data", "checkpoint", "budget", "dense_flops", "metric", "versions", "config"}
-    # These follow from it, or say nothing of what is measured.
-    assert search_setup.spec().keys() - IDENTITY.keys() == unnamed
+    # These follow from it, or say nothing of what is measured; the order is taken from the study.
+    assert search_setup.spec().keys() - IDENTITY.keys() == unnamed | {"order"}
 
 
 def test_all_differences_are_named_at_once(search_setup: SearchSetup, study_url: str) -> None:
@@ -74,6 +77,58 @@ def test_a_new_study_is_written_with_the_dense_models_figures(search_setup: Sear
     store, again, _ = open_study(search_setup, f"sqlite:///{tmp_path / 'new.db'}")
     with store:
         assert again.id == study.id
+
+
+class TestAnOlderOrderOfImages:
+    @pytest.fixture
+    def old_url(self, search_setup: SearchSetup, tmp_path: Path) -> str:
+        """A database with the study as an older version began it."""
+        spec = search_setup.in_order(STRATIFIED).spec()
+        url = f"sqlite:///{tmp_path / 'old.db'}"
+        with Store.open(url, create=True) as store:
+            store.create_study(StudySpec(**spec, dense_top1=0.9, dense_loss=0.1, dense_latency_ms=1.0))
+        return url
+
+    def test_its_study_goes_on_with_it(self, search_setup: SearchSetup, old_url: str) -> None:
+        assert search_setup.order == SHUFFLED
+        store, study, dense = open_study(search_setup, old_url)
+        store.close()
+        assert study.spec.order == STRATIFIED
+        old, _ = search_setup.in_order(STRATIFIED).dense_answers()
+        new, _ = search_setup.dense_answers()
+        assert dense.answers.equal(old.answers) and not dense.answers.equal(new.answers)
+
+    def test_it_counts_though_the_study_appears_after_the_dense_model_has_run(
+        self, search_setup: SearchSetup, old_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So it is on PostgreSQL, where nothing is looked up before."""
+        path = Path(old_url.removeprefix("sqlite:///"))
+        away, answers = path.rename(path.with_suffix(".away")), SearchSetup.dense_answers
+
+        def appear(setup: SearchSetup) -> tuple[DenseAnswers, float]:
+            if away.exists():
+                away.rename(path)
+            return answers(setup)
+
+        monkeypatch.setattr(SearchSetup, "dense_answers", appear)
+        store, study, dense = open_study(search_setup, old_url)
+        store.close()
+        assert study.spec.order == STRATIFIED
+        assert dense.answers.equal(answers(search_setup.in_order(STRATIFIED))[0].answers)
+
+    def test_it_is_said_in_a_line(self, search_setup: SearchSetup, old_url: str, study_url: str) -> None:
+        with Store.open(old_url) as store:
+            assert order_note(store.study("digits"), SHUFFLED) == (
+                "study 'digits' goes on with the order of images that it was begun with, stratified; "
+                "new studies use shuffled"
+            )
+        with Store.open(study_url) as store:
+            assert order_note(store.study("digits"), SHUFFLED) is None
+
+    def test_workers_get_it(self, search_setup: SearchSetup) -> None:
+        dense, _ = search_setup.dense_answers()
+        setup = search_setup.in_order(STRATIFIED).worker_setup(dense)
+        assert (setup.images.order, setup.confirm.order) == (STRATIFIED, STRATIFIED)
 
 
 def test_drivers_that_begin_at_once_begin_one_study(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from search.data.image_order import DEFAULT_ORDER, STRATIFIED, image_order
 from search.evaluation.race import Race, hypergeometric_cdf, tail
 
 
@@ -59,6 +60,48 @@ def test_hardly_any_that_would_join_is_stopped(error: float) -> None:
         outcome = random.permutation(outcome)
         stopped += run(outcome == 2, outcome == 1, error, 50) < images
     assert stopped / rounds <= error
+
+
+ZIPF = np.repeat(np.arange(200), [200 // k for k in range(1, 201)])
+UNBALANCED = {
+    "singletons": np.concatenate([np.repeat([0, 1], 500), np.arange(2, 1002)]),
+    "zipf": ZIPF,
+    "pairs": np.repeat(np.arange(1000), 2),
+}
+
+
+def narrow_win(labels: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """1 where only the candidate is right, -1 where only the bar is: it wins by one image, and on rare classes."""
+    outcome = np.zeros(len(labels), np.int8)
+    if len(labels) == 2 * len(np.unique(labels)):  # one image of each class is won and one lost
+        outcome[::2], outcome[1::2] = 1, -1
+        outcome[1] = 0
+        return outcome
+    is_rare = np.bincount(labels)[labels] <= 3
+    rare, common = random.permutation(np.flatnonzero(is_rare)), random.permutation(np.flatnonzero(~is_rare))
+    count = min(len(rare) // 2, len(common)) * 4 // 5
+    outcome[rare[: count + 1]], outcome[common[:count]] = 1, -1
+    return outcome
+
+
+def false_stops(labels: np.ndarray, order: str, races: int) -> int:
+    """How many races at an error of 0.05 stop a candidate that wins in the end, each with another seed."""
+    stopped = 0
+    for seed in range(races):
+        outcome = narrow_win(labels, np.random.default_rng(seed))[image_order(labels, order, seed)]
+        stopped += run(outcome < 0, outcome > 0, 0.05, 100) < len(labels)
+    return stopped
+
+
+@pytest.mark.parametrize("name", UNBALANCED)
+def test_on_unbalanced_classes_hardly_any_that_would_join_is_stopped(name: str) -> None:
+    """The bound is an expectation of 20 in 400; more than 20 have not been seen in any set."""
+    assert false_stops(UNBALANCED[name], DEFAULT_ORDER, 400) <= 20
+
+
+@pytest.mark.parametrize("name", ["singletons", "zipf"])
+def test_the_stratified_order_of_older_studies_breaks_the_bound(name: str) -> None:
+    assert false_stops(UNBALANCED[name], STRATIFIED, 40) > 20
 
 
 def test_a_clear_loser_stops_early_and_a_twin_of_the_bar_runs_on() -> None:

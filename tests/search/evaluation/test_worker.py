@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from search.data.image_order import STRATIFIED
 from search.data.image_set import ImageSet
 from search.driver.search_setup import SearchSetup
 from search.evaluation.evaluator import Evaluator
@@ -199,6 +200,20 @@ class TestConfirming:
             assert found.seconds > 0
             assert found.latency_ms is not None and found.latency_ms > 0
             assert found.latency_ratio is not None and found.latency_ratio > 0
+
+    def test_both_lists_of_images_are_in_the_order_of_the_study(
+        self, setup: WorkerSetup, search_setup: SearchSetup
+    ) -> None:
+        images, confirm = (replace(chosen, order=STRATIFIED) for chosen in (setup.images, setup.confirm))
+        runner, model = CandidateRunner(replace(setup, images=images, confirm=confirm)), search_setup.model
+        for found, chosen in (
+            (runner.search(group(SCHEDULES[0])), images),
+            (runner.confirm(confirm_task(SCHEDULES[0])), confirm),
+        ):
+            expected = search_setup.data.batches(
+                model.pretrained_cfg, model.img_size, "val", chosen.images, 20, chosen.skip, STRATIFIED
+            )
+            assert measured(found[0]).loss == Evaluator(model, expected).evaluate(SCHEDULES[0]).loss
 
     def test_the_search_continues_as_before(self, setup: WorkerSetup) -> None:
         """One model serves both lists of images."""

@@ -162,6 +162,15 @@ class TestFolder:
         with pytest.raises(errors.UsageError, match=r"schedule '1:0\.5' there, None now"):
             fit(data, tmp_path, RECIPE)
 
+    def test_a_run_on_another_part_of_val_is_refused(self, data: ImageData, tmp_path: Path) -> None:
+        part: dict[str, Any] = {"val_images": 3, "pace": Pace(until=1)}
+        fit(data, tmp_path / "old", RECIPE, val_order="stratified", **part)
+        fit(data, tmp_path / "old", RECIPE, val_order="stratified", val_images=3)
+        with pytest.raises(errors.UsageError, match="val_order None there, 'shuffled' now"):
+            fit(data, tmp_path / "old", RECIPE, **part)
+        fit(data, tmp_path / "all", RECIPE, val_order="stratified", pace=Pace(until=1))
+        fit(data, tmp_path / "all", RECIPE)  # all of val, in whichever order
+
     def test_a_run_on_other_val_images_is_refused(self, tmp_path: Path) -> None:
         root = write_brightness(tmp_path / "images")
         fit(open_data(f"folder:{root}"), tmp_path / "out", RECIPE, pace=Pace(until=1))

@@ -35,7 +35,7 @@ def write_report(
 ) -> None:
     """Write the report of a study as one HTML page that works offline.
 
-    To write it from a store:
+    To write it from a store::
 
         with Store.open("sqlite:///prunefront.db") as store:
             study = store.study("digits")

@@ -61,7 +61,7 @@ class Store:
 
     Every method raises a StoreError if the database cannot be read or written.
 
-    To read the front of a study that a search left behind:
+    To read the front of a study that a search left behind::
 
         with Store.open("sqlite:///prunefront.db") as store:
             study = store.study("digits")

@@ -9,7 +9,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from search.commands.measuring import evaluate, flops, models
 from search.commands.mirroring import mirror
 from search.commands.output import say
 from search.commands.searching import search
+from search.commands.streams import prepare_streams
 from search.commands.training import train
 from spaces.errors import PrunefrontError
 
@@ -85,8 +85,7 @@ def run(arguments: Sequence[str]) -> int:
     An error that a user can act on is printed as one line on stderr, after its traceback with PRUNEFRONT_DEBUG=1.
     Any other exception is a bug, and is raised.
     """
-    if sys.stdout is None:  # the parent process closed it
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    prepare_streams()
     # timm and fvcore use deprecated parts of torch; users cannot act on the warnings.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+` is (deprecated|not supported)", category=Warning)
     try:
@@ -107,6 +106,13 @@ def run(arguments: Sequence[str]) -> int:
         return 128 + signal.SIGINT
     except _UsageError as error:
         return _fail(error, error.format_message() if hasattr(error, "format_message") else str(error), 2)
+    except UnicodeEncodeError as error:
+        undecoded = next(
+            (a for a in arguments if not a.isascii() and any("\udc80" <= c <= "\udcff" for c in a)), None
+        )
+        if undecoded is None:
+            raise
+        return _fail(error, f"{undecoded}: bytes that are no text in this locale's encoding; try LC_ALL=C.UTF-8", 2)
     except _Terminated:
         say("stopped")
         return 128 + signal.SIGTERM

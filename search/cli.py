@@ -24,6 +24,7 @@ from search.commands.output import say
 from search.commands.searching import search
 from search.commands.streams import prepare_streams
 from search.commands.training import train
+from search.runtime.user import complete_user
 from spaces.errors import PrunefrontError
 
 # The parser's base class for wrong usage. Typer vendors the parser under another name since 0.26, and exports only
@@ -86,6 +87,7 @@ def run(arguments: Sequence[str]) -> int:
     Any other exception is a bug, and is raised.
     """
     prepare_streams()
+    complete_user()
     # timm and fvcore use deprecated parts of torch; users cannot act on the warnings.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+` is (deprecated|not supported)", category=Warning)
     try:

@@ -24,6 +24,7 @@ from search.commands.output import say
 from search.commands.searching import search
 from search.commands.streams import prepare_streams
 from search.commands.training import train
+from search.runtime.scratch import NO_PLACE
 from search.runtime.user import complete_user
 from spaces.errors import PrunefrontError
 
@@ -99,6 +100,8 @@ def run(arguments: Sequence[str]) -> int:
         _discard_stdout()
         return 1
     except OSError as error:
+        if "No usable temporary directory" in str(error):  # torch asks for one when it is imported
+            return _fail(error, NO_PLACE, 1)
         if error.errno not in _FULL or error.filename is not None:
             raise
         _discard_stdout()  # an error without a file name is about stdout

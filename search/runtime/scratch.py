@@ -13,6 +13,10 @@ from spaces.errors import SearchError
 
 PREFIX = "prunefront-"
 SCRATCH_NAME_BYTES = len(f"/{PREFIX}") + 8  # mkdtemp adds eight characters
+NO_PLACE = (
+    "neither TMPDIR nor /tmp can be written, and temporary files need some megabytes; "
+    "set TMPDIR to a folder that can be, or mount one: docker run --tmpfs /tmp"
+)
 OWNER = "owner"  # a file on which the driver holds a lock while it lives
 
 
@@ -47,10 +51,7 @@ def temporary_place() -> Path:
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError:
-        raise SearchError(
-            "neither TMPDIR nor /tmp can be written, and a search needs some megabytes for temporary files; "
-            "set TMPDIR to a folder that can be, or mount one: docker run --tmpfs /tmp"
-        ) from None
+        raise SearchError(NO_PLACE) from None
 
 
 def sweep(where: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from search.config import SearchConfig
 from search.driver.progress import SearchProgress
 from search.driver.runner import run_search
-from search.runtime.ray_session import available_cpus
+from search.runtime.limits import available_cpus
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -23,7 +22,10 @@ from search.commands.measuring import evaluate, flops, models
 from search.commands.mirroring import mirror
 from search.commands.output import say
 from search.commands.searching import search
+from search.commands.streams import prepare_streams
 from search.commands.training import train
+from search.runtime.scratch import NO_PLACE
+from search.runtime.user import complete_user
 from spaces.errors import PrunefrontError
 
 # The parser's base class for wrong usage. Typer vendors the parser under another name since 0.26, and exports only
@@ -85,8 +87,8 @@ def run(arguments: Sequence[str]) -> int:
     An error that a user can act on is printed as one line on stderr, after its traceback with PRUNEFRONT_DEBUG=1.
     Any other exception is a bug, and is raised.
     """
-    if sys.stdout is None:  # the parent process closed it
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    prepare_streams()
+    complete_user()
     # timm and fvcore use deprecated parts of torch; users cannot act on the warnings.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+` is (deprecated|not supported)", category=Warning)
     try:
@@ -98,6 +100,8 @@ def run(arguments: Sequence[str]) -> int:
         _discard_stdout()
         return 1
     except OSError as error:
+        if "No usable temporary directory" in str(error):  # torch asks for one when it is imported
+            return _fail(error, NO_PLACE, 1)
         if error.errno not in _FULL or error.filename is not None:
             raise
         _discard_stdout()  # an error without a file name is about stdout
@@ -107,6 +111,13 @@ def run(arguments: Sequence[str]) -> int:
         return 128 + signal.SIGINT
     except _UsageError as error:
         return _fail(error, error.format_message() if hasattr(error, "format_message") else str(error), 2)
+    except UnicodeEncodeError as error:
+        undecoded = next(
+            (a for a in arguments if not a.isascii() and any("\udc80" <= c <= "\udcff" for c in a)), None
+        )
+        if undecoded is None:
+            raise
+        return _fail(error, f"{undecoded}: bytes that are no text in this locale's encoding; try LC_ALL=C.UTF-8", 2)
     except _Terminated:
         say("stopped")
         return 128 + signal.SIGTERM

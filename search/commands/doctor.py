@@ -3,7 +3,7 @@
 import os
 import platform
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -60,7 +60,7 @@ def _checks(url: str) -> Iterator[Check]:
     for name, found in versions().items():
         yield Check(name, found, found != "not installed")
     yield from _devices()
-    yield Check("memory", _memory())
+    yield from _surroundings()
     yield _models()
     yield _ray()
     yield _database(url)
@@ -72,7 +72,7 @@ def _devices() -> Iterator[Check]:
     import torch
 
     import ssm_models
-    from search.runtime.ray_session import available_cpus
+    from search.runtime.limits import available_cpus
     from ssm_models.scan.backends import available
 
     def scan_backend(device: str) -> tuple[str, bool]:
@@ -95,12 +95,58 @@ def _devices() -> Iterator[Check]:
         yield Check(f"scan {name}", reason or "can run here")
 
 
-def _memory() -> str:
+def _surroundings() -> Iterator[Check]:
+    """What a container or a batch system sets or forbids."""
+    from search.commands.streams import takes_unicode
+    from search.runtime.limits import memory_limit
+    from search.runtime.ray_folders import SHARED_MEMORY, shared_memory_missing
+    from ssm_models.scan.backends import available
+
+    memory = memory_limit()
+    yield Check("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB")
+    yield _temporary_files()
+    missing = shared_memory_missing()
+    store = f"{missing}; Ray keeps its objects in the folder for temporary files" if missing else "large enough"
+    yield Check("shared memory", f"{SHARED_MEMORY}: {store}")
+    yield _home()
+    if available()["cpu"] is None:
+        yield _scan_cache()
+    if address := os.environ.get("RAY_ADDRESS"):
+        yield Check("RAY_ADDRESS", f"{address}: only used with --ray-address auto")
+    if not takes_unicode(sys.stdout):
+        yield Check("output", f"{sys.stdout.encoding}: other signs are escaped; PYTHONIOENCODING=utf-8 shows them")
+
+
+def _temporary_files() -> Check:
+    from search.runtime.ray_folders import ray_folder
+    from search.runtime.scratch import scratch_folder, temporary_place
+
     try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):  # not available on every system
-        return "unknown"
-    return f"{total:.1f} GiB"
+        place = temporary_place()
+        with scratch_folder(place) as scratch, ray_folder(scratch) as folder:
+            free = f"{shutil.disk_usage(place).free / 2**30:.1f} GiB free"
+            elsewhere = f"; Ray's sockets need a shorter path and go to {folder.parent}" if folder != scratch else ""
+        return Check("temporary files", f"{place}: {free}{elsewhere}", True)
+    except PrunefrontError as error:
+        return Check("temporary files", str(error), False)
+
+
+def _home() -> Check:
+    home = Path.home()
+    if os.access(home, os.W_OK | os.X_OK):
+        return Check("home", str(home))
+    return Check("home", f"{home}: cannot be written; only downloads need it, set HF_HOME and TORCH_HOME for them")
+
+
+def _scan_cache() -> Check:
+    from ssm_models.scan.cpu_kernels import cache_folder
+
+    folder = cache_folder()
+    if folder is not None:
+        return Check("scan cache", folder)
+    return Check(
+        "scan cache", "no folder can be written: each process compiles for seconds; set NUMBA_CACHE_DIR to one"
+    )
 
 
 def _models() -> Check:
@@ -113,15 +159,13 @@ def _models() -> Check:
 
 def _ray() -> Check:
     from search.runtime.ray_session import ray_session
+    from search.runtime.scratch import scratch_folder
 
-    scratch = Path(tempfile.mkdtemp(prefix="prunefront-"))
     try:
-        with ray_session(scratch, cpus=1):
+        with scratch_folder() as scratch, ray_session(scratch, cpus=1):
             return Check("ray session", "starts", True)
     except PrunefrontError as error:
         return Check("ray session", str(error), False)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _database(url: str) -> Check:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from search.commands.streams import escape, takes_unicode
+
 WIDEST = 10_000  # characters in a line of a table
 
 
@@ -47,7 +49,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Columns, form: Format
         empty: printed to stderr in place of a table without rows.
     """
     if form is not Format.table:
-        print(rows_text(rows, columns, form), end="")
+        ascii_only = not takes_unicode(sys.stdout)
+        print(escape(rows_text(rows, columns, form, ascii_only=ascii_only), sys.stdout), end="")
     elif rows:
         _print_table(rows, columns)
     elif empty:
@@ -57,9 +60,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Columns, form: Format
 def print_object(values: Mapping[str, Any], columns: Columns, form: Format) -> None:
     """Print one object: as JSON, as CSV of one row, or as lines of heading and value."""
     if form is Format.json:
-        print(_json_text(values), end="")
+        print(_json_text(values, ascii_only=not takes_unicode(sys.stdout)), end="")
     elif form is Format.csv:
-        print(_csv_text([values], list(values)), end="")
+        print(escape(_csv_text([values], list(values)), sys.stdout), end="")
     else:
         shown = {column.heading: _shown(values[key], column) for key, column in columns.items()}
         width = max(map(len, shown))
@@ -67,15 +70,15 @@ def print_object(values: Mapping[str, Any], columns: Columns, form: Format) -> N
             print(f"{heading:{width}}  {value}")
 
 
-def rows_text(rows: Sequence[Mapping[str, Any]], columns: Columns, form: Format) -> str:
-    """Return what `print_rows` prints as JSON or CSV."""
+def rows_text(rows: Sequence[Mapping[str, Any]], columns: Columns, form: Format, *, ascii_only: bool = False) -> str:
+    """Return what `print_rows` prints as JSON, with `ascii_only` in ASCII, or as CSV."""
     if form is Format.json:
-        return _json_text(list(rows))
+        return _json_text(list(rows), ascii_only=ascii_only)
     return _csv_text(rows, list(rows[0]) if rows else list(columns))
 
 
-def _json_text(data: Any) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def _json_text(data: Any, *, ascii_only: bool) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n"
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]], names: list[str]) -> str:
@@ -94,7 +97,10 @@ def _print_table(rows: Sequence[Mapping[str, Any]], columns: Columns) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    lines = box.SIMPLE_HEAD
+    if not takes_unicode(sys.stdout):
+        lines = box.Box(str(lines).replace("─", "-"), ascii=True)
+    table = Table(box=lines, pad_edge=False, show_edge=False)
     for column in columns.values():
         table.add_column(column.heading, justify="right" if column.right else "left", no_wrap=True)
     for row in rows:

@@ -1,5 +1,6 @@
 """`prunefront search`: runs or resumes a study."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,8 @@ def search(
     from search.driver.runner import run_search
     from search.driver.trackers import MirrorTracker, make_tracker
 
+    if settings.ray_address is None and (address := os.environ.get("RAY_ADDRESS")):
+        say(f"RAY_ADDRESS={address} is ignored, the search runs on this machine; --ray-address auto uses it")
     url = database(outputs.db)
     trackers: list[Tracker] = [make_tracker(name) for name in dict.fromkeys(outputs.track)]
     if outputs.mirror is not None:

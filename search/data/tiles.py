@@ -63,7 +63,7 @@ class Legend:
     def read(cls, path: Path) -> "Legend":
         """Read a classes.json; DataError if it is missing or wrong."""
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; it names the classes and their colours or ids") from None
         except (OSError, ValueError) as error:

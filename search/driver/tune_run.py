@@ -14,7 +14,8 @@ from search.driver.searcher import ScheduleSearcher
 from search.evaluation.protocol import WorkerSetup
 from search.evaluation.worker import EvaluationTrainable
 from search.runtime.fingerprint import check_nodes, software
-from search.runtime.ray_session import available_cpus, ray_session
+from search.runtime.limits import available_cpus
+from search.runtime.ray_session import ray_session
 from search.runtime.watchdog import TrialTimeout
 from spaces.errors import UsageError
 

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,8 @@ import ray
 from ray._private import ray_constants, services
 
 from search.runtime.ray_environment import ray_environment
+from search.runtime.ray_folders import OBJECT_STORE_BYTES, object_store_folder, own_token, ray_folder
 from spaces.errors import SearchError, UsageError
-
-OBJECT_STORE_BYTES = 80 * 2**20  # nothing large goes through it; Ray takes no less than 75 MiB
-LONGEST_RAY_FOLDER = 40  # a socket's path holds 107 bytes, and Ray adds some 60 to its folder
 
 
 @contextmanager
@@ -27,7 +25,7 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
     """Start Ray on this machine, or connect to a cluster; shut it down, or disconnect, afterwards.
 
     Args:
-        scratch: folder for Ray's files, used if its path is short enough.
+        scratch: folder for Ray's files; the sockets go elsewhere if its path is too long for them.
         cpus: that Ray on this machine may lease.
         address: of a cluster; None starts Ray on this machine.
 
@@ -36,31 +34,46 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
     """
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL", "configure_logging": False}
-    if address is not None:
-        options["address"] = address
-    else:
-        options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        if len(str(scratch)) <= LONGEST_RAY_FOLDER:
-            options["_temp_dir"] = str(scratch)
-    # Ray reports workers that died on stdout, which is for data.
-    with ray_environment(), Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            with nullcontext() if address is not None else loopback(), own_process_groups():
-                ray.init(**options)
-        except Exception as error:
-            where = "on this machine" if address is None else f"at {address}"
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            token = address is not None and "RAY_AUTH_MODE" not in os.environ
-            advice = "; if the cluster asks for a token, set RAY_AUTH_MODE=token here, too" if token else ""
-            raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}{advice}") from error
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray replaced it
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    with ExitStack() as stack:
+        options: dict[str, Any] = {"address": address}
+        if address is None:
+            folder = stack.enter_context(ray_folder(scratch))
+            stack.enter_context(own_token(folder))
+            options = _local_options(folder, cpus)
+        # Ray reports workers that died on stdout, which is for data.
+        nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        stack.enter_context(redirect_stdout(nowhere))
+        stack.enter_context(ray_environment())
+        with nullcontext() if address is not None else loopback(), own_process_groups():
+            _connect(options, address)
+        stack.callback(ray.shutdown)
+        yield
+
+
+def _local_options(folder: Path, cpus: int) -> dict[str, Any]:
+    return {
+        "address": "local",  # without it, Ray would connect to RAY_ADDRESS
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": str(folder),
+        "_plasma_directory": str(object_store_folder(folder)),
+    }
+
+
+def _connect(options: dict[str, Any], address: str | None) -> None:
+    """Call `ray.init`; SearchError if Ray does not start or answer."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False, **options)
+    except Exception as error:
+        where = "on this machine" if address is None else f"at {address}"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        token = address is not None and "RAY_AUTH_MODE" not in os.environ
+        advice = "; if the cluster asks for a token, set RAY_AUTH_MODE=token here, too" if token else ""
+        raise SearchError(f"Ray {where} cannot be started or reached: {lines[0]}{advice}") from error
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray replaced it
 
 
 @contextmanager
@@ -116,13 +129,3 @@ def check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise SearchError(f"Ray at {address}: nobody answers there: {error.strerror or error}") from None
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use, within the limit of its container."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):  # no such limit on this system
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, int(int(quota) / int(period))))

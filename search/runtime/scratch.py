@@ -9,15 +9,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from spaces.errors import SearchError
+
 PREFIX = "prunefront-"
+SCRATCH_NAME_BYTES = len(f"/{PREFIX}") + 8  # mkdtemp adds eight characters
+NO_PLACE = (
+    "neither TMPDIR nor /tmp can be written, and temporary files need some megabytes; "
+    "set TMPDIR to a folder that can be, or mount one: docker run --tmpfs /tmp"
+)
 OWNER = "owner"  # a file on which the driver holds a lock while it lives
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Make a temporary folder and remove it afterwards; remove those of killed owners first."""
-    sweep(Path(tempfile.gettempdir()))
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+def scratch_folder(where: Path | None = None) -> Iterator[Path]:
+    """Make a temporary folder, by default in TMPDIR, and remove it afterwards; remove those of killed owners first.
+
+    Raises:
+        SearchError: there is no folder for temporary files, or it cannot be written.
+    """
+    where = where or temporary_place()
+    sweep(where)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
+    except OSError as error:
+        raise SearchError(f"no temporary folder can be made in {where}: {error.strerror or error}") from None
     try:
         with (folder / f".{OWNER}").open("w") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX)  # the kernel releases it however this process ends
@@ -25,6 +40,18 @@ def scratch_folder() -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def temporary_place() -> Path:
+    """Return TMPDIR, or the usual folder for temporary files.
+
+    Raises:
+        SearchError: none can be written.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        raise SearchError(NO_PLACE) from None
 
 
 def sweep(where: Path) -> list[Path]:

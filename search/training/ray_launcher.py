@@ -20,7 +20,8 @@ from ray.util.queue import Empty, Queue
 from torch import distributed
 
 from search.runtime.failures import first_line
-from search.runtime.ray_session import available_cpus, check_address, ray_session
+from search.runtime.limits import available_cpus
+from search.runtime.ray_session import check_address, ray_session
 from search.runtime.scratch import scratch_folder
 from spaces.errors import TrainingError, UsageError
 

@@ -16,6 +16,7 @@ import numpy as np
 from llvmlite import ir
 from numba import boolean, float32, int64, njit, types
 from numba.core import cgutils as _cgutils
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic, models, overload, register_jitable, register_model
 
 LANES = 32  # two of the widest registers there are, which is no slower where they are narrower
@@ -342,6 +343,18 @@ def _integers(ndim: int) -> Any:
     return types.Array(int64, ndim, "A")
 
 
+@cache
+def cache_folder() -> str | None:
+    """Return where Numba keeps compiled code; None if it may write nowhere, so that each process compiles anew.
+
+    Numba tries `NUMBA_CACHE_DIR`, `__pycache__` beside this file and the user's cache folder.
+    """
+    try:
+        return str(FunctionCache(cache_folder.__wrapped__).cache_path)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return None
+
+
 def _kernel(*arguments: Any) -> Callable[[Any], Callable[[], Any]]:
     """Compile the decorated function for these types when it is first asked for."""
 
@@ -349,7 +362,8 @@ def _kernel(*arguments: Any) -> Callable[[Any], Callable[[], Any]]:
         @cache
         def compiled() -> Any:
             signature = types.void(int64, int64, *arguments)
-            return njit(signature, nogil=True, cache=True, error_model="numpy")(function)
+            stored = cache_folder() is not None
+            return njit(signature, nogil=True, cache=stored, error_model="numpy")(function)
 
         return compiled
 

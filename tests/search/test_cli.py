@@ -9,6 +9,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -426,3 +427,19 @@ def test_doctor(capfd: pytest.CaptureFixture[str]) -> None:
     assert "scan backend cpu" in checks["cpu"]["value"]
     assert checks["scan reference"]["value"] == "can run here"
     assert {"scan cpu", "scan triton", "scan mamba_ssm"} <= set(checks)
+    assert {"memory", "temporary files", "shared memory", "home", "scan cache"} <= set(checks)
+
+
+def test_doctor_tells_what_the_surroundings_forbid(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    long = tmp_path / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setenv("HOME", "/proc/none")
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    checks = {check["name"]: check for check in as_json(capfd, "doctor")["checks"]}
+    assert "Ray's sockets need a shorter path" in checks["temporary files"]["value"]
+    assert checks["home"]["value"].startswith("/proc/none: cannot be written")
+    assert checks["RAY_ADDRESS"]["value"].startswith("192.0.2.1:6379: only used with --ray-address")
+    assert checks["ray session"]["value"] == "starts"

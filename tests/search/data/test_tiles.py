@@ -224,6 +224,12 @@ def test_a_wrong_description_is_refused(root: Path, content: str, line: str) -> 
         open_data(f"segmentation:{root}")
 
 
+def test_a_description_may_begin_with_a_byte_order_mark_in_any_locale(root: Path) -> None:
+    content = description(classes=[{"name": "Gewässer", "id": 1}, {"name": "land", "id": 2}], ignore=[])
+    (root / "classes.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8-sig")
+    assert open_data(f"segmentation:{root}").classes == ["Gewässer", "land"]
+
+
 def test_missing_folders_are_errors(tmp_path: Path, root: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         open_data(f"segmentation:{tmp_path / 'nowhere'}")

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from search.runtime import ray_session
+from search.runtime.limits import available_cpus
 from spaces.errors import PrunefrontError, SearchError, UsageError
 
 
@@ -25,4 +26,4 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(
 
 
 def test_cpus_are_counted() -> None:
-    assert 1 <= ray_session.available_cpus() <= (os.cpu_count() or 1)
+    assert 1 <= available_cpus() <= (os.cpu_count() or 1)

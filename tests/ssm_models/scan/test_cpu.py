@@ -1,5 +1,6 @@
 """What only the compiled backend can get wrong: its exp, its threads, the memory it reads, and takes."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 from ssm_models.scan import cpu, cpu_kernels
 from ssm_models.scan.arguments import ScanArguments
 from ssm_models.scan.cpu_kernels import LANES
+from tests.patience import PATIENCE
 
 NOTHING: dict[str, Any] = dict.fromkeys(("D", "z", "delta_bias", "gap", "emit", "orders", "B_orders"))
 
@@ -222,3 +224,18 @@ def test_memory_is_what_comes_out() -> None:
     forward_rise, out, backward_rise, gradients = map(int, found.stdout.split()[-4:])
     assert out < forward_rise + 1e6 < out + 3e6
     assert gradients < backward_rise + 1e6 < gradients + 12e6
+
+
+def test_it_compiles_where_numba_may_write_nowhere() -> None:
+    program = (
+        "import torch; from ssm_models.scan import cpu_kernels, selective_scan; print(cpu_kernels.cache_folder()); "
+        "x, weights = torch.ones(1, 2, 3), torch.ones(1, 1, 1, 3); "
+        "print(selective_scan(x, x, -torch.ones(2, 1), weights, weights, backend='cpu').isfinite().all().item())"
+    )
+    environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["None", "True"]

@@ -24,6 +24,7 @@ from search.commands.mirroring import mirror
 from search.commands.output import say
 from search.commands.searching import search
 from search.commands.training import train
+from search.data.notes import DataNote
 from spaces.errors import PrunefrontError
 
 # The parser's base class for wrong usage. Typer vendors the parser under another name since 0.26, and exports only
@@ -87,6 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     if sys.stdout is None:  # the parent process closed it
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    warnings.showwarning = _say_warning
     # timm and fvcore use deprecated parts of torch; users cannot act on the warnings.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+` is (deprecated|not supported)", category=Warning)
     try:
@@ -111,6 +113,11 @@ def run(arguments: Sequence[str]) -> int:
         say("stopped")
         return 128 + signal.SIGTERM
     return result if isinstance(result, int) else 0
+
+
+def _say_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    kind = "note" if issubclass(category, DataNote) else "warning"
+    say(f"{kind}: {' '.join(str(message).split())}")
 
 
 def _discard_stdout() -> None:

@@ -188,11 +188,11 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
 
     import ssm_models
     from results.report.token_pictures import TokenPicture
-    from search.data.dataset import open_data
     from search.models import open_model
+    from search.study_data import open_study_data
 
     spec = study.spec
-    data = open_data(spec.data)
+    data = open_study_data(spec)
     model = open_model(spec.model, spec.checkpoint, data)
     if ssm_models.weights_digest(model) != spec.weights_digest:
         raise CheckpointError(f"the weights of {spec.model} are not those of study {spec.name!r}")

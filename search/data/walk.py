@@ -211,7 +211,8 @@ def _is_image(path: Path) -> bool:
 
 
 def _by_suffix(paths: Sequence[Path]) -> str:
-    counts = Counter(path.suffix.lower() for path in paths).most_common()
+    counted = Counter(path.suffix.lower() for path in paths)
+    counts = sorted(counted.items(), key=lambda one: (-one[1], one[0]))
     shown = [f"{count} {suffix or 'without a suffix'}" for suffix, count in counts[:_MOST_SUFFIXES]]
     rest = sum(count for _, count in counts[_MOST_SUFFIXES:])
     return ", ".join([*shown, *([f"{rest} others"] if rest else [])])

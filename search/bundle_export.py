@@ -12,7 +12,7 @@ from results.export.model_card import model_card
 from results.export.schedule_json import export_schedule
 from results.files import write_json, write_whole
 from results.records import Confirmation, Evaluation, FineTune, Study
-from search.data.dataset import open_data
+from search.study_data import open_study_data
 from spaces.errors import CheckpointError, DataError
 from ssm_models import PrunableModel, bundle
 from ssm_models.checkpoints import RANDOM
@@ -91,7 +91,7 @@ def parity_images(study: Study, model: PrunableModel, count: int) -> Tensor:
     Raises:
         PrunefrontError: they cannot be read, or are no longer those of the study.
     """
-    data = open_data(study.spec.data)
+    data = open_study_data(study.spec)
     if data.digest() != study.spec.data_digest:
         raise DataError(f"the images of {study.spec.data} are not those of study {study.name!r}")
     batches = data.batches(

@@ -24,6 +24,7 @@ from search.commands.output import say
 from search.commands.searching import search
 from search.commands.streams import prepare_streams
 from search.commands.training import train
+from search.data.notes import DataNote
 from search.runtime.scratch import NO_PLACE
 from search.runtime.user import complete_user
 from spaces.errors import PrunefrontError
@@ -89,6 +90,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     prepare_streams()
     complete_user()
+    warnings.showwarning = _say_warning
     # timm and fvcore use deprecated parts of torch; users cannot act on the warnings.
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.\w+` is (deprecated|not supported)", category=Warning)
     try:
@@ -122,6 +124,11 @@ def run(arguments: Sequence[str]) -> int:
         say("stopped")
         return 128 + signal.SIGTERM
     return result if isinstance(result, int) else 0
+
+
+def _say_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    kind = "note" if issubclass(category, DataNote) else "warning"
+    say(f"{kind}: {' '.join(str(message).split())}")
 
 
 def _discard_stdout() -> None:

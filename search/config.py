@@ -119,6 +119,15 @@ class SearchConfig:
         default_help="those that the model ships, if it does",
         checks=(_not_empty, _storable),
     )
+    class_order: str | None = setting(
+        None,
+        help="Order of the classes, which says which output is which: text (10 before 2), natural (2 before 10), or "
+        "a file of class names.",
+        metavar="K",
+        default_help="what the weights or the data set say",
+        checks=(_not_empty, _storable),
+        after="data",
+    )
     space: str = setting(
         "stages",
         help="Search space: stages, stages:4 or per-block, or with choices, 'stages:3;importance=clip,l2'.",

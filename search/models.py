@@ -18,7 +18,8 @@ def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableMo
     Args:
         name: name of a registered model.
         checkpoint: a file; `random`; or None for the weights that the package ships.
-        data: gives the number of classes of random weights, and must have the classes of all others.
+        data: gives the number of classes of random weights, and must have the classes of all others. Their order is
+            settled by the weights if it was open.
 
     Raises:
         UnknownNameError, UsageError: there is no such model, or it ships no weights.
@@ -28,7 +29,8 @@ def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableMo
     classes = data.num_classes if checkpoint == RANDOM else None
     model, metadata = build_with_metadata(name, checkpoint, num_classes=classes)
     data.check_model(model)
-    data.check_order(trained_classes(metadata) or [], str(checkpoint or f"the weights of {name}"))
+    weights = None if checkpoint == RANDOM else str(checkpoint or f"the weights of {name}")
+    data.settle_order(trained_classes(metadata), weights)
     return model
 
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.commands.option_groups import grouped_options
-from search.commands.options import Checkpoint, Database, FormatOption, MaxFlops, database, flops_limit, scored
+from search.commands.options import (
+    Checkpoint,
+    ClassOrder,
+    Database,
+    FormatOption,
+    MaxFlops,
+    database,
+    flops_limit,
+    scored,
+)
 from search.commands.output import Column, Format, compact_flops, print_object, print_rows, say, share_text
 from search.commands.schedule_files import check_belongs
 from search.commands.training import TRAINED_COLUMNS, TrainingOptions, fit_row, given
@@ -46,6 +55,7 @@ class InputOptions:
         str | None, typer.Option(metavar="D", help="As for `search`. Default: the study's.", show_default=False)
     ] = None
     checkpoint: Checkpoint = None
+    class_order: ClassOrder = None
     study: Annotated[str | None, typer.Option(metavar="S", help="Record the outcome in this study.")] = None
     db: Database = None
 
@@ -258,6 +268,7 @@ class FineTuner:
         """
         import ssm_models
         from search.data.dataset import open_data
+        from search.study_data import open_study_data
         from search.training.distillation import Distillation
         from search.training.finetune import finetune_recipe
         from search.training.finetune_job import FineTuneJob
@@ -269,14 +280,16 @@ class FineTuner:
         pace = training.pace
         data, checkpoint = inputs.data, inputs.checkpoint
         if study is not None:
-            data = study.spec.data if data is None else data
             checkpoint = study.spec.checkpoint if checkpoint is None else checkpoint
-        if data is None:
+            source = open_study_data(study.spec, data, inputs.class_order)
+        elif data is not None:
+            source = open_data(data, class_order=inputs.class_order)
+        else:
             raise UsageError("--data says which images to learn from; only with --study there is a default")
         job = FineTuneJob(PruningSchedule(), recipe, teaching)
         if study is not None:
             job = replace(job, images=study.spec.images, order=study.spec.order)
-        return cls(model, checkpoint, open_data(data), job, pace, study, database(inputs.db))
+        return cls(model, checkpoint, source, job, pace, study, database(inputs.db))
 
     def until(self, epoch: int, dense: "Scores | None") -> "FineTuner":
         """Return one that stops after an epoch and takes the dense model's scores from another fine-tuning."""
@@ -294,6 +307,7 @@ class FineTuner:
         A fine-tuned accuracy stands beside those of the search, so it is measured on the same images.
         """
         import ssm_models
+        from search.study_data import check_reading
 
         study = self.study
         if study is None:
@@ -306,6 +320,7 @@ class FineTuner:
             raise UsageError(
                 f"study {study.name!r} is about other images than {self.data.spec}: give its --data, or no --study"
             )
+        check_reading(study.spec, self.data, ["val"])
 
     def check_evaluated(self, schedule: PruningSchedule) -> None:
         """Raise a UsageError if the outcome could not be recorded: the study has no evaluation of the schedule."""

@@ -138,6 +138,7 @@ def report(
     ] = 4,
 ) -> None:
     """Write a self-contained HTML page about a study."""
+    from results.portable import portable
     from results.report.report import write_report
     from results.store.store import Store
 
@@ -151,6 +152,9 @@ def report(
             shown = token_pictures(found, cheapest_good_point(best), pictures)
         except (PrunefrontError, OSError) as error:
             say(f"warning: the report has no pictures of tokens: {error}")
+    settings = reproducing_settings(found.spec.config, SearchConfig)
+    if settings.get("class_order"):
+        settings["class_order"] = portable(settings["class_order"])
     write_report(
         out,
         found,
@@ -158,7 +162,7 @@ def report(
         shown,
         dense_confirmed=dense,
         finetunes=finetunes,
-        settings=reproducing_settings(found.spec.config, SearchConfig),
+        settings=settings,
     )
     say(f"wrote {out}")
 
@@ -188,11 +192,11 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
 
     import ssm_models
     from results.report.token_pictures import TokenPicture
-    from search.data.dataset import open_data
     from search.models import open_model
+    from search.study_data import open_study_data
 
     spec = study.spec
-    data = open_data(spec.data)
+    data = open_study_data(spec)
     model = open_model(spec.model, spec.checkpoint, data)
     if ssm_models.weights_digest(model) != spec.weights_digest:
         raise CheckpointError(f"the weights of {spec.model} are not those of study {spec.name!r}")

@@ -8,6 +8,7 @@ from search.commands.options import (
     FRONT_COLUMNS,
     BatchSize,
     Checkpoint,
+    ClassOrder,
     Data,
     FormatOption,
     Images,
@@ -51,6 +52,7 @@ def evaluate(
     data: Data,
     schedule: Schedule,
     checkpoint: Checkpoint = None,
+    class_order: ClassOrder = None,
     images: Images = None,
     batch_size: BatchSize = SearchConfig.batch_size,
     format: FormatOption = Format.table,
@@ -75,7 +77,7 @@ def evaluate(
     from search.evaluation.evaluator import Evaluator
     from search.models import open_model
 
-    source = open_data(data)
+    source = open_data(data, class_order=class_order)
     network = open_model(model, checkpoint, source)
     if file is not None:
         check_belongs(file, schedule, img_size=network.img_size)

@@ -35,6 +35,7 @@ def folder_path(text: str) -> Path:
 
 Model = Annotated[str, shared_option(SearchConfig, "model")]
 Data = Annotated[str, shared_option(SearchConfig, "data")]
+ClassOrder = Annotated[str | None, shared_option(SearchConfig, "class_order")]
 Checkpoint = Annotated[str | None, shared_option(SearchConfig, "checkpoint")]
 Images = Annotated[int | None, shared_option(SearchConfig, "images")]
 BatchSize = Annotated[int, shared_option(SearchConfig, "batch_size")]

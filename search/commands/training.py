@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.commands.option_groups import grouped_options
-from search.commands.options import Data, FormatOption, Model, scored
+from search.commands.options import ClassOrder, Data, FormatOption, Model, scored
 from search.commands.output import Column, Format, print_object, share_text
 from spaces.errors import UsageError
 
@@ -87,6 +87,7 @@ def train(
         str | None,
         typer.Option(metavar="F", help="Begin from these weights, also of another image size. Default: at random."),
     ] = None,
+    class_order: ClassOrder = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Train a dense model, from scratch or from other weights."""
@@ -101,15 +102,17 @@ def train(
     from search.training.recipe import Recipe
     from search.training.train import train_model
     from search.training.training_run import TrainingRun
+    from ssm_models.checkpoints import trained_classes
 
     ssm_models.model_info(model)
     recipe = Recipe(epochs=options.epochs, seed=options.seed, **options.given)
     pace = options.pace
-    source = open_data(data)
+    source = open_data(data, class_order=class_order)
     torch.manual_seed(options.seed)
     network = ssm_models.create_model(model, source.num_classes, img_size)
     if checkpoint is not None:
         ssm_models.load_checkpoint(network, checkpoint)
+        source.settle_order(trained_classes(ssm_models.read_checkpoint(checkpoint)[1]), checkpoint)
     metric = source.task.metric
     with EpochLog("train", score=metric.label) as log:
         result = train_model(network, source, recipe, TrainingRun(options.out, pace=pace, observer=log))

@@ -6,6 +6,7 @@ result.
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from search.data.class_order import NATURAL, TEXT, agrees, choices_text, is_ambiguous, sorted_names
 from search.data.classification import CLASSIFICATION
 from search.data.decoding import MEMORY_LIMIT, chunked, read_images, stream_images
 from search.data.image_order import DEFAULT_ORDER, image_order
+from search.data.notes import DataNote
 from search.data.preprocessing import Preprocessing
 from search.data.source import Augmentation, Colour, Source, Split
 from search.data.sources import EmbeddedSource, FolderSource, HubSource, TorchvisionSource
+from search.data.splits import RelabelledSplit
 from search.data.task import Task
 from search.data.tasks import task_named
 from search.data.tiles import TileSource
@@ -72,12 +76,23 @@ READERS = {
 """The kinds of data sets; a new one is a line here."""
 
 
-def open_data(spec: str, memory_limit: int = MEMORY_LIMIT) -> "ImageData":
+def open_data(
+    spec: str,
+    memory_limit: int = MEMORY_LIMIT,
+    *,
+    class_order: str | None = None,
+    fallback: str | None = None,
+    quiet: bool = False,
+) -> "ImageData":
     """Open a data set by its name. Names and labels are read now, images on demand.
 
     Args:
         spec: embedded, folder:PATH, torchvision:NAME[:ROOT] (ROOT defaults to `data`), hf:NAME or segmentation:PATH.
         memory_limit: bytes of uint8 pixels up to which a split is kept in memory.
+        class_order: of the labels: text, natural, or a file with the name of a class in each line; by default the
+            data set's own, in which folders are in text order until `ImageData.settle_order` decides.
+        fallback: the order to take where `settle_order` would refuse.
+        quiet: whether to leave out a split's notes, for the driver gives them; otherwise each is a `DataNote`.
 
     Raises:
         UsageError: the text is malformed or names nothing known.
@@ -93,7 +108,9 @@ def open_data(spec: str, memory_limit: int = MEMORY_LIMIT) -> "ImageData":
     reader = READERS[kind]
     if bool(argument) != reader.takes_argument:
         raise UsageError(f"data {spec!r}: expected {reader.form}")
-    return ImageData(f"{kind}:{argument}" if argument else kind, reader.open(argument), memory_limit)
+    name = f"{kind}:{argument}" if argument else kind
+    source = reader.open(argument)
+    return ImageData(name, source, memory_limit, class_order=class_order, fallback=fallback, quiet=quiet)
 
 
 class ImageData:
@@ -102,26 +119,44 @@ class ImageData:
     Args:
         spec: the text that opens the data set again.
         source: opens the splits.
-        memory_limit: as for `open_data`.
+        memory_limit, class_order, fallback, quiet: as for `open_data`.
 
     Attributes:
         spec: the text that opens the data set again.
         classes: names of the classes, by label.
+        class_order: text, natural or a file, as it opens the data set again; None if names leave no choice.
         augmentation: the transforms of a training image that keep its class.
         task: what is to be predicted.
         colours: a colour for each class, if the task's answers are shown as pictures; otherwise empty.
         memory_limit: as for `open_data`.
+
+    Raises:
+        UsageError, DataError: the order of the classes is none, or cannot be had; see `sorted_names`.
     """
 
-    def __init__(self, spec: str, source: Source, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(
+        self,
+        spec: str,
+        source: Source,
+        memory_limit: int = MEMORY_LIMIT,
+        *,
+        class_order: str | None = None,
+        fallback: str | None = None,
+        quiet: bool = False,
+    ) -> None:
         self.spec = spec
         self.classes = list(source.classes)
+        self.class_order: str | None = None
         self.augmentation: Augmentation = source.augmentation
         self.task: Task = task_named(source.task)
         self.colours: Sequence[Colour] = source.colours
         self.memory_limit = memory_limit
         self._source = source
+        self._fallback = fallback
+        self._quiet = quiet
         self._opened: dict[str, Split] = {}
+        if class_order is not None:
+            self._reorder(class_order)
 
     @property
     def num_classes(self) -> int:
@@ -152,6 +187,35 @@ class ImageData:
                 "give a checkpoint trained on these classes"
             )
 
+    def settle_order(self, trained: Sequence[str] | None, weights: str | None) -> None:
+        """Settle which output of a model is which class, before any label is used.
+
+        If the names of the classes could be ordered in two ways, and `class_order` does not say which, the classes
+        that the weights were trained on decide.
+
+        Args:
+            trained: names of the classes, in the order of the outputs, if the weights say them. Names that the data
+                set lacks are ignored.
+            weights: what messages call the weights; None for random ones, for which any order will do.
+
+        Raises:
+            DataError: the weights learned a class as another output, or nothing says which of two orders they
+                learned.
+        """
+        known = trained or []
+        if self.class_order is None and is_ambiguous(self.classes):
+            fitting = [order for order in (TEXT, NATURAL) if agrees(sorted_names(self.classes, order), known)]
+            if len(fitting) == 1:
+                self._reorder(fitting[0])
+            elif fitting and (order := TEXT if weights is None else self._fallback):
+                self._reorder(order)
+            elif fitting:
+                raise DataError(
+                    f"{self.spec}: class {choices_text(self.classes)}, and {weights} do not say in which order they "
+                    "were trained; choose with --class-order text, natural, or a file of class names"
+                )
+        self.check_order(known, weights or "random weights")
+
     def check_order(self, trained: Sequence[str], weights: str) -> None:
         """Raise a DataError if the weights were trained with a class of the same name as another output.
 
@@ -164,7 +228,7 @@ class ImageData:
             if place.get(name, index) != index:
                 raise DataError(
                     f"{self.spec}: class {name!r} is number {index + 1}, but {weights} learned it as number "
-                    f"{place[name] + 1}; bring the classes into the order that it was trained with"
+                    f"{place[name] + 1}; bring the classes into the order that it was trained with: --class-order"
                 )
 
     def check_model(self, model: "PrunableModel") -> None:
@@ -211,12 +275,37 @@ class ImageData:
         """Return the train split; DataError if it is missing."""
         return self._split("train")
 
+    def first_turned(self, split: str) -> str | None:
+        """Return the name of an image of a split that its EXIF orientation turns; None if there is none.
+
+        The headers of all images are read, up to the first one.
+        """
+        return self._split(split).first_turned()
+
     def _split(self, name: str) -> Split:
         if name not in SPLITS:
             raise UnknownNameError("split", name, SPLITS)
         if name not in self._opened:
-            self._opened[name] = self._source.split(name)
+            split = self._source.split(name)
+            for note in () if self._quiet else split.notes():
+                warnings.warn(note, DataNote, stacklevel=2)
+            self._opened[name] = self._relabelled(split)
         return self._opened[name]
+
+    def _reorder(self, order: str) -> None:
+        """Bring the classes into another order; splits are opened anew."""
+        if self.task is not CLASSIFICATION:
+            raise UsageError(f"--class-order {order}: the description of {self.spec} says which class is which")
+        self.classes = sorted_names(self.classes, order)
+        self.class_order = order
+        self._opened.clear()
+
+    def _relabelled(self, split: Split) -> Split:
+        if self.classes == list(self._source.classes):
+            return split
+        label = {name: index for index, name in enumerate(self.classes)}
+        labels = np.array([label[name] for name in self._source.classes], dtype=np.int64)
+        return RelabelledSplit(split, labels[split.labels])
 
 
 class Batches:

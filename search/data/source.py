@@ -53,6 +53,12 @@ class Split(Protocol):
     def update(self, digest: "hashlib._Hash") -> None:
         """Feed the digest with the content of all images, in order."""
 
+    def notes(self) -> Sequence[str]:
+        """Return what users should know about the split, such as files that were left out; a line each."""
+
+    def first_turned(self) -> str | None:
+        """Return the name of an image that its EXIF orientation turns; None if there is none."""
+
 
 class Source(Protocol):
     """A data set, which opens its splits on demand.
@@ -94,3 +100,11 @@ class ClassificationSplit:
     def mask(self, index: int) -> Image.Image:
         """Raise a DataError: there are no masks."""
         raise DataError(f"image {index} has no mask: the data set is for classification")
+
+    def notes(self) -> Sequence[str]:
+        """Return nothing."""
+        return ()
+
+    def first_turned(self) -> str | None:
+        """Return None: the images have no EXIF orientation."""
+        return None

@@ -1,8 +1,7 @@
 """The classification data sets: embedded, a folder, torchvision's and the Hugging Face hub's."""
 
 import gzip
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from search.data.source import DIGITS, OBJECTS, Augmentation, ClassificationSource, Split
-from search.data.splits import SUFFIXES, ArraySplit, FileSplit, TableSplit
+from search.data.splits import ArraySplit, FileSplit, TableSplit
+from search.data.walk import SUFFIXES, ClassWalk, is_folder, scan
 from spaces.errors import DataError, UnknownNameError
 
 
@@ -71,15 +71,18 @@ class FolderSource(ClassificationSource):
         if not (self.path / name).is_dir():
             raise DataError(f"{self.path}: no {name}/ in it; expected {self.path}/{name}/CLASS/*.jpg")
         self._check_classes(name)
+        root = self.path / name
         labels: list[int] = []
         paths: list[Path] = []
+        walk = ClassWalk(root)
+        walk.left_out.misplaced += [root / entry.name for entry in scan(root) if not is_folder(entry)]
         for label, class_name in enumerate(self.classes):
-            mine = sorted(_image_files(self.path / name / class_name))
+            mine = walk.images(class_name)
             if not mine:
-                raise DataError(f"{self.path / name / class_name}: no images ({', '.join(sorted(SUFFIXES))})")
+                raise DataError(f"{root / class_name}: no images ({', '.join(sorted(SUFFIXES))})")
             labels += [label] * len(mine)
             paths += mine
-        return FileSplit(np.array(labels, dtype=np.int64), paths, self.path / name)
+        return FileSplit(np.array(labels, dtype=np.int64), paths, root, walk.left_out)
 
     def _classes(self, name: str) -> list[str]:
         classes = _class_folders(self.path / name)
@@ -226,14 +229,7 @@ class HubSource(ClassificationSource):
 
 
 def _class_folders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _image_files(path: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(path, followlinks=True):
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                yield Path(folder, name)
+    return sorted(entry.name for entry in scan(path) if is_folder(entry))
 
 
 def _first(name: Any) -> Any:

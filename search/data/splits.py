@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from search.data.source import ClassificationSplit
+from search.data.image_files import decode, opened, orientation
+from search.data.source import ClassificationSplit, Split
+from search.data.walk import LeftOut
 from spaces.errors import DataError
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 DIGEST_LIMIT = 2**30  # bytes; beyond it, a digest does not read the files
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,24 @@ class ArraySplit(ClassificationSplit):
 
 @dataclass(frozen=True)
 class FileSplit(ClassificationSplit):
-    """Image files below the folder `root`."""
+    """Image files below the folder `root`; `left_out` says which files there are not among them."""
 
     labels: NDArray[np.int64]
     paths: list[Path]
     root: Path
+    left_out: LeftOut | None = None
 
     def image(self, index: int) -> Image.Image:
         """Return one image as RGB; DataError names the file if it is broken."""
         return decode(self.paths[index], str(self.paths[index]))
+
+    def notes(self) -> Sequence[str]:
+        """Say which files are left out."""
+        return self.left_out.notes() if self.left_out else ()
+
+    def first_turned(self) -> str | None:
+        """Return the first file with an EXIF orientation."""
+        return next((str(path) for path in self.paths if is_turned(path, str(path))), None)
 
     def update(self, digest: "hashlib._Hash") -> None:
         """Feed each file's name, size and bytes; without the bytes if all files together exceed `DIGEST_LIMIT`."""
@@ -73,7 +82,12 @@ class TableSplit(ClassificationSplit):
 
     def image(self, index: int) -> Image.Image:
         """Return one image as RGB; DataError names the row if it is broken."""
-        return decode(self._content(index), f"{self.name}, row {index}")
+        return decode(self._content(index), self._where(index))
+
+    def first_turned(self) -> str | None:
+        """Return the first row whose image has an EXIF orientation."""
+        rows = map(self._where, range(len(self.labels)))
+        return next((row for index, row in enumerate(rows) if is_turned(self._content(index), row)), None)
 
     def update(self, digest: "hashlib._Hash") -> None:
         """Feed the bytes of all images; only the size of the table if it exceeds `DIGEST_LIMIT`."""
@@ -83,31 +97,52 @@ class TableSplit(ClassificationSplit):
         for index in range(len(self.labels)):
             digest.update(self._content(index).getvalue())
 
+    def _where(self, index: int) -> str:
+        return f"{self.name}, row {index}"
+
     def _content(self, index: int) -> io.BytesIO:
         cell = self.table[index][self.column]
         if cell is None or (cell["bytes"] is None and not cell["path"]):
-            raise DataError(f"{self.name}, row {index}: no image in column {self.column!r}")
+            raise DataError(f"{self._where(index)}: no image in column {self.column!r}")
         try:
             return io.BytesIO(cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes())
         except OSError as error:
             raise DataError(f"{cell['path']}: cannot be read: {error.strerror or error}") from None
 
 
-def decode(content: Path | io.BytesIO, where: str) -> Image.Image:
-    """Decode an image file as RGB.
+@dataclass(frozen=True)
+class RelabelledSplit:
+    """A split with other labels, for classes in another order."""
 
-    Args:
-        content: the file, or its bytes.
-        where: names it in errors.
+    split: Split
+    labels: NDArray[np.int64]
+
+    def image(self, index: int) -> Image.Image:
+        """See `Split`."""
+        return self.split.image(index)
+
+    def mask(self, index: int) -> Image.Image:
+        """See `Split`."""
+        return self.split.mask(index)
+
+    def update(self, digest: "hashlib._Hash") -> None:
+        """See `Split`."""
+        self.split.update(digest)
+
+    def notes(self) -> Sequence[str]:
+        """See `Split`."""
+        return self.split.notes()
+
+    def first_turned(self) -> str | None:
+        """See `Split`."""
+        return self.split.first_turned()
+
+
+def is_turned(content: Path | io.BytesIO, where: str) -> bool:
+    """Return whether `decode` turns an image, where an earlier version did not. Pillow always turned TIFF.
 
     Raises:
-        DataError: it is broken, or has more than 8 bits per channel.
+        DataError: the image is broken.
     """
-    try:
-        with Image.open(content) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip values above 255
-                raise DataError(f"{where}: has more than 8 bits a channel; convert it to 8 bits")
-            return image.convert("RGB")
-    except BROKEN as error:
-        reason = " ".join(str(error).split()) if not isinstance(content, io.BytesIO) else type(error).__name__
-        raise DataError(f"{where}: not a readable image ({reason}); replace or remove it") from None
+    with opened(content, where) as image:
+        return image.format != "TIFF" and orientation(image) != 1

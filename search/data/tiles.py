@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
+from search.data.image_files import decode, is_deep, opened, orientation, upright, upright_size
 from search.data.source import Augmentation, Colour
-from search.data.splits import BROKEN, SUFFIXES, FileSplit
+from search.data.splits import FileSplit
+from search.data.walk import LeftOut, has_suffix, is_folder, is_readable, scan
 from spaces.errors import DataError
 
 NO_CLASS = 255  # value of a mask's pixels without a class, so there are at most 255 classes
@@ -63,10 +65,10 @@ class Legend:
     def read(cls, path: Path) -> "Legend":
         """Read a classes.json; DataError if it is missing or wrong."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = json.loads(path.read_bytes())  # UTF-8, also after a byte order mark, or UTF-16
         except FileNotFoundError:
             raise DataError(f"{path}: no such file; it names the classes and their colours or ids") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: not readable as JSON ({error})") from None
         try:
             return cls._of(content)
@@ -92,29 +94,12 @@ class Legend:
         order = np.argsort(values)
         labels = np.array([*range(len(classes)), *[NO_CLASS] * len(ignored)], dtype=np.uint8)
         colours = [_rgb(one["color"]) if "color" in one else _default_colour(i) for i, one in enumerate(classes)]
-        names = [str(one["name"]) for one in classes]
+        names = [_name(one["name"]) for one in classes]
         return cls(names, colours, by_colour, np.array(values)[order], labels[order], window, float(overlap))
 
     def decode(self, path: Path) -> NDArray[np.uint8]:
         """Return the class of each pixel (H, W) of a mask file; DataError if it is broken or has an unknown value."""
-        try:
-            with Image.open(path) as mask:
-                wide = mask.mode.startswith(("I", "F"))
-                if self.by_colour and wide:
-                    raise DataError(
-                        f"{path}: a mask of 16 bits has no colours; give the classes ids in {DESCRIPTION}"
-                    )
-                if not self.by_colour and mask.mode not in ("P", "L", "1") and not wide:
-                    raise DataError(
-                        f"{path}: a mask of colours ({mask.mode}); give the classes colours in {DESCRIPTION}"
-                    )
-                if self.by_colour:
-                    rgb = np.asarray(mask.convert("RGB"), dtype=np.int64)
-                    found = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-                else:
-                    found = np.asarray(mask).astype(np.int64)
-        except BROKEN as error:
-            raise DataError(f"{path}: not a readable mask ({' '.join(str(error).split())})") from None
+        found = self._values_in(path)
         place = np.searchsorted(self.values, found).clip(max=len(self.values) - 1)
         wrong = self.values[place] != found
         if wrong.any():
@@ -123,6 +108,26 @@ class Legend:
             raise DataError(f"{path}: {value} at ({x}, {y}) is no class of {DESCRIPTION}, nor among those to ignore")
         classes: NDArray[np.uint8] = self.labels[place]
         return classes
+
+    def _values_in(self, path: Path) -> NDArray[np.int64]:
+        """Return the colours, as 0xRRGGBB, or the ids of an upright mask, (H, W)."""
+        with opened(path, str(path)) as mask:
+            wide = mask.mode.startswith(("I", "F"))
+            if self.by_colour and (wide or is_deep(mask)):
+                raise DataError(f"{path}: a mask of 16 bits has no colours; give the classes ids in {DESCRIPTION}")
+            if not self.by_colour and mask.mode not in ("P", "L", "1") and not wide:
+                raise DataError(f"{path}: a mask of colours ({mask.mode}); give the classes colours in {DESCRIPTION}")
+            if not self.by_colour:
+                return np.asarray(upright(mask)).astype(np.int64)
+            rgb = np.asarray(upright(mask).convert("RGB"), dtype=np.int64)
+            return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+
+
+def _name(given: Any) -> str:
+    name = str(given)
+    if name.encode(errors="replace").decode() != name:
+        raise ValueError(f"name {name!r}: is no text in UTF-8")
+    return name
 
 
 def _value(given: Any, by_colour: bool) -> int:
@@ -204,6 +209,7 @@ class TileSplit:
         tiles: the windows.
         legend: the meaning of the masks.
         root: folder that the names in the digest are relative to.
+        notes: what users should know of the split.
         decoded_limit: bytes of whole images to keep decoded.
 
     Attributes:
@@ -218,9 +224,11 @@ class TileSplit:
         tiles: Sequence[Tile],
         legend: Legend,
         root: Path,
+        notes: Sequence[str] = (),
         decoded_limit: int = DECODED_LIMIT,
     ) -> None:
         self._images, self._masks, self._tiles, self._legend, self._root = images, masks, tiles, legend, root
+        self._notes = notes
         self.labels = np.array([tile.image for tile in tiles], dtype=np.int64)
         self.decoded = DecodedImages(self._decode, decoded_limit)
 
@@ -239,7 +247,19 @@ class TileSplit:
         values = [legend.names, legend.by_colour, legend.values.tolist(), legend.labels.tolist(), legend.window]
         digest.update(json.dumps(values).encode())
         digest.update(json.dumps([(tile.image, tile.left, tile.top) for tile in self._tiles]).encode())
-        FileSplit(self.labels, [*self._images, *self._masks], self._root).update(digest)
+        self._files.update(digest)
+
+    def notes(self) -> Sequence[str]:
+        """Say which files are left out, and which images are turned."""
+        return self._notes
+
+    def first_turned(self) -> str | None:
+        """Return the first image or mask with an EXIF orientation."""
+        return self._files.first_turned()
+
+    @property
+    def _files(self) -> FileSplit:
+        return FileSplit(self.labels, [*self._images, *self._masks], self._root)
 
     def _box(self, index: int) -> tuple[int, int, int, int]:
         tile, window = self._tiles[index], self._legend.window
@@ -247,13 +267,7 @@ class TileSplit:
 
     def _decode(self, number: int) -> Decoded:
         path = self._images[number]
-        try:
-            with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise DataError(f"{path}: an image of more than 8 bits ({image.mode}); convert it to 8-bit RGB")
-                return image.convert("RGB"), self._legend.decode(self._masks[number])
-        except BROKEN as error:
-            raise DataError(f"{path}: not a readable image ({' '.join(str(error).split())})") from None
+        return decode(path, str(path)), self._legend.decode(self._masks[number])
 
 
 class TileSource:
@@ -278,21 +292,31 @@ class TileSource:
 
     def split(self, name: str) -> TileSplit:
         """List the tiles of a split, after comparing the sizes of all images and masks."""
-        images, masks = (_by_stem(self.path / name / kind) for kind in ("images", "masks"))
+        notes: list[str] = []
+        images, masks = (_by_stem(self.path / name / kind, notes) for kind in ("images", "masks"))
         self._check_pairs(name, images, masks)
         overlap, window = self.legend.overlap if name == "train" else 0.0, self.legend.window
         tiles: list[Tile] = []
+        turned = 0
         for number, (stem, path) in enumerate(images.items()):
-            width, height = _size(path)
-            if (width, height) != _size(masks[stem]):
-                found = "×".join(map(str, _size(masks[stem])))
-                raise DataError(f"{masks[stem]}: {found} pixels, but its image has {width}×{height}")
+            (width, height), turn = _size(path)
+            mask_size, mask_turn = _size(masks[stem])
+            if mask_size != (width, height):
+                found = "×".join(map(str, mask_size))
+                when = " when upright (EXIF orientation)" if max(turn, mask_turn) > 1 else ""
+                raise DataError(f"{masks[stem]}: {found} pixels, but its image {path} has {width}×{height}{when}")
             if min(width, height) < window:
                 raise DataError(f"{path}: {width}×{height} pixels, smaller than the window of {window}")
             corners = [(x, y) for y in starts(height, window, overlap) for x in starts(width, window, overlap)]
             tiles += [Tile(number, x, y) for x, y in corners]
+            turned += mask_turn == 1 < turn
+        if turned:
+            notes.append(
+                f"{self.path / name}: {turned} {'image' if turned == 1 else 'images'} turned by EXIF orientation; "
+                "masks that have none are taken as drawn on the upright image"
+            )
         pairs = list(images.values()), list(masks.values())
-        return TileSplit(*pairs, tiles, self.legend, self.path, self._decoded_limit)
+        return TileSplit(*pairs, tiles, self.legend, self.path, notes, self._decoded_limit)
 
     def _check_pairs(self, name: str, images: Mapping[str, Path], masks: Mapping[str, Path]) -> None:
         for kind, ones, others in (("mask", images, masks), ("image", masks, images)):
@@ -312,12 +336,23 @@ def starts(length: int, window: int, overlap: float) -> list[int]:
     return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]
 
 
-def _by_stem(folder: Path) -> Mapping[str, Path]:
+def _by_stem(folder: Path, notes: list[str]) -> Mapping[str, Path]:
+    """Return the images in a folder by name without suffix, and add to the notes what is left out."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected images and masks of the same names")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    left_out = LeftOut(folder)
+    paths: list[Path] = []
+    for entry in scan(folder):
+        path = folder / entry.name
+        if is_folder(entry):
+            left_out.misplaced.append(path)
+        elif has_suffix(entry.name) and is_readable(entry):
+            paths.append(path)
+        else:
+            left_out.file(path)
     if not paths:
         raise DataError(f"{folder}: no images in it")
+    notes += left_out.notes()
     found = {path.stem: path for path in paths}
     if len(found) < len(paths):
         twice = next(path for path in paths if found[path.stem] != path)
@@ -325,9 +360,7 @@ def _by_stem(folder: Path) -> Mapping[str, Path]:
     return found
 
 
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except BROKEN as error:
-        raise DataError(f"{path}: not a readable image ({' '.join(str(error).split())})") from None
+def _size(path: Path) -> tuple[tuple[int, int], int]:
+    """Return (width, height) of an image when upright, and its EXIF orientation."""
+    with opened(path, str(path)) as image:
+        return upright_size(image), orientation(image)

@@ -21,7 +21,7 @@ from search.driver.records import StudyRecords
 from search.driver.search_setup import check_dense, open_setup
 from search.driver.searcher import Reporting, ScheduleSearcher, SearchPlan
 from search.driver.spool import Spool
-from search.driver.study_identity import open_study, order_note
+from search.driver.study_identity import begun_study, open_study, order_note
 from search.driver.study_state import StudyState
 from search.driver.tracking import Tracker, Tracking
 from search.driver.trials import Timeouts
@@ -82,7 +82,8 @@ class SearchSession:
         with ExitStack() as stack:
             self._scratch = stack.enter_context(scratch_folder())
             self._interruption = stack.enter_context(Interruption(self._stop, self._remove_scratch))
-            setup = open_setup(self._config)
+            begun = begun_study(self._url, self._config.study)
+            setup = open_setup(self._config, begun)
             store, study, self._dense = open_study(setup, self._url)
             self._store = stack.enter_context(store)
             self._setup = setup.in_order(study.spec.order)

@@ -10,6 +10,7 @@ import torch
 
 import ssm_models
 from results.objectives import OBJECTIVES
+from results.records import StudySpec
 from search.config import REST, SearchConfig
 from search.data.dataset import ImageData, open_data
 from search.data.image_set import ImageSet
@@ -19,6 +20,7 @@ from search.evaluation.metrics import DenseAnswers
 from search.evaluation.protocol import DenseResult, WorkerSetup
 from search.models import evaluation_fingerprint, open_model
 from search.runtime.versions import versions
+from search.study_data import open_study_data, reading
 from spaces import PruningSchedule
 from spaces.errors import UsageError
 from spaces.space import SearchSpace, make_space
@@ -115,6 +117,7 @@ class SearchSetup:
             model=config.model,
             checkpoint=config.checkpoint,
             data=config.data,
+            class_order=self.data.class_order,
             images=self.images,
             confirm=self.confirm,
             batch_size=config.batch_size,
@@ -160,23 +163,31 @@ class SearchSetup:
             "metric": self.data.task.metric.name,
             "seed": config.seed,
             "versions": versions(),
-            "config": config.as_dict(),
+            "config": config.as_dict() | reading(self.data),
         }
 
 
-def open_setup(config: SearchConfig) -> SearchSetup:
+def open_setup(config: SearchConfig, begun: StudySpec | None = None) -> SearchSetup:
     """Open and check everything that the settings name; nothing is written.
+
+    Args:
+        config: the settings.
+        begun: the study that is resumed, whose order of classes holds unless the settings give one.
 
     Raises:
         UsageError, CheckpointError, DataError: something that they name is wrong.
     """
     ssm_models.model_info(config.model)  # refuses a wrong name before anything is read
-    data = open_data(config.data)
+    data = (
+        open_data(config.data, class_order=config.class_order)
+        if begun is None
+        else open_study_data(begun, config.data, config.class_order)
+    )
     stored_objectives(config.objective, data.task)
     images = ImageSet("val", min(config.images or data.size(), data.size()))
     confirm = confirm_set(config, data, images)
-    digest = data.digest()
     model = open_model(config.model, config.checkpoint, data)
+    digest = data.digest()
     table = ssm_models.cost_table(model)
     space = make_space(config.space, model.layout, table.flops, config.budget, model.offers)
     gpu = config.gpus_per_trial > 0 and torch.cuda.is_available()

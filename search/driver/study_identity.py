@@ -10,7 +10,8 @@ from results.store.database import parse_address
 from results.store.store import Store
 from search.driver.search_setup import SearchSetup
 from search.evaluation.metrics import DenseAnswers
-from spaces.errors import StudyExistsError, StudyMismatchError, UnknownNameError
+from search.study_data import check_reading
+from spaces.errors import StoreError, StudyExistsError, StudyMismatchError, UnknownNameError
 
 # What a resumed search must have in common with its study: fields of the spec, and their names in messages.
 IDENTITY: Mapping[str, str] = {
@@ -67,9 +68,26 @@ def open_study(setup: SearchSetup, url: str) -> tuple[Store, Study, DenseAnswers
         raise
 
 
+def begun_study(url: str, name: str) -> StudySpec | None:
+    """Return what a study was begun with; None if it is new.
+
+    Raises:
+        StoreError: the SQLite file cannot be read. What is wrong with a server `open_study` says, which may create
+            the tables.
+    """
+    address = parse_address(url)
+    sqlite = address.get_backend_name() == "sqlite"
+    if sqlite and not os.path.lexists(address.database or ""):
+        return None
+    with suppress(UnknownNameError, *([] if sqlite else [StoreError])), Store.open(url) as store:
+        return store.study(name).spec
+    return None
+
+
 def _same_study(store: Store, setup: SearchSetup) -> Study:
     study = store.study(setup.config.study)
     check_same(study.spec, setup.spec(), study.name)
+    check_reading(study.spec, setup.data, {"val", setup.confirm.split})
     return study
 
 

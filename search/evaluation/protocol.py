@@ -24,7 +24,7 @@ class WorkerSetup:
     """All that a worker needs to evaluate as the driver does.
 
     Attributes:
-        model, checkpoint, data, batch_size: as in `SearchConfig`, resolved.
+        model, checkpoint, data, class_order, batch_size: as in `SearchConfig`, resolved.
         images: that candidates are evaluated on.
         confirm: that the front is confirmed on.
         fingerprint: `evaluation_fingerprint` of the driver, which the worker's must equal.
@@ -41,6 +41,7 @@ class WorkerSetup:
     model: str
     checkpoint: str | None
     data: str
+    class_order: str | None
     images: ImageSet
     confirm: ImageSet
     batch_size: int

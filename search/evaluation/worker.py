@@ -140,7 +140,7 @@ class CandidateRunner:
         torch.set_num_threads(setup.threads)
         compare(setup.fingerprint, {**setup.fingerprint, **software()}, node_name())
         try:
-            data = open_data(setup.data)
+            data = open_data(setup.data, class_order=setup.class_order, quiet=True)
             model = open_model(setup.model, setup.checkpoint, data)
             found = evaluation_fingerprint(model, data, setup.confirm)
         except PrunefrontError as error:

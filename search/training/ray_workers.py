@@ -43,7 +43,7 @@ class WorkerTask:
     Attributes:
         job: the fine-tuning.
         run: how it is run; device, rank and observer are the worker's own.
-        model, checkpoint, data: names by which a worker opens model, teacher and images.
+        model, checkpoint, data, class_order: names by which a worker opens model, teacher and images.
         fingerprint: what it must then find.
         folder: the driver's working directory, for relative paths.
         threads: for torch.
@@ -54,6 +54,7 @@ class WorkerTask:
     model: str
     checkpoint: str | None
     data: str
+    class_order: str | None
     fingerprint: Mapping[str, str]
     folder: str
     threads: int
@@ -72,7 +73,7 @@ class WorkerTask:
                 f"node {node_name()}: {self.run.out} is not the driver's folder there; "
                 "name one that all nodes share, by its absolute path"
             )
-        data = open_data(self.data)
+        data = open_data(self.data, class_order=self.class_order, quiet=True)
         model, teacher = (open_model(self.model, self.checkpoint, data) for _ in range(2))
         compare(self.fingerprint, training_fingerprint(model, data), node_name())
         run = replace(self.run, device=get_device(), rank=DataParallelRank.current(), observer=observer)
@@ -139,6 +140,7 @@ class RayWorkers:
             model=model.model_name,
             checkpoint=self._checkpoint,
             data=data.spec,
+            class_order=data.class_order,
             fingerprint=expected,
             folder=str(Path.cwd()),
             threads=self._launcher.threads,

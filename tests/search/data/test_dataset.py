@@ -38,6 +38,7 @@ class CountingSplit:
     def __init__(self, split: Split, reads: list[int]) -> None:
         self._split, self.labels, self._reads = split, split.labels, reads
         self.mask, self.update = split.mask, split.update
+        self.notes, self.first_turned = split.notes, split.first_turned
 
     def image(self, index: int) -> Image.Image:
         self._reads[index] += 1

@@ -17,7 +17,7 @@ from search.data.dataset import open_data
 from search.data.preprocessing import Preprocessing
 from search.data.tiles import NO_CLASS, TileSource, starts
 from search.training.batches import TrainingBatches
-from spaces.errors import DataError
+from spaces.errors import DataError, UsageError
 from tests.search.landscapes import LAND, WATER, description, landscape, write_landscapes
 
 CFG = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "crop_pct": 1.0}
@@ -186,10 +186,10 @@ def ids_wanted(root: Path) -> None:
     ("spoil", "line"),
     [
         (small_image, r"images/part_1\.png: 40×31 pixels, smaller than the window of 32"),
-        (other_size, r"masks/part_1\.png: 47×40 pixels, but its image has 48×40"),
+        (other_size, r"masks/part_1\.png: 47×40 pixels, but its image .*images/part_1\.png has 48×40$"),
         (odd_colour, r"masks/part_0\.png: colour #010203 at \(9, 5\) is no class of classes\.json"),
         (deep_mask, r"masks/part_0\.png: a mask of 16 bits has no colours"),
-        (deep_image, r"images/part_0\.png: an image of more than 8 bits"),
+        (deep_image, r"images/part_0\.png: has more than 8 bits a channel"),
         (unknown_id, r"masks/part_0\.png: id 301 at \(0, 0\) is no class"),
         (no_mask, r"images/part_1\.png: no mask part_1\.\* in"),
         (no_image, r"masks/part_0\.png: no image part_0\.\* in"),
@@ -238,3 +238,82 @@ def test_missing_folders_are_errors(tmp_path: Path, root: Path) -> None:
     (root / "classes.json").unlink()
     with pytest.raises(DataError, match=r"classes\.json: no such file"):
         open_data(f"segmentation:{root}")
+
+
+def turned(path: Path, orientation: int) -> None:
+    """Store an image as a camera that was held sideways does: the same to a viewer, by its EXIF orientation."""
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    Image.open(path).transpose(back[orientation]).save(path, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+@pytest.mark.parametrize("kinds", [("images",), ("masks",), ("images", "masks")])
+def test_images_and_masks_are_turned_alike(root: Path, orientation: int, kinds: tuple[str, ...]) -> None:
+    expected = TileSource(root).split("val")
+    seen = [(expected.image(i).tobytes(), expected.mask(i).tobytes()) for i in range(len(expected.labels))]
+    for kind in kinds:
+        turned(root / "val" / kind / "part_0.png", orientation)
+    found = TileSource(root).split("val")
+    assert [(found.image(i).tobytes(), found.mask(i).tobytes()) for i in range(len(found.labels))] == seen
+    note = "1 image turned by EXIF orientation; masks that have none are taken as drawn on the upright image"
+    notes = [f"{root / 'val'}: {note}"]
+    assert list(found.notes()) == (notes if kinds == ("images",) else [])
+
+
+def test_a_mask_drawn_on_the_stored_pixels_is_refused(root: Path) -> None:
+    for kind in ("images", "masks"):
+        turned(root / "val" / kind / "part_0.png", 6)
+    mask = root / "val" / "masks" / "part_0.png"
+    pixels = np.array(Image.open(mask))
+    Image.fromarray(pixels).save(mask)  # without EXIF
+    line = r"masks/part_0\.png: 40×48 pixels, but its image .*images/part_0\.png has 48×40 when upright \(EXIF or"
+    with pytest.raises(DataError, match=line):
+        TileSource(root).split("val")
+
+
+def test_ids_are_turned_too(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps(description(classes=IDS, ignore=[])))
+    ids = np.where(np.arange(48)[None] < 20, 300, 7).repeat(40, 0).reshape(40, 48).astype(np.uint16)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    for number in range(2):
+        image = Image.fromarray(np.ascontiguousarray(np.rot90(ids)))
+        image.save(root / f"val/masks/part_{number}.png", exif=exif)
+    values = sorted(one["id"] for one in IDS)
+    assert values == [7, 300]
+    mask = np.asarray(TileSource(root).split("val").mask(0))
+    assert len(np.unique(mask[:, :16])) == 1
+
+
+def test_what_a_folder_of_tiles_leaves_out_is_said(root: Path) -> None:
+    for kind in ("images", "masks"):
+        Image.new("RGB", (40, 40)).save(root / "val" / kind / "more.gif")
+    (root / "val" / "images" / "x.png").mkdir()
+    (root / "val" / "images" / ".hidden.png").write_text("")
+    assert list(TileSource(root).split("val").notes()) == [
+        f"{root / 'val' / 'images'}: 2 left out: 1 .gif (1 of them images by their content: rename them to .jpg or "
+        ".png); 1 in the wrong place, such as 'x.png'",
+        f"{root / 'val' / 'masks'}: 1 left out: 1 .gif (1 of them images by their content: rename them to .jpg or "
+        ".png)",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_description_may_begin_with_a_byte_order_mark(root: Path, encoding: str) -> None:
+    classes = [{"name": "größe", "color": "#E2A929"}, {"name": "land", "color": "#8429F6"}]
+    (root / "classes.json").write_bytes(json.dumps(description(classes=classes), ensure_ascii=False).encode(encoding))
+    assert open_data(f"segmentation:{root}").classes == ["größe", "land"]
+
+
+@pytest.mark.parametrize("content", [b'{"classes": "caf\xe9"}', b'{"classes": [{"name": "\\ud800", "id": 1}]}'])
+def test_names_that_are_no_utf_8_are_refused(root: Path, content: bytes) -> None:
+    (root / "classes.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"classes\.json: "):
+        open_data(f"segmentation:{root}")
+
+
+def test_masks_leave_no_choice_of_order(root: Path) -> None:
+    with pytest.raises(UsageError, match="--class-order text: the description of segmentation:"):
+        open_data(f"segmentation:{root}", class_order="text")

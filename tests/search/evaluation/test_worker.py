@@ -63,6 +63,7 @@ def setup(search_setup: SearchSetup, dense: DenseAnswers) -> WorkerSetup:
         model="vim_nano",
         checkpoint=None,
         data="embedded",
+        class_order=None,
         images=ImageSet("val", IMAGES),
         confirm=ImageSet("val", 60, skip=IMAGES),
         batch_size=20,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spaces import PruningSchedule, PruningStep, TokenLayout
-from spaces.errors import ScheduleError
+from spaces.errors import ScheduleError, UsageError
 from spaces.schedule import ALIGNMENT
 from ssm_models.importance import Signals, image_seeds
 from ssm_models.pruning import prune
@@ -100,8 +100,8 @@ class PrunableModel(nn.Module, ABC):
         """Obey `schedule` from the next forward pass on; None is dense. The weights do not change.
 
         Raises:
-            ScheduleError: the schedule names a block that the model lacks, or a method or context that its family
-                does not support. The previous schedule stays.
+            ScheduleError: it is no `PruningSchedule`, names a block that the model lacks, or a method or context that
+                its family does not support. The previous schedule stays.
 
         >>> import ssm_models
         >>> from spaces import PruningSchedule
@@ -113,7 +113,11 @@ class PrunableModel(nn.Module, ABC):
         >>> model.schedule.text
         '6:0.5;importance=l2'
         """
-        schedule = schedule or PruningSchedule()
+        schedule = PruningSchedule() if schedule is None else schedule
+        if not isinstance(schedule, PruningSchedule):
+            raise ScheduleError(
+                f"schedule {schedule!r}: expected a PruningSchedule, as PruningSchedule.parse returns"
+            )
         self.layout.check(schedule)
         asked = [(name, choice) for name, choice in schedule.method.as_dict().items() if name != "context"]
         for name, choice in [*asked, *(("context", context) for context in schedule.contexts)]:
@@ -187,8 +191,46 @@ class PrunableModel(nn.Module, ABC):
         return state
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits for normalised images (b, in_chans, H, W), of the shape that `task` says."""
+        """Return logits for normalised images, of the shape that `task` says.
+
+        The logits of an image with a NaN are NaN; those of the other images are what they would be without it.
+
+        Args:
+            images: (b, in_chans, H, W) of `img_size` and the weights' dtype; without images there are no logits.
+
+        Raises:
+            UsageError: images of another shape or dtype.
+
+        >>> import torch, ssm_models
+        >>> ssm_models.create_model("vim_nano", img_size=(24, 32))(torch.zeros(1, 3, 32, 24))
+        Traceback (most recent call last):
+        spaces.errors.UsageError: vim_nano takes images of 24×32 pixels, (batch, 3, 24, 32), got (1, 3, 32, 24)
+        """
+        self.check_images(images)
+        if not torch.jit.is_tracing() and images.shape[0] == 0:
+            pixels = self.img_size if self.task == "segmentation" else ()
+            return images.new_zeros(0, self.num_classes, *pixels)
         return self.classify(*self.run_blocks(images)[:2])
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise a UsageError unless a batch of images has the model's channels, size and dtype."""
+        if not isinstance(images, Tensor):
+            raise UsageError(f"{self.model_name} takes a tensor of images, got {type(images).__name__}")
+        if torch.jit.is_tracing():  # where sizes are nodes of the graph
+            return
+        expected = (self.in_chans, *self.img_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            height, width = self.img_size
+            raise UsageError(
+                f"{self.model_name} takes images of {height}×{width} pixels, (batch, {self.in_chans}, {height}, {width}), "
+                f"got {tuple(images.shape)}"
+            )
+        weights = next(self.parameters()).dtype
+        if images.dtype != weights and not (images.is_floating_point() and _is_mixed(images.device.type)):
+            raise UsageError(
+                f"{self.model_name} has weights of {_name(weights)}, got images of {_name(images.dtype)}: "
+                f"normalise and convert them with .to(torch.{_name(weights)})"
+            )
 
     def kept_patches(self, images: Tensor) -> list[Tensor]:
         """Return for each step the raster indices (b, k) of the patches that it keeps, on the grid of its stage."""
@@ -202,7 +244,14 @@ class PrunableModel(nn.Module, ABC):
         return patches
 
     def begin(self, images: Tensor) -> tuple[Tensor, TokenView]:
-        """Return the tokens before the first block, and the view in which all are kept."""
+        """Return the tokens before the first block, and the view in which all are kept.
+
+        Raises:
+            UsageError: there are no images, or they have another shape or dtype; see `forward`.
+        """
+        self.check_images(images)
+        if not torch.jit.is_tracing() and images.shape[0] == 0:
+            raise UsageError(f"{self.model_name}: the batch has no images")
         x = self.embed(images)
         return x, self.first_view(images, aside=self.set_aside(0, x, ()))
 
@@ -267,3 +316,11 @@ class PrunableModel(nn.Module, ABC):
                 kept.append(view.all_positions())
             x, view = self.end_stage(index, x, view)
         return x, view, kept
+
+
+def _is_mixed(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -29,13 +29,13 @@ class PrunableModel(nn.Module, ABC):
     >>> [tuple(kept.shape) for kept in model.kept_patches(torch.zeros(2, 3, 28, 28))]  # 49 patches
     [(2, 34), (2, 17)]
 
-    A family implements `embed`, `blocks` and `classify`, reads its own checkpoints (`settings_of`, `adapt`), and
-    declares in the class attributes what it supports (docs/adding-a-model.md). A block is a module called as block(x,
-    view, signal) with the features that travel (b, T, D), the view of the tokens, and whether a pruning step follows.
-    It returns these features with those of the kept tokens updated, and its `Signals` if a step follows, else None. A
-    family with several stages also implements `downsample`, from the whole grid of one stage to that of the next;
-    `set_aside` keeps whole grids for later stages or the head, such as the skips of a UNet. A block that changes the
-    width of the features also implements `pass_by`, for the tokens that no longer travel.
+    A family implements `embed`, `blocks` and `classify`, reads its own checkpoints (`settings_of`, `patches_of`,
+    `adapt`), and declares in the class attributes what it supports (docs/adding-a-model.md). A block is a module
+    called as block(x, view, signal) with the features that travel (b, T, D), the view of the tokens, and whether a
+    pruning step follows. It returns these features with those of the kept tokens updated, and its `Signals` if a step
+    follows, else None. A family with several stages also implements `downsample`, from the whole grid of one stage to
+    that of the next; `set_aside` keeps whole grids for later stages or the head, such as the skips of a UNet. A block
+    that changes the width of the features also implements `pass_by`, for the tokens that no longer travel.
 
     The schedule is the only state that `forward` reads, and a forward pass leaves no state behind. A model is not
     thread-safe: `set_schedule` affects every caller. Returned tensors belong to the caller.
@@ -44,6 +44,7 @@ class PrunableModel(nn.Module, ABC):
         contexts, reductions, importances, alignments: the choices of a schedule's method that the family supports.
         directions: in which each sequence of Δ is scanned. Directions that share their Δ count once.
         published_directions: those that the `published` count of FLOPs includes.
+        class_layers: names of the layers whose outputs are the classes.
         task: `classification`, with logits (b, classes), or `segmentation`, with logits (b, classes, H, W).
         layout: blocks and tokens, for the search.
         num_classes: outputs.
@@ -55,6 +56,7 @@ class PrunableModel(nn.Module, ABC):
     reductions: ClassVar[tuple[str, ...]] = ("prune", "merge")
     importances: ClassVar[tuple[str, ...]] = ("clip", "l1", "l2", "sum", "delta", "random")
     alignments: ClassVar[tuple[str, ...]] = ALIGNMENT
+    class_layers: tuple[str, ...] = ("head",)
     task: ClassVar[str] = "classification"
     directions: tuple[Direction, ...]
     published_directions: tuple[Direction, ...]
@@ -184,10 +186,20 @@ class PrunableModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def settings_of(cls, config: Any, state: dict[str, Tensor]) -> dict[str, int]:
-        """Read num_classes and, where shapes depend on it, img_size (of a square image) from a state dict."""
+        """Read num_classes from a state dict."""
+
+    @classmethod
+    def patches_of(cls, state: dict[str, Tensor]) -> int | None:
+        """Return the number of patches that a state dict has position embeddings for; None if it has none."""
+        return None
 
     def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
-        """Return the authors' weights, for images of `img_size` (None: square), with this model's keys and shapes."""
+        """Return the authors' weights with this model's keys and shapes.
+
+        Args:
+            state: the weights.
+            img_size: (height, width) of the images that they are for; None leaves position embeddings as they are.
+        """
         return state
 
     def forward(self, images: Tensor) -> Tensor:
@@ -222,8 +234,8 @@ class PrunableModel(nn.Module, ABC):
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
             height, width = self.img_size
             raise UsageError(
-                f"{self.model_name} takes images of {height}×{width} pixels, (batch, {self.in_chans}, {height}, {width}), "
-                f"got {tuple(images.shape)}"
+                f"{self.model_name} takes images of {height}×{width} pixels, "
+                f"(batch, {self.in_chans}, {height}, {width}), got {tuple(images.shape)}"
             )
         weights = next(self.parameters()).dtype
         if images.dtype != weights and not (images.is_floating_point() and _is_mixed(images.device.type)):

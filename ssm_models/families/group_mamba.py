@@ -216,6 +216,7 @@ class GroupMamba(PrunableModel):
     """GroupMamba for classification: the mean of two heads on what the mean of the tokens becomes."""
 
     reductions = ("prune",)
+    class_layers = ("head", "dist_head")
     directions = published_directions = CROSS
 
     def __init__(

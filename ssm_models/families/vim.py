@@ -207,11 +207,13 @@ class Vim(PrunableModel):
     @classmethod
     def settings_of(cls, config: VimConfig, state: dict[str, Tensor]) -> dict[str, int]:
         """See `PrunableModel`."""
-        side = math.isqrt(state["pos_embed"].shape[1] - 1)
-        return {
-            "num_classes": state["head.weight"].shape[0],
-            "img_size": (side - 1) * config.stride + config.patch,
-        }
+        return {"num_classes": state["head.weight"].shape[0]}
+
+    @classmethod
+    def patches_of(cls, state: dict[str, Tensor]) -> int | None:
+        """See `PrunableModel`."""
+        positions = state.get("pos_embed")
+        return positions.shape[1] - 1 if positions is not None and positions.dim() == 3 else None
 
     def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Resize the position embeddings of another image size (bicubic), the cls token's aside."""

@@ -184,6 +184,7 @@ class ViM2Block(nn.Module):
 class ViM2(StagedModel):
     """ViM2 for classification: the mean of all tokens of the last stage's average, then a linear head."""
 
+    class_layers = ("classifier.head",)
     importances = IMPORTANCE
     directions = published_directions = CROSS
 

@@ -219,7 +219,7 @@ class PrunableModel(nn.Module, ABC):
         spaces.errors.UsageError: vim_nano takes images of 24×32 pixels, (batch, 3, 24, 32), got (1, 3, 32, 24)
         """
         self.check_images(images)
-        if not torch.jit.is_tracing() and images.shape[0] == 0:
+        if not _is_tracing() and images.shape[0] == 0:
             pixels = self.img_size if self.task == "segmentation" else ()
             return images.new_zeros(0, self.num_classes, *pixels)
         return self.classify(*self.run_blocks(images)[:2])
@@ -228,7 +228,7 @@ class PrunableModel(nn.Module, ABC):
         """Raise a UsageError unless a batch of images has the model's channels, size and dtype."""
         if not isinstance(images, Tensor):
             raise UsageError(f"{self.model_name} takes a tensor of images, got {type(images).__name__}")
-        if torch.jit.is_tracing():  # where sizes are nodes of the graph
+        if _is_tracing():  # where sizes are nodes of the graph
             return
         expected = (self.in_chans, *self.img_size)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
@@ -262,7 +262,7 @@ class PrunableModel(nn.Module, ABC):
             UsageError: there are no images, or they have another shape or dtype; see `forward`.
         """
         self.check_images(images)
-        if not torch.jit.is_tracing() and images.shape[0] == 0:
+        if not _is_tracing() and images.shape[0] == 0:
             raise UsageError(f"{self.model_name}: the batch has no images")
         x = self.embed(images)
         return x, self.first_view(images, aside=self.set_aside(0, x, ()))
@@ -328,6 +328,11 @@ class PrunableModel(nn.Module, ABC):
                 kept.append(view.all_positions())
             x, view = self.end_stage(index, x, view)
         return x, view, kept
+
+
+def _is_tracing() -> bool:
+    """Return whether sizes are nodes of a graph, as fvcore records one."""
+    return torch._C._get_tracing_state() is not None
 
 
 def _is_mixed(device: str) -> bool:

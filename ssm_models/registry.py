@@ -152,17 +152,17 @@ def sides_of(img_size: object) -> tuple[int, int]:
     >>> sides_of(224), sides_of([32, 72])
     ((224, 224), (32, 72))
     """
-    sides = list(img_size) if isinstance(img_size, list | tuple) else [img_size, img_size]
+    sides: list[Any] = list(img_size) if isinstance(img_size, list | tuple) else [img_size, img_size]
     if len(sides) != 2 or not all(_whole(side, 1) for side in sides):
         raise UsageError(f"img_size is {img_size!r}, expected pixels such as 224, or (height, width)")
-    height, width = map(int, sides)
+    height, width = (int(side) for side in sides)
     if max(height, width) > LONGEST_SIDE:
         raise UsageError(f"images of {height}×{width} pixels: at most {LONGEST_SIDE:,} a side; cut them into tiles")
     return height, width
 
 
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+def _whole(value: Any, least: int) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= least
 
 
 def _check_options(info: ModelInfo, options: Mapping[str, Any]) -> None:

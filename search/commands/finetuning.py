@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.commands.option_groups import grouped_options
-from search.commands.options import Checkpoint, Database, FormatOption, MaxFlops, database, flops_limit, scored
+from search.commands.options import (
+    Checkpoint,
+    Database,
+    FormatOption,
+    ImgSize,
+    MaxFlops,
+    database,
+    flops_limit,
+    scored,
+)
 from search.commands.output import Column, Format, compact_flops, print_object, print_rows, say, share_text
 from search.commands.schedule_files import check_belongs
 from search.commands.training import TRAINED_COLUMNS, TrainingOptions, fit_row, given
+from search.config import given_size
 from spaces import PruningSchedule
 from spaces.errors import ScheduleError, UsageError
 from spaces.schedule import read_schedule_file
@@ -46,6 +56,7 @@ class SubjectOptions:
         str | None, typer.Option(metavar="D", help="As for `search`. Default: the study's.", show_default=False)
     ] = None
     checkpoint: Checkpoint = None
+    img_size: ImgSize = None
     study: Annotated[str | None, typer.Option(metavar="S", help="Record the outcome in this study.")] = None
     db: Database = None
 
@@ -95,13 +106,15 @@ class WorkerOptions:
         str | None, typer.Option(metavar="A", help="A running Ray cluster, HOST:PORT. Default: Ray on this machine.")
     ] = None
 
-    def open(self, checkpoint: str | None) -> "AbstractContextManager[Workers | None]":
+    def open(
+        self, checkpoint: str | None, img_size: tuple[int, int] | None
+    ) -> "AbstractContextManager[Workers | None]":
         """Return the workers; None if this process trains alone, since Ray takes seconds to import."""
         if self.workers == 1 and self.ray_address is None:
             return nullcontext()
         from search.training.ray_workers import RayWorkers
 
-        return RayWorkers(self.workers, self.ray_address, checkpoint)
+        return RayWorkers(self.workers, self.ray_address, checkpoint, img_size=img_size)
 
 
 # --- the command ----------------------------------------------------------------------------------------
@@ -157,7 +170,7 @@ def finetune_file(
     model.layout.check(schedule)
     tuner.check_study(model)
     tuner.check_evaluated(schedule)
-    with workers.open(tuner.checkpoint) as processes:
+    with workers.open(tuner.checkpoint, tuner.img_size) as processes:
         result = tuner.finetune(schedule, training.out, "fine-tune", processes)
         tuner.record(result)
     metric = tuner.data.task.metric.name  # printed here, because Ray lets nothing through to stdout while it runs
@@ -187,7 +200,7 @@ def finetune_study(
 
     tuner = FineTuner.prepare(study.spec.model, study, training, subject, distillation)
     tuner.check_study(tuner.open_model())
-    with workers.open(tuner.checkpoint) as processes, held_folder(training.out):
+    with workers.open(tuner.checkpoint, tuner.img_size) as processes, held_folder(training.out):
         limit = flops_limit(options.max_flops, study.spec.dense_flops)
         plan = HalvingPlan(study.name, options.top, options.eta, limit, training.epochs)
         halving = _halve(tuner, plan, training.out, processes)
@@ -225,7 +238,7 @@ class FineTuner:
     """Fine-tunes schedules of one model by equal settings.
 
     Attributes:
-        model, checkpoint: names of model and weights, as for `open_model`.
+        model, checkpoint, img_size: as for `open_model`.
         data: the images.
         job: the settings, with the dense schedule in place of the one to fine-tune under.
         pace: how trainings proceed.
@@ -240,6 +253,7 @@ class FineTuner:
     pace: "Pace"
     study: "Study | None"
     url: str
+    img_size: tuple[int, int] | None = None
 
     @classmethod
     def prepare(
@@ -268,14 +282,16 @@ class FineTuner:
         teaching = Distillation(**given({**terms, "features": distillation.features}))
         pace = training.pace
         data, checkpoint = subject.data, subject.checkpoint
+        size = given_size(subject.img_size)
         if study is not None:
             data = study.spec.data if data is None else data
             checkpoint = study.spec.checkpoint if checkpoint is None else checkpoint
+            size = given_size(study.spec.config.get("img_size")) if size is None else size
         if data is None:
             raise UsageError("--data says which images to learn from; only with --study there is a default")
         images = None if study is None else study.spec.images
         job = FineTuneJob(PruningSchedule(), recipe, teaching, images)
-        return cls(model, checkpoint, open_data(data), job, pace, study, database(subject.db))
+        return cls(model, checkpoint, open_data(data), job, pace, study, database(subject.db), size)
 
     def until(self, epoch: int, dense: "Scores | None") -> "FineTuner":
         """Return one that stops after an epoch and takes the dense model's scores from another fine-tuning."""
@@ -285,7 +301,7 @@ class FineTuner:
         """Open the model with its weights."""
         from search.models import open_model
 
-        return open_model(self.model, self.checkpoint, self.data)
+        return open_model(self.model, self.checkpoint, self.data, self.img_size)
 
     def check_study(self, model: "PrunableModel") -> None:
         """Raise a UsageError if the outcome could not be recorded: the study has other weights or images.

@@ -188,12 +188,13 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
 
     import ssm_models
     from results.report.token_pictures import TokenPicture
+    from search.config import given_size
     from search.data.dataset import open_data
     from search.models import open_model
 
     spec = study.spec
     data = open_data(spec.data)
-    model = open_model(spec.model, spec.checkpoint, data)
+    model = open_model(spec.model, spec.checkpoint, data, given_size(spec.config.get("img_size")))
     if ssm_models.weights_digest(model) != spec.weights_digest:
         raise CheckpointError(f"the weights of {spec.model} are not those of study {spec.name!r}")
     if data.digest() != spec.data_digest:

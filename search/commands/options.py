@@ -36,6 +36,7 @@ def folder_path(text: str) -> Path:
 Model = Annotated[str, shared_option(SearchConfig, "model")]
 Data = Annotated[str, shared_option(SearchConfig, "data")]
 Checkpoint = Annotated[str | None, shared_option(SearchConfig, "checkpoint")]
+ImgSize = Annotated[str | None, shared_option(SearchConfig, "img_size")]
 Images = Annotated[int | None, shared_option(SearchConfig, "images")]
 BatchSize = Annotated[int, shared_option(SearchConfig, "batch_size")]
 Database = Annotated[str | None, shared_option(SearchOutputs, "db")]

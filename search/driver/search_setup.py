@@ -114,6 +114,7 @@ class SearchSetup:
             race_error=config.race_error,
             agreement=self.outcome_objective == "agreement",
             latency="latency" in self.objectives,
+            img_size=config.sides,
         )
 
     def spec(self) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def open_setup(config: SearchConfig) -> SearchSetup:
     images = ImageSet("val", min(config.images or data.size(), data.size()))
     confirm = confirm_set(config, data, images)
     digest = data.digest()
-    model = open_model(config.model, config.checkpoint, data)
+    model = open_model(config.model, config.checkpoint, data, config.sides)
     table = ssm_models.cost_table(model)
     space = make_space(config.space, model.layout, table.flops, config.budget, model.offers)
     gpu = config.gpus_per_trial > 0 and torch.cuda.is_available()

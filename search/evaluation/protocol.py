@@ -25,6 +25,7 @@ class WorkerSetup:
 
     Attributes:
         model, checkpoint, data, batch_size: as in `SearchConfig`, resolved.
+        img_size: (height, width) in pixels, if one is given.
         images: that candidates are evaluated on.
         confirm: that the front is confirmed on.
         fingerprint: `evaluation_fingerprint` of the driver, which the worker's must equal.
@@ -53,6 +54,7 @@ class WorkerSetup:
     race_error: float
     agreement: bool
     latency: bool
+    img_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

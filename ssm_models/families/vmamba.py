@@ -193,7 +193,7 @@ def passage(config: VMambaConfig, stage: int) -> nn.Module:
 class VMamba(StagedModel):
     """VMamba for classification: the mean of all tokens of the last grid, then a linear head."""
 
-    class_layers = ("classifier.head",)
+    class_layers: tuple[str, ...] = ("classifier.head",)
     importances = IMPORTANCE
     directions = published_directions = CROSS
 

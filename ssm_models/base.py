@@ -13,11 +13,12 @@ from spaces.schedule import ALIGNMENT
 from ssm_models.importance import Signals, image_seeds
 from ssm_models.pruning import prune
 from ssm_models.scan_paths import Direction
+from ssm_models.timm_methods import TimmMethods
 from ssm_models.token_sets import TokenSets
 from ssm_models.token_view import TokenView
 
 
-class PrunableModel(nn.Module, ABC):
+class PrunableModel(TimmMethods, ABC):
     """A model that drops or merges tokens between its blocks, as a schedule says.
 
     >>> import torch, ssm_models
@@ -29,13 +30,14 @@ class PrunableModel(nn.Module, ABC):
     >>> [tuple(kept.shape) for kept in model.kept_patches(torch.zeros(2, 3, 28, 28))]  # 49 patches
     [(2, 34), (2, 17)]
 
-    A family implements `embed`, `blocks` and `classify`, reads its own checkpoints (`settings_of`, `patches_of`,
-    `adapt`), and declares in the class attributes what it supports (docs/adding-a-model.md). A block is a module
-    called as block(x, view, signal) with the features that travel (b, T, D), the view of the tokens, and whether a
-    pruning step follows. It returns these features with those of the kept tokens updated, and its `Signals` if a step
-    follows, else None. A family with several stages also implements `downsample`, from the whole grid of one stage to
-    that of the next; `set_aside` keeps whole grids for later stages or the head, such as the skips of a UNet. A block
-    that changes the width of the features also implements `pass_by`, for the tokens that no longer travel.
+    A family implements `embed`, `blocks` and `last_tokens` (or `classify`), reads its own checkpoints (`settings_of`,
+    `patches_of`, `adapt`), and declares in the class attributes what it supports (docs/adding-a-model.md). A block is
+    a module called as block(x, view, signal) with the features that travel (b, T, D), the view of the tokens, and
+    whether a pruning step follows. It returns these features with those of the kept tokens updated, and, if a step
+    follows, its `Signals`, else None. A family with several stages also implements `downsample`, from the whole grid
+    of one stage to that of the next; `set_aside` keeps whole grids for later stages or the head, such as the skips of
+    a UNet. A block that changes the width of the features also implements `pass_by`, for the tokens that no longer
+    travel.
 
     The schedule is the only state that `forward` reads, and a forward pass leaves no state behind. A model is not
     thread-safe: `set_schedule` affects every caller. Returned tensors belong to the caller.
@@ -44,7 +46,6 @@ class PrunableModel(nn.Module, ABC):
         contexts, reductions, importances, alignments: the choices of a schedule's method that the family supports.
         directions: in which each sequence of Δ is scanned. Directions that share their Δ count once.
         published_directions: those that the `published` count of FLOPs includes.
-        class_layers: names of the layers whose outputs are the classes.
         task: `classification`, with logits (b, classes), or `segmentation`, with logits (b, classes, H, W).
         layout: blocks and tokens, for the search.
         num_classes: outputs.
@@ -56,8 +57,7 @@ class PrunableModel(nn.Module, ABC):
     reductions: ClassVar[tuple[str, ...]] = ("prune", "merge")
     importances: ClassVar[tuple[str, ...]] = ("clip", "l1", "l2", "sum", "delta", "random")
     alignments: ClassVar[tuple[str, ...]] = ALIGNMENT
-    class_layers: tuple[str, ...] = ("head",)
-    task: ClassVar[str] = "classification"
+    task: str = "classification"
     directions: tuple[Direction, ...]
     published_directions: tuple[Direction, ...]
 
@@ -147,7 +147,6 @@ class PrunableModel(nn.Module, ABC):
     def embed(self, images: Tensor) -> Tensor:
         """Turn images (b, 3, H, W) into tokens (b, L, D)."""
 
-    @abstractmethod
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Turn the features after the last block into logits, of the shape that `task` says.
 
@@ -155,6 +154,15 @@ class PrunableModel(nn.Module, ABC):
             x: (b, T, D) the travelling tokens; in a model with stages, the whole grid of the last stage.
             view: the tokens.
         """
+        return self.forward_head(self.last_tokens(x, view))
+
+    def last_tokens(self, x: Tensor, view: TokenView) -> Tensor:
+        """Return the tokens (b, T, D) that the head of a classifier reads, of what `classify` takes."""
+        raise NotImplementedError(f"{type(self).__name__} has neither last_tokens nor a classify of its own")
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """See `TimmMethods`."""
+        return self.last_tokens(*self.run_blocks(images)[:2])
 
     def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
         """Turn the whole grid at the end of a stage into the tokens of the next stage.
@@ -221,7 +229,7 @@ class PrunableModel(nn.Module, ABC):
         self.check_images(images)
         if not _is_tracing() and images.shape[0] == 0:
             pixels = self.img_size if self.task == "segmentation" else ()
-            return images.new_zeros(0, self.num_classes, *pixels)
+            return images.new_zeros(0, self.num_classes or self.num_features, *pixels)
         return self.classify(*self.run_blocks(images)[:2])
 
     def check_images(self, images: Tensor) -> None:

@@ -21,7 +21,7 @@ from search.commands.options import (
     print_front,
 )
 from search.commands.output import Column, Format, compact_flops, print_rows, rows_text, say
-from search.config import SearchConfig
+from search.config import SearchConfig, given_size
 from search.settings import reproducing_settings
 from spaces import PruningSchedule
 from spaces.errors import CheckpointError, DataError, PrunefrontError, UsageError
@@ -188,7 +188,6 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
 
     import ssm_models
     from results.report.token_pictures import TokenPicture
-    from search.config import given_size
     from search.data.dataset import open_data
     from search.models import open_model
 

@@ -252,10 +252,10 @@ class PlainMamba(PrunableModel):
         tokens: Tensor = self.backbone.patch_embed(images) + self.backbone.pos_embed
         return tokens
 
-    def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Classify the mean of the scanned tokens: the kept ones, and frozen ones with their last features."""
-        logits: Tensor = self.head(self.backbone.ln1(view.scanned(x)).mean(1))
-        return logits
+    def last_tokens(self, x: Tensor, view: TokenView) -> Tensor:
+        """Return the scanned tokens: the kept ones, and frozen ones with their last features."""
+        tokens: Tensor = self.backbone.ln1(view.scanned(x))
+        return tokens
 
     @classmethod
     def settings_of(cls, config: PlainMambaConfig, state: dict[str, Tensor]) -> dict[str, int]:

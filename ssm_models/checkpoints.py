@@ -290,12 +290,15 @@ def build_with_metadata(
             return create_model(name, num_classes, img_size).eval(), {}
     content, metadata, file, chosen = _content(shipped_weights(info) if checkpoint is None else checkpoint)
     where = f"checkpoint {file}"
-    if metadata.get("model", name) != name:
+    other = metadata.get("model", name) != name
+    if other and chosen is None:  # a name that is not in the file is told first
         raise CheckpointError(f"{where}: holds {metadata['model']}, not {name}")
     size = _size(metadata, where)
     with torch.device("meta"):
         outline = create_model(name)
     state = _weights(outline, content, file, chosen)
+    if other:
+        raise CheckpointError(f"{where}: holds {metadata['model']}, not {name}")
     model = create_model(name, _classes(info, outline, state, where), size if img_size is None else img_size)
     _load(model, state, where, size)
     return model.eval(), metadata

@@ -23,6 +23,7 @@ TIMEOUT_FACTOR = 30.0  # times the dense model's time: no pruned one takes longe
 DEFAULT_DB = "sqlite:///prunefront.db"
 
 _BYTES = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([KMGTkmgt]?)[bB]?\Z")
+_IMG_SIZE = re.compile(r"(\d{1,6})(?:[xX×](\d{1,6}))?\Z", re.ASCII)
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?\Z")
 
 
@@ -56,6 +57,29 @@ def parse_bytes(text: str) -> int:
     if not match:
         raise InvalidValueError(text, "expected memory such as 500M or 2G, or 0 for none")
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def parse_img_size(text: str) -> tuple[int, int]:
+    """Return the (height, width) in `224` or `32x72`.
+
+    >>> parse_img_size("32x72"), parse_img_size("224")
+    ((32, 72), (224, 224))
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    match = _IMG_SIZE.match(text.strip())
+    sides = [int(side) for side in match.groups() if side] if match else []
+    if not sides or 0 in sides:
+        raise InvalidValueError(
+            sides[0] if len(sides) == 1 else text, "expected pixels such as 224, or HEIGHTxWIDTH such as 32x72"
+        )
+    return sides[0], sides[-1]
+
+
+def given_size(text: str | None) -> tuple[int, int] | None:
+    """Return the (height, width) of an option's text or a study's stored setting; None leaves it to the weights."""
+    return None if text is None else parse_img_size(text)
 
 
 def _not_empty(text: str) -> None:
@@ -127,6 +151,13 @@ class SearchConfig:
         default_help="what the weights or the data set say",
         checks=(_not_empty, _storable),
         after="data",
+    )
+    img_size: str | None = setting(
+        None,
+        help="Size of the images: pixels of a side (224), or height and width (32x72).",
+        metavar="PIXELS",
+        default_help="what the weights' file or the model says",
+        parse=parse_img_size,
     )
     space: str = setting(
         "stages",
@@ -232,6 +263,11 @@ class SearchConfig:
     def budget(self) -> FlopsBudget:
         """The FLOPs budget."""
         return FlopsBudget.parse(self.flops_budget)
+
+    @cached_property
+    def sides(self) -> tuple[int, int] | None:
+        """The (height, width) of the images in pixels, if given."""
+        return given_size(self.img_size)
 
     @cached_property
     def prefix_cache_bytes(self) -> int:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from search.data.image_set import ImageSet
 
 
-def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableModel:
+def open_model(
+    name: str, checkpoint: str | None, data: ImageData, img_size: tuple[int, int] | None = None
+) -> PrunableModel:
     """Build a model with the given weights for the classes of a data set, in evaluation mode.
 
     Args:
@@ -20,6 +22,7 @@ def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableMo
         checkpoint: a file; `random`; or None for the weights that the package ships.
         data: gives the number of classes of random weights, and must have the classes of all others. Their order is
             settled by the weights if it was open.
+        img_size: (height, width) of the images in pixels; None is what the weights or the model say.
 
     Raises:
         UnknownNameError, UsageError: there is no such model, or it ships no weights.
@@ -27,7 +30,7 @@ def open_model(name: str, checkpoint: str | None, data: ImageData) -> PrunableMo
         DataError: number or order of the classes differ, or the data is for another task.
     """
     classes = data.num_classes if checkpoint == RANDOM else None
-    model, metadata = build_with_metadata(name, checkpoint, num_classes=classes)
+    model, metadata = build_with_metadata(name, checkpoint, num_classes=classes, img_size=img_size)
     data.check_model(model)
     weights = None if checkpoint == RANDOM else str(checkpoint or f"the weights of {name}")
     data.settle_order(trained_classes(metadata), weights)

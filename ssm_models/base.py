@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from spaces import PruningSchedule, PruningStep, TokenLayout
-from spaces.errors import ScheduleError
+from spaces.errors import ScheduleError, UsageError
 from spaces.schedule import ALIGNMENT
 from ssm_models.importance import Signals, image_seeds
 from ssm_models.pruning import prune
 from ssm_models.scan_paths import Direction
+from ssm_models.timm_methods import TimmMethods
 from ssm_models.token_sets import TokenSets
 from ssm_models.token_view import TokenView
 
 
-class PrunableModel(nn.Module, ABC):
+class PrunableModel(TimmMethods, ABC):
     """A model that drops or merges tokens between its blocks, as a schedule says.
 
     >>> import torch, ssm_models
@@ -29,13 +30,14 @@ class PrunableModel(nn.Module, ABC):
     >>> [tuple(kept.shape) for kept in model.kept_patches(torch.zeros(2, 3, 28, 28))]  # 49 patches
     [(2, 34), (2, 17)]
 
-    A family implements `embed`, `blocks` and `classify`, reads its own checkpoints (`settings_of`, `adapt`), and
-    declares in the class attributes what it supports (docs/adding-a-model.md). A block is a module called as block(x,
-    view, signal) with the features that travel (b, T, D), the view of the tokens, and whether a pruning step follows.
-    It returns these features with those of the kept tokens updated, and its `Signals` if a step follows, else None. A
-    family with several stages also implements `downsample`, from the whole grid of one stage to that of the next;
-    `set_aside` keeps whole grids for later stages or the head, such as the skips of a UNet. A block that changes the
-    width of the features also implements `pass_by`, for the tokens that no longer travel.
+    A family implements `embed`, `blocks` and `last_tokens` (or `classify`), reads its own checkpoints (`settings_of`,
+    `patches_of`, `adapt`), and declares in the class attributes what it supports (docs/adding-a-model.md). A block is
+    a module called as block(x, view, signal) with the features that travel (b, T, D), the view of the tokens, and
+    whether a pruning step follows. It returns these features with those of the kept tokens updated, and, if a step
+    follows, its `Signals`, else None. A family with several stages also implements `downsample`, from the whole grid
+    of one stage to that of the next; `set_aside` keeps whole grids for later stages or the head, such as the skips of
+    a UNet. A block that changes the width of the features also implements `pass_by`, for the tokens that no longer
+    travel.
 
     The schedule is the only state that `forward` reads, and a forward pass leaves no state behind. A model is not
     thread-safe: `set_schedule` affects every caller. Returned tensors belong to the caller.
@@ -55,7 +57,7 @@ class PrunableModel(nn.Module, ABC):
     reductions: ClassVar[tuple[str, ...]] = ("prune", "merge")
     importances: ClassVar[tuple[str, ...]] = ("clip", "l1", "l2", "sum", "delta", "random")
     alignments: ClassVar[tuple[str, ...]] = ALIGNMENT
-    task: ClassVar[str] = "classification"
+    task: str = "classification"
     directions: tuple[Direction, ...]
     published_directions: tuple[Direction, ...]
 
@@ -100,8 +102,8 @@ class PrunableModel(nn.Module, ABC):
         """Obey `schedule` from the next forward pass on; None is dense. The weights do not change.
 
         Raises:
-            ScheduleError: the schedule names a block that the model lacks, or a method or context that its family
-                does not support. The previous schedule stays.
+            ScheduleError: it is no `PruningSchedule`, names a block that the model lacks, or a method or context that
+                its family does not support. The previous schedule stays.
 
         >>> import ssm_models
         >>> from spaces import PruningSchedule
@@ -113,7 +115,11 @@ class PrunableModel(nn.Module, ABC):
         >>> model.schedule.text
         '6:0.5;importance=l2'
         """
-        schedule = schedule or PruningSchedule()
+        schedule = PruningSchedule() if schedule is None else schedule
+        if not isinstance(schedule, PruningSchedule):
+            raise ScheduleError(
+                f"schedule {schedule!r}: expected a PruningSchedule, as PruningSchedule.parse returns"
+            )
         self.check_schedule(schedule)
         self._schedule = schedule
 
@@ -144,7 +150,6 @@ class PrunableModel(nn.Module, ABC):
     def embed(self, images: Tensor) -> Tensor:
         """Turn images (b, 3, H, W) into tokens (b, L, D)."""
 
-    @abstractmethod
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
         """Turn the features after the last block into logits, of the shape that `task` says.
 
@@ -152,6 +157,15 @@ class PrunableModel(nn.Module, ABC):
             x: (b, T, D) the travelling tokens; in a model with stages, the whole grid of the last stage.
             view: the tokens.
         """
+        return self.forward_head(self.last_tokens(x, view))
+
+    def last_tokens(self, x: Tensor, view: TokenView) -> Tensor:
+        """Return the tokens (b, T, D) that the head of a classifier reads, of what `classify` takes."""
+        raise NotImplementedError(f"{type(self).__name__} has neither last_tokens nor a classify of its own")
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """See `TimmMethods`."""
+        return self.last_tokens(*self.run_blocks(images)[:2])
 
     def downsample(self, stage: int, x: Tensor, aside: tuple[Tensor, ...] = ()) -> Tensor:
         """Turn the whole grid at the end of a stage into the tokens of the next stage.
@@ -183,15 +197,63 @@ class PrunableModel(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def settings_of(cls, config: Any, state: dict[str, Tensor]) -> dict[str, int]:
-        """Read num_classes and, where shapes depend on it, img_size (of a square image) from a state dict."""
+        """Read num_classes from a state dict."""
+
+    @classmethod
+    def patches_of(cls, state: dict[str, Tensor]) -> int | None:
+        """Return the number of patches that a state dict has position embeddings for; None if it has none."""
+        return None
 
     def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
-        """Return the authors' weights, for images of `img_size` (None: square), with this model's keys and shapes."""
+        """Return the authors' weights with this model's keys and shapes.
+
+        Args:
+            state: the weights.
+            img_size: (height, width) of the images that they are for; None leaves position embeddings as they are.
+        """
         return state
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits for normalised images (b, in_chans, H, W), of the shape that `task` says."""
+        """Return logits for normalised images, of the shape that `task` says.
+
+        The logits of an image with a NaN are NaN; those of the other images are what they would be without it.
+
+        Args:
+            images: (b, in_chans, H, W) of `img_size` and the weights' dtype; without images there are no logits.
+
+        Raises:
+            UsageError: images of another shape or dtype.
+
+        >>> import torch, ssm_models
+        >>> ssm_models.create_model("vim_nano", img_size=(24, 32))(torch.zeros(1, 3, 32, 24))
+        Traceback (most recent call last):
+        spaces.errors.UsageError: vim_nano takes images of 24×32 pixels, (batch, 3, 24, 32), got (1, 3, 32, 24)
+        """
+        self.check_images(images)
+        if not _is_tracing() and images.shape[0] == 0:
+            pixels = self.img_size if self.task == "segmentation" else ()
+            return images.new_zeros(0, self.num_classes or self.num_features, *pixels)
         return self.classify(*self.run_blocks(images)[:2])
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise a UsageError unless a batch of images has the model's channels, size and dtype."""
+        if not isinstance(images, Tensor):
+            raise UsageError(f"{self.model_name} takes a tensor of images, got {type(images).__name__}")
+        if _is_tracing():  # where sizes are nodes of the graph
+            return
+        expected = (self.in_chans, *self.img_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            height, width = self.img_size
+            raise UsageError(
+                f"{self.model_name} takes images of {height}×{width} pixels, "
+                f"(batch, {self.in_chans}, {height}, {width}), got {tuple(images.shape)}"
+            )
+        weights = next(self.parameters()).dtype
+        if images.dtype != weights and not (images.is_floating_point() and _is_mixed(images.device.type)):
+            raise UsageError(
+                f"{self.model_name} has weights of {_name(weights)}, got images of {_name(images.dtype)}: "
+                f"normalise and convert them with .to(torch.{_name(weights)})"
+            )
 
     def kept_patches(self, images: Tensor) -> list[Tensor]:
         """Return for each step the raster indices (b, k) of the patches that it keeps, on the grid of its stage."""
@@ -205,7 +267,14 @@ class PrunableModel(nn.Module, ABC):
         return patches
 
     def begin(self, images: Tensor) -> tuple[Tensor, TokenView]:
-        """Return the tokens before the first block, and the view in which all are kept."""
+        """Return the tokens before the first block, and the view in which all are kept.
+
+        Raises:
+            UsageError: there are no images, or they have another shape or dtype; see `forward`.
+        """
+        self.check_images(images)
+        if not _is_tracing() and images.shape[0] == 0:
+            raise UsageError(f"{self.model_name}: the batch has no images")
         x = self.embed(images)
         return x, self.first_view(images, aside=self.set_aside(0, x, ()))
 
@@ -270,3 +339,16 @@ class PrunableModel(nn.Module, ABC):
                 kept.append(view.all_positions())
             x, view = self.end_stage(index, x, view)
         return x, view, kept
+
+
+def _is_tracing() -> bool:
+    """Return whether sizes are nodes of a graph, as fvcore records one."""
+    return torch._C._get_tracing_state() is not None
+
+
+def _is_mixed(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

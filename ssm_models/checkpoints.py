@@ -1,107 +1,66 @@
-"""Reading and writing weights: the authors' files, safetensors, plain dicts. No code in a pickle is ever run."""
+"""Weights into models and out of them: the authors' files, safetensors, plain dicts."""
 
-import argparse
 import hashlib
 import json
+import math
 import os
-import pickle
-import re
 import tempfile
 import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spaces.errors import CheckpointError
 from ssm_models.base import PrunableModel
 from ssm_models.registry import LONGEST_SIDE, ModelInfo, create_model, list_models, model_info, shipped_weights
+from ssm_models.state_dicts import Weights, plain_names
+from ssm_models.weight_files import read_file
 
+_POSITIONS = "pos_embed"  # in the names of position embeddings
 RANDOM = "random"  # the name of no file: weights drawn from a seed, for speed and FLOPs
-_WRAPPERS = ("model", "state_dict", "model_ema")  # where the authors' files keep the weights
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the weights of a file and its metadata (safetensors only, else empty).
 
     Args:
-        path: a file; of a file with several sets of weights `FILE#model_ema` names one.
+        path: a file, or the index of several (`model.safetensors.index.json`); of a file with several sets of weights
+            `FILE#model_ema` names one.
 
     Raises:
-        CheckpointError: the file is missing, truncated, holds code, or holds no weights.
+        CheckpointError: the file is missing, truncated, holds code, or holds no weights; or it has several sets of
+            weights, and no name that comes first (`state_dicts.FIRST`).
     """
+    content, metadata, file, chosen = _content(path)
+    return Weights(content, file).taken(chosen) or {}, metadata
+
+
+def _content(path: str | Path) -> tuple[object, dict[str, str], str, str | None]:
+    """Return what a file holds, its metadata, its name, and the name of the weights in it, if one is given."""
     path, chosen = Path(path), None
     if not path.exists() and "#" in path.name:
         name, _, chosen = path.name.rpartition("#")
         path = path.with_name(name)
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file")
-    if path.suffix == ".safetensors":
-        if chosen is not None:
-            raise CheckpointError(f"checkpoint {path}: holds one set of weights; leave #{chosen} out")
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"checkpoint {path}: not a whole safetensors file: {error}") from None
-    try:
-        # Files carry their training's settings: Vim's and DeiT's a Namespace, VMamba's, VSSD's and GroupMamba's a
-        # CfgNode of yacs, which is a dictionary and read as one. Both are plain data.
-        data: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
-        with torch.serialization.safe_globals(data), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of old pickle protocols; what matters raises
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = (
-            f"it would run {found[1]}, and nothing of a pickle is run"
-            if found
-            else "it holds more than weights, or is no checkpoint"
-        )
-        raise CheckpointError(f"checkpoint {path}: refused: {reason}; convert it to safetensors") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"checkpoint {path}: truncated or not a checkpoint: {reason}") from None
-    return unwrap(content, str(path), chosen), {}
+    return *read_file(path), str(path), chosen
 
 
-def unwrap(content: object, where: str = "checkpoint", chosen: str | None = None) -> dict[str, Tensor]:
-    """Return the state dict in the content of an author's file.
-
-    Of several state dicts it is the one named `chosen`, or the first, with a warning.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    held = [key for key in _WRAPPERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
-    if chosen is not None and chosen not in held:
-        raise CheckpointError(f"{where}: has no {chosen!r}; there is {', '.join(held) or 'a single state dict'}")
-    if chosen is None and len(held) > 1:
-        others = " or ".join(f"{where}#{key}" for key in held[1:])
-        warnings.warn(f"{where}: {held[0]} is taken of {', '.join(held)}; name {others} for another", stacklevel=3)
-    if held and isinstance(content, Mapping):
-        content = content[chosen or held[0]]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{where}: holds {type(content).__name__}, expected a state dict")
-    state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
-    if not state:
-        raise CheckpointError(f"{where}: holds no tensors")
-    return {key: value for key, value in state.items() if not key.startswith("ema_")}
-
-
-def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any]) -> None:
+def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any], *, new_head: bool = False) -> None:
     """Load weights strictly: from the authors' file, safetensors, or a state dict.
 
-    Position embeddings of another image size are resized, with a warning.
+    Position embeddings of another image size are resized, with a warning. Without metadata, they are for the model's
+    size, if they are as many as its patches, or else for the size that the model is registered with.
 
     Args:
         model: changed in place.
-        source: a file, or a state dict with the authors' keys.
+        source: a file, or a state dict with the authors' keys, whatever prefixes wrappers gave them.
+        new_head: keep the model's own head, with a warning, if the weights have one of other classes, or none.
 
     Raises:
         CheckpointError: the weights cannot be read, or belong to another model; the model is unchanged.
@@ -113,28 +72,148 @@ def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any]
     True
     """
     if isinstance(source, Mapping):
-        where, state, size = "state dict", unwrap(source), None
-    else:
-        where, (state, metadata) = f"checkpoint {source}", read_checkpoint(source)
-        size = _size(metadata, where)
-    _load(model, state, where, size)
+        _load(model, _weights(model, source), "state dict", None, new_head)
+        return
+    content, metadata, file, chosen = _content(source)
+    where = f"checkpoint {file}"
+    _load(model, _weights(model, content, file, chosen), where, _size(metadata, where), new_head)
 
 
-def _load(model: PrunableModel, state: dict[str, Tensor], where: str, img_size: tuple[int, int] | None) -> None:
+def _weights(
+    model: PrunableModel, content: object, file: str | None = None, chosen: str | None = None
+) -> dict[str, Tensor]:
+    """Return the set of weights in a checkpoint that a model takes.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     own = model.state_dict()
-    adapted = {  # torch 0.3 wrote scalars as vectors of one element, and torch's own loading still takes them
-        key: value[0] if value.shape == (1,) and key in own and own[key].dim() == 0 else value
-        for key, value in model.adapt(state, img_size).items()
-    }
-    problems = _differences(own, adapted)
-    if problems:
-        likely = _likely_model(state)
-        hint = f"; it looks like {likely}" if likely and likely != model.model_name else ""
-        raise CheckpointError(f"{where}: not for {model.model_name}: {problems}{hint}")
-    resized = [key for key in state if "pos_embed" in key and adapted[key] is not state[key]]
+    found = Weights(content, file, own, model.adapt)
+    state = found.taken(chosen)
+    if state is None:
+        where = "state dict" if file is None else f"checkpoint {file}"
+        raise CheckpointError(f"{where}: not for {model.model_name}: {_unlike(own, found.tensors)}")
+    return state
+
+
+def _unlike(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Return why no set of weights is for a model: what the keys look like, and which model has them."""
+    bare = dict(given)
+    while not (likely := _likely_model(bare)):
+        firsts = {key.partition(".")[0] for key in bare}
+        if len(firsts) > 1 or any("." not in key for key in bare):
+            break
+        bare = {key.partition(".")[2]: value for key, value in bare.items()}
+    hint = f"; it looks like {likely}" if likely else ""
+    missing = ", ".join([key for key in own if key not in bare][:3])
+    return f"its {len(given)} keys look like {', '.join(list(given)[:3])}, …; missing are {missing}, …{hint}"
+
+
+def _load(
+    model: PrunableModel,
+    state: dict[str, Tensor],
+    where: str,
+    img_size: tuple[int, int] | None,
+    new_head: bool = False,
+) -> None:
+    """Load a set of weights; `img_size` is what their metadata says.
+
+    Raises:
+        CheckpointError: they are not for the model, or for images of unknown size; the model is unchanged.
+    """
+    given = _without_head(model, state, where) if new_head else state
+    _check(model, _adapted(model, given, None), where, positions=False)
+    adapted = _adapted(model, given, _weights_size(model, given, where) if img_size is None else img_size)
+    _check(model, adapted, where)
+    resized = [key for key in given if _POSITIONS in key and adapted[key] is not given[key]]
     if resized:
         warnings.warn(f"{where}: {', '.join(resized)} resized for images of {model.img_size} pixels", stacklevel=3)
     model.load_state_dict(adapted)
+
+
+def _adapted(model: PrunableModel, state: dict[str, Tensor], img_size: tuple[int, int] | None) -> dict[str, Tensor]:
+    """Return weights with the model's keys; None leaves the position embeddings as they are."""
+    own = model.state_dict()
+    return {  # torch 0.3 wrote scalars as vectors of one element, and torch's own loading still takes them
+        key: value[0] if value.shape == (1,) and key in own and own[key].dim() == 0 else value
+        for key, value in model.adapt(state, img_size).items()
+    }
+
+
+def _check(model: PrunableModel, adapted: dict[str, Tensor], where: str, *, positions: bool = True) -> None:
+    """Raise a CheckpointError unless the weights are the model's, position embeddings among them if asked."""
+    own = model.state_dict()
+    whole = [key for key, value in adapted.items() if key in own and _truncates(value, own[key])]
+    if whole:
+        kind = str(adapted[whole[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(f"{where}: {whole[0]} is {kind}, and such tensors are no weights; expected floats")
+    left = {} if positions else {key: own[key] for key in adapted if _POSITIONS in key and key in own}
+    if problems := _differences(own, {**adapted, **left}):
+        likely = _likely_model(adapted)
+        hint = f"; it looks like {likely}" if likely and likely != model.model_name else ""
+        raise CheckpointError(f"{where}: not for {model.model_name}: {problems}{hint}")
+
+
+def _weights_size(model: PrunableModel, state: dict[str, Tensor], where: str) -> tuple[int, int] | None:
+    """Return the (height, width) of the images that position embeddings are for; None if there are none.
+
+    They tell the number of patches alone. It is that of the size that the model was opened with, or that of the size
+    that it is registered with.
+
+    Raises:
+        CheckpointError: it is neither, so that it would have to be guessed.
+    """
+    patches = model.patches_of(state)
+    if patches is None:
+        return None
+    usual = _registered_size(model.model_name)
+    with torch.device("meta"):
+        published = None if usual is None else create_model(model.model_name, img_size=usual).layout.stages[0]
+    height, width = model.img_size
+    here = model.layout.stages[0]
+    if patches == here.tokens:
+        if published is not None and published.tokens == patches and published != here:
+            warnings.warn(
+                f"{where}: its {patches} position embeddings are taken for images of {height}×{width} pixels, as "
+                f"asked; images of {usual}×{usual} have as many patches",
+                stacklevel=4,
+            )
+        return height, width
+    if usual is not None and published is not None and patches == published.tokens:
+        return usual, usual
+    grids = [f"{side}×{patches // side}" for side in range(math.isqrt(patches), 0, -1) if patches % side == 0]
+    raise CheckpointError(
+        f"{where}: its {patches} position embeddings are not for images of {height}×{width} pixels ({here.tokens} "
+        f"patches), but for {' or '.join(grids[:3])} patches: say the images' size, --img-size HxW"
+    )
+
+
+def _registered_size(name: str) -> int | None:
+    return model_info(name).img_size if name in list_models() else None
+
+
+def _without_head(model: PrunableModel, state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return weights with the model's own head, if they have none for as many classes, and say so."""
+    own, adapted = model.state_dict(), _adapted(model, state, None)
+    heads = tuple(f"{head}." for head in model.class_layers)
+    keys = [key for key in own if key.startswith(heads)]
+    others = [key for key in adapted if key.startswith(heads)]
+    if keys == [key for key in own if key in others] and all(adapted[k].shape[:1] == own[k].shape[:1] for k in keys):
+        return {key: value for key, value in adapted.items() if key in own or key not in others}
+    if any(key in adapted and adapted[key].shape[1:] != own[key].shape[1:] for key in keys):
+        return state  # of another width: not this model's
+    classes = {len(adapted[key]) for key in others if adapted[key].dim()}
+    found = f"are for {classes.pop()} classes" if len(classes) == 1 else "have no head"
+    warnings.warn(
+        f"{where}: the weights {found}, the model has {model.num_classes}: it begins with a new head "
+        f"({', '.join(keys)})",
+        stacklevel=4,
+    )
+    return {key: value for key, value in adapted.items() if key not in others} | {key: own[key] for key in keys}
+
+
+def _truncates(given: Tensor, own: Tensor) -> bool:
+    return own.is_floating_point() and not given.is_floating_point()
 
 
 def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
@@ -180,13 +259,14 @@ def build(
         name: one of `list_models()`.
         checkpoint: a file; `random` for weights drawn from `seed`; None for the weights that the package ships.
         num_classes: outputs of a model with random weights; a file determines them itself.
-        img_size: pixels, (height, width) or one number; None is the size that the weights are for.
+        img_size: pixels, (height, width) or one number; None is the size that the weights' metadata names, or the one
+            that the model is registered with. Position embeddings for another number of patches need it said.
         seed: of the random weights.
 
     Raises:
         UnknownNameError: there is no model of that name.
         UsageError: `checkpoint` is None and the model ships no weights, or the images have a size it cannot take.
-        CheckpointError: the file cannot be read, or belongs to another model.
+        CheckpointError: the file cannot be read, or belongs to another model, or does not tell the images' size.
 
     >>> build("vim_nano", "random", num_classes=3).num_classes
     3
@@ -208,24 +288,29 @@ def build_with_metadata(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return create_model(name, num_classes, img_size).eval(), {}
-    path = shipped_weights(info) if checkpoint is None else Path(checkpoint)
-    state, metadata = read_checkpoint(path)
-    settings, size = _settings(info, state, metadata, path), _size(metadata, f"checkpoint {path}")
-    model = create_model(name, settings["num_classes"], img_size or size or settings.get("img_size"))
-    _load(model, state, f"checkpoint {path}", size)
+    content, metadata, file, chosen = _content(shipped_weights(info) if checkpoint is None else checkpoint)
+    where = f"checkpoint {file}"
+    other = metadata.get("model", name) != name
+    if other and chosen is None:  # a name that is not in the file is told first
+        raise CheckpointError(f"{where}: holds {metadata['model']}, not {name}")
+    size = _size(metadata, where)
+    with torch.device("meta"):
+        outline = create_model(name)
+    state = _weights(outline, content, file, chosen)
+    if other:
+        raise CheckpointError(f"{where}: holds {metadata['model']}, not {name}")
+    model = create_model(name, _classes(info, outline, state, where), size if img_size is None else img_size)
+    _load(model, state, where, size)
     return model.eval(), metadata
 
 
-def _settings(info: ModelInfo, state: dict[str, Tensor], metadata: dict[str, str], path: Path) -> dict[str, Any]:
-    if metadata.get("model", info.name) != info.name:
-        raise CheckpointError(f"checkpoint {path}: holds {metadata['model']}, not {info.name}")
+def _classes(info: ModelInfo, outline: PrunableModel, state: dict[str, Tensor], where: str) -> int:
+    """Return the number of classes that weights are for."""
     try:
-        settings: dict[str, Any] = info.family.settings_of(info.config, state)
+        return info.family.settings_of(info.config, state)["num_classes"]
     except (KeyError, IndexError, ValueError):
-        likely = _likely_model(state)
-        hint = f"; it looks like {likely}" if likely else ""
-        raise CheckpointError(f"checkpoint {path}: not for {info.name}{hint}") from None
-    return settings
+        problems = _differences(outline.state_dict(), outline.adapt(state))
+        raise CheckpointError(f"{where}: not for {info.name}: {problems}") from None
 
 
 def _size(metadata: Mapping[str, str], where: str) -> tuple[int, int] | None:
@@ -254,7 +339,7 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, s
     """Write weights and string metadata as safetensors; the file appears whole or not at all.
 
     Args:
-        model: any module.
+        model: any module; weights of a compiled or parallel one get the names that they have without the wrapper.
         path: its folder is made if it is missing.
         metadata: such as `model` and `img_size`, which `build` reads.
 
@@ -262,7 +347,7 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, s
         CheckpointError: the file cannot be written.
     """
     path = Path(path)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in plain_names(model.state_dict()).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
@@ -278,9 +363,9 @@ def save_checkpoint(model: nn.Module, path: str | Path, metadata: Mapping[str, s
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of all weights, by name, shape, dtype and bytes."""
+    """Return the SHA-256 of all weights, by name, shape, dtype and bytes; wrappers change nothing."""
     digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
+    for key, value in sorted(plain_names(model.state_dict()).items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())

@@ -38,7 +38,7 @@ def _register(info: ModelInfo) -> None:
         given = {key: named[key] for key in ("mean", "std", "interpolation", "crop_pct") if key in named}
         model.pretrained_cfg |= {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
         if pretrained:
-            load_checkpoint(model, weights_file(info, named.get("file")))
+            load_checkpoint(model, weights_file(info, named.get("file")), new_head=True)
         return model
 
     # timm files an entry point under its function's name and module.

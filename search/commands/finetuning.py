@@ -14,6 +14,7 @@ from search.commands.options import (
     ClassOrder,
     Database,
     FormatOption,
+    ImgSize,
     MaxFlops,
     database,
     flops_limit,
@@ -22,6 +23,7 @@ from search.commands.options import (
 from search.commands.output import Column, Format, compact_flops, print_object, print_rows, say, share_text
 from search.commands.schedule_files import check_belongs
 from search.commands.training import TRAINED_COLUMNS, TrainingOptions, fit_row, given
+from search.config import given_size
 from spaces import PruningSchedule
 from spaces.errors import ScheduleError, UsageError
 from spaces.schedule import read_schedule_file
@@ -56,6 +58,7 @@ class InputOptions:
     ] = None
     checkpoint: Checkpoint = None
     class_order: ClassOrder = None
+    img_size: ImgSize = None
     study: Annotated[str | None, typer.Option(metavar="S", help="Record the outcome in this study.")] = None
     db: Database = None
 
@@ -105,13 +108,15 @@ class WorkerOptions:
         str | None, typer.Option(metavar="A", help="A running Ray cluster, HOST:PORT. Default: Ray on this machine.")
     ] = None
 
-    def open(self, checkpoint: str | None) -> "AbstractContextManager[Workers | None]":
+    def open(
+        self, checkpoint: str | None, img_size: tuple[int, int] | None
+    ) -> "AbstractContextManager[Workers | None]":
         """Return the workers; None if this process trains alone, since Ray takes seconds to import."""
         if self.workers == 1 and self.ray_address is None:
             return nullcontext()
         from search.training.ray_workers import RayWorkers
 
-        return RayWorkers(self.workers, self.ray_address, checkpoint)
+        return RayWorkers(self.workers, self.ray_address, checkpoint, img_size=img_size)
 
 
 # --- the command ----------------------------------------------------------------------------------------
@@ -167,7 +172,7 @@ def finetune_file(
     model.layout.check(schedule)
     tuner.check_study(model)
     tuner.check_evaluated(schedule)
-    with workers.open(tuner.checkpoint) as processes:
+    with workers.open(tuner.checkpoint, tuner.img_size) as processes:
         result = tuner.finetune(schedule, training.out, "fine-tune", processes)
         tuner.record(result)
     metric = tuner.data.task.metric.name  # printed here, because Ray lets nothing through to stdout while it runs
@@ -197,7 +202,7 @@ def finetune_study(
 
     tuner = FineTuner.prepare(study.spec.model, study, training, inputs, distillation)
     tuner.check_study(tuner.open_model())
-    with workers.open(tuner.checkpoint) as processes, held_folder(training.out):
+    with workers.open(tuner.checkpoint, tuner.img_size) as processes, held_folder(training.out):
         limit = flops_limit(options.max_flops, study.spec.dense_flops)
         plan = HalvingPlan(study.name, options.top, options.eta, limit, training.epochs)
         halving = _halve(tuner, plan, training.out, processes)
@@ -235,7 +240,7 @@ class FineTuner:
     """Fine-tunes schedules of one model by equal settings.
 
     Attributes:
-        model, checkpoint: names of model and weights, as for `open_model`.
+        model, checkpoint, img_size: as for `open_model`.
         data: the images.
         job: the settings, with the dense schedule in place of the one to fine-tune under.
         pace: how trainings proceed.
@@ -250,6 +255,7 @@ class FineTuner:
     pace: "Pace"
     study: "Study | None"
     url: str
+    img_size: tuple[int, int] | None = None
 
     @classmethod
     def prepare(
@@ -279,8 +285,10 @@ class FineTuner:
         teaching = Distillation(**given({**terms, "features": distillation.features}))
         pace = training.pace
         data, checkpoint = inputs.data, inputs.checkpoint
+        size = given_size(inputs.img_size)
         if study is not None:
             checkpoint = study.spec.checkpoint if checkpoint is None else checkpoint
+            size = given_size(study.spec.config.get("img_size")) if size is None else size
             source = open_study_data(study.spec, data, inputs.class_order)
         elif data is not None:
             source = open_data(data, class_order=inputs.class_order)
@@ -289,7 +297,7 @@ class FineTuner:
         job = FineTuneJob(PruningSchedule(), recipe, teaching)
         if study is not None:
             job = replace(job, images=study.spec.images, order=study.spec.order)
-        return cls(model, checkpoint, source, job, pace, study, database(inputs.db))
+        return cls(model, checkpoint, source, job, pace, study, database(inputs.db), size)
 
     def until(self, epoch: int, dense: "Scores | None") -> "FineTuner":
         """Return one that stops after an epoch and takes the dense model's scores from another fine-tuning."""
@@ -299,7 +307,7 @@ class FineTuner:
         """Open the model with its weights."""
         from search.models import open_model
 
-        return open_model(self.model, self.checkpoint, self.data)
+        return open_model(self.model, self.checkpoint, self.data, self.img_size)
 
     def check_study(self, model: "PrunableModel") -> None:
         """Raise a UsageError if the outcome could not be recorded: the study has other weights or images.

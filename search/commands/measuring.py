@@ -12,15 +12,15 @@ from search.commands.options import (
     Data,
     FormatOption,
     Images,
+    ImgSize,
     Model,
     Schedule,
     scored,
 )
 from search.commands.output import Column, Format, compact_flops, print_object, print_rows, say, share_text
 from search.commands.schedule_files import check_belongs, order_of_images, read_schedule
-from search.config import SearchConfig
+from search.config import SearchConfig, given_size, parse_img_size
 from spaces import PruningSchedule
-from spaces.errors import UsageError
 
 FLOPS_COLUMNS = {
     "model": Column("model"),
@@ -53,6 +53,7 @@ def evaluate(
     schedule: Schedule,
     checkpoint: Checkpoint = None,
     class_order: ClassOrder = None,
+    img_size: ImgSize = None,
     images: Images = None,
     batch_size: BatchSize = SearchConfig.batch_size,
     format: FormatOption = Format.table,
@@ -78,7 +79,7 @@ def evaluate(
     from search.models import open_model
 
     source = open_data(data, class_order=class_order)
-    network = open_model(model, checkpoint, source)
+    network = open_model(model, checkpoint, source, given_size(img_size))
     if file is not None:
         check_belongs(file, schedule, img_size=network.img_size)
     network.set_schedule(
@@ -114,12 +115,7 @@ def evaluate(
 def flops(
     model: Model,
     schedule: Schedule = "",
-    img_size: Annotated[
-        int | None,
-        typer.Option(
-            "--img-size", metavar="N", help="Height and width of the images in pixels. Default: the model's."
-        ),
-    ] = None,
+    img_size: ImgSize = None,
     convention: Annotated[
         str, typer.Option(metavar="full|published", help="What to count: everything that runs, or what papers quote.")
     ] = "full",
@@ -133,12 +129,10 @@ def flops(
     chosen, file = read_schedule(schedule)
     if file is not None:
         check_belongs(file, schedule, model=model)
-    if img_size is not None and img_size < 1:
-        raise UsageError(f"--img-size {img_size}: expected pixels, such as 224")
-
     import ssm_models
 
-    network = ssm_models.create_model(model, img_size=img_size or _size_of(file)).eval()
+    size = _size_of(file) if img_size is None else parse_img_size(img_size)
+    network = ssm_models.create_model(model, img_size=size).eval()
     if file is not None:
         check_belongs(file, schedule, img_size=network.img_size)
     network.set_schedule(chosen)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from search.commands.option_groups import grouped_options
-from search.commands.options import ClassOrder, Data, FormatOption, Model, scored
+from search.commands.options import ClassOrder, Data, FormatOption, ImgSize, Model, scored
 from search.commands.output import Column, Format, print_object, share_text
-from spaces.errors import UsageError
+from search.config import given_size
 
 if TYPE_CHECKING:
     from search.training.trainer import FitResult
@@ -80,20 +80,18 @@ def train(
     model: Model,
     data: Data,
     options: TrainingOptions,
-    img_size: Annotated[
-        int | None, typer.Option("--img-size", metavar="N", help="Pixels of a side. Default: the model's.")
-    ] = None,
+    img_size: ImgSize = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(metavar="F", help="Begin from these weights, also of another image size. Default: at random."),
+        typer.Option(
+            metavar="F",
+            help="Begin from these weights, also of another image size or other classes. Default: at random.",
+        ),
     ] = None,
     class_order: ClassOrder = None,
     format: FormatOption = Format.table,
 ) -> None:
     """Train a dense model, from scratch or from other weights."""
-    if img_size is not None and img_size < 1:
-        raise UsageError(f"--img-size {img_size}: expected pixels, such as 224")
-
     import torch
 
     import ssm_models
@@ -109,10 +107,14 @@ def train(
     pace = options.pace
     source = open_data(data, class_order=class_order)
     torch.manual_seed(options.seed)
-    network = ssm_models.create_model(model, source.num_classes, img_size)
+    network = ssm_models.create_model(model, source.num_classes, given_size(img_size))
     if checkpoint is not None:
-        ssm_models.load_checkpoint(network, checkpoint)
-        source.settle_order(trained_classes(ssm_models.read_checkpoint(checkpoint)[1]), checkpoint)
+        ssm_models.load_checkpoint(network, checkpoint, new_head=True)
+        names = trained_classes(ssm_models.read_checkpoint(checkpoint)[1])
+        if names is not None and len(names) != source.num_classes:
+            source.settle_order(None, None)  # a new head learns whatever order the classes have
+        else:
+            source.settle_order(names, checkpoint)
     metric = source.task.metric
     with EpochLog("train", score=metric.label) as log:
         result = train_model(network, source, recipe, TrainingRun(options.out, pace=pace, observer=log))

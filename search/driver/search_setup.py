@@ -130,6 +130,7 @@ class SearchSetup:
             race_error=config.race_error,
             agreement=self.outcome_objective == "agreement",
             latency="latency" in self.objectives,
+            img_size=config.sides,
         )
 
     def spec(self) -> dict[str, Any]:
@@ -186,7 +187,7 @@ def open_setup(config: SearchConfig, begun: StudySpec | None = None) -> SearchSe
     stored_objectives(config.objective, data.task)
     images = ImageSet("val", min(config.images or data.size(), data.size()))
     confirm = confirm_set(config, data, images)
-    model = open_model(config.model, config.checkpoint, data)
+    model = open_model(config.model, config.checkpoint, data, config.sides)
     digest = data.digest()
     table = ssm_models.cost_table(model)
     space = make_space(config.space, model.layout, table.flops, config.budget, model.offers)

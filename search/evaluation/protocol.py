@@ -25,6 +25,7 @@ class WorkerSetup:
 
     Attributes:
         model, checkpoint, data, class_order, batch_size: as in `SearchConfig`, resolved.
+        img_size: (height, width) in pixels, if one is given.
         images: that candidates are evaluated on.
         confirm: that the front is confirmed on.
         fingerprint: `evaluation_fingerprint` of the driver, which the worker's must equal.
@@ -54,6 +55,7 @@ class WorkerSetup:
     race_error: float
     agreement: bool
     latency: bool
+    img_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

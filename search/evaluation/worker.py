@@ -141,7 +141,7 @@ class CandidateRunner:
         compare(setup.fingerprint, {**setup.fingerprint, **software()}, node_name())
         try:
             data = open_data(setup.data, class_order=setup.class_order, quiet=True)
-            model = open_model(setup.model, setup.checkpoint, data)
+            model = open_model(setup.model, setup.checkpoint, data, setup.img_size)
             found = evaluation_fingerprint(model, data, setup.confirm)
         except PrunefrontError as error:
             raise RefusedError(f"node {node_name()}: {first_line(error)}") from None

@@ -43,7 +43,7 @@ class WorkerTask:
     Attributes:
         job: the fine-tuning.
         run: how it is run; device, rank and observer are the worker's own.
-        model, checkpoint, data, class_order: names by which a worker opens model, teacher and images.
+        model, checkpoint, data, class_order, img_size: by which a worker opens model, teacher and images.
         fingerprint: what it must then find.
         folder: the driver's working directory, for relative paths.
         threads: for torch.
@@ -58,6 +58,7 @@ class WorkerTask:
     fingerprint: Mapping[str, str]
     folder: str
     threads: int
+    img_size: tuple[int, int] | None = None
 
     def __call__(self, observer: TrainingObserver) -> None:
         """Train this worker's part.
@@ -74,7 +75,7 @@ class WorkerTask:
                 "name one that all nodes share, by its absolute path"
             )
         data = open_data(self.data, class_order=self.class_order, quiet=True)
-        model, teacher = (open_model(self.model, self.checkpoint, data) for _ in range(2))
+        model, teacher = (open_model(self.model, self.checkpoint, data, self.img_size) for _ in range(2))
         compare(self.fingerprint, training_fingerprint(model, data), node_name())
         run = replace(self.run, device=get_device(), rank=DataParallelRank.current(), observer=observer)
         self.job.trainer(model, teacher, data, run).fit()
@@ -88,7 +89,7 @@ class RayWorkers:
     Args:
         count: number of workers.
         address: of a cluster, HOST:PORT or auto; None starts Ray on this machine.
-        checkpoint: what workers open the weights by, as for `open_model`.
+        checkpoint, img_size: what workers open the weights by, as for `open_model`.
         launcher: starts the processes; by default Ray Train.
 
     Raises:
@@ -101,9 +102,11 @@ class RayWorkers:
         address: str | None = None,
         checkpoint: str | None = None,
         launcher: Launcher | None = None,
+        *,
+        img_size: tuple[int, int] | None = None,
     ) -> None:
         self._launcher = launcher or RayLauncher(count, address)
-        self._checkpoint = checkpoint
+        self._checkpoint, self._img_size = checkpoint, img_size
         self.count = count
 
     def __enter__(self) -> Self:
@@ -144,6 +147,7 @@ class RayWorkers:
             fingerprint=expected,
             folder=str(Path.cwd()),
             threads=self._launcher.threads,
+            img_size=self._img_size,
         )
 
     def run(self, task: Callable[[TrainingObserver], None], out: Path, observer: TrainingObserver) -> None:

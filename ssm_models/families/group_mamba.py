@@ -216,6 +216,7 @@ class GroupMamba(PrunableModel):
     """GroupMamba for classification: the mean of two heads on what the mean of the tokens becomes."""
 
     reductions = ("prune",)
+    class_layers = ("head", "dist_head")
     directions = published_directions = CROSS
 
     def __init__(
@@ -259,14 +260,18 @@ class GroupMamba(PrunableModel):
         tokens: Tensor = self.get_submodule(f"patch_embed{stage + 2}")(as_grid(normed, (here.height, here.width)))
         return tokens
 
-    def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Read the mean of all tokens."""
-        cls, one = x.mean(1, keepdim=True), TokenView(TokenSets(1), view.seeds, view.method, grid=(1, 1))
+    def last_tokens(self, x: Tensor, view: TokenView) -> Tensor:
+        """See `PrunableModel`; the norm comes after the pooling."""
+        return x
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return what the mean of all tokens becomes."""
+        cls, seeds = tokens.mean(1, keepdim=True), torch.zeros(tokens.shape[0], device=tokens.device).long()
+        one = TokenView(TokenSets(1), seeds, self.schedule.method, grid=(1, 1))
         for block in self.post_network:
             cls = block(cls, one)
-        cls = self.get_submodule(f"norm{len(self.config.depths)}")(cls[:, 0])
-        logits: Tensor = (self.head(cls) + self.dist_head(cls)) / 2
-        return logits
+        features: Tensor = self.get_submodule(f"norm{len(self.config.depths)}")(cls[:, 0])
+        return features
 
     @classmethod
     def settings_of(cls, config: GroupMambaConfig, state: dict[str, Tensor]) -> dict[str, int]:

@@ -83,14 +83,12 @@ def a_log(channels: int, states: int) -> nn.Parameter:
 
 
 def resize_positions(embedding: Tensor, grid: tuple[int, int] | None, goal: tuple[int, int]) -> Tensor:
-    """Resize position embeddings (1, h · w, D) of a grid (h, w), square if None, to (1, H · W, D), bicubic.
+    """Resize position embeddings (1, h · w, D) of a grid (h, w) to (1, H · W, D), bicubic.
 
-    Embeddings that do not fit the grid, or already have the right one, are returned unchanged.
+    Embeddings that do not fit the grid, or already have the right one, are returned unchanged; so are those of an
+    unknown grid, None.
     """
-    tokens = embedding.shape[1]
-    if grid is None:  # of as many tokens, the same grid is likelier than a square
-        grid = goal if tokens == goal[0] * goal[1] else (math.isqrt(tokens), math.isqrt(tokens))
-    if grid == goal or grid[0] * grid[1] != tokens:
+    if grid is None or grid == goal or grid[0] * grid[1] != embedding.shape[1]:
         return embedding
     places = embedding.reshape(1, *grid, -1).permute(0, 3, 1, 2)
     return F.interpolate(places, goal, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)

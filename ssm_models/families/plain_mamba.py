@@ -207,6 +207,7 @@ def patch_grid(config: PlainMambaConfig, img_size: tuple[int, int]) -> tuple[int
 class PlainMamba(PrunableModel):
     """PlainMamba for classification: the mean of the tokens, then a linear head."""
 
+    class_layers = ("head.fc",)
     directions = published_directions = (FORWARD,)  # of the one sequence of Δ that the four scans share
 
     def __init__(
@@ -251,18 +252,21 @@ class PlainMamba(PrunableModel):
         tokens: Tensor = self.backbone.patch_embed(images) + self.backbone.pos_embed
         return tokens
 
-    def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Classify the mean of the scanned tokens: the kept ones, and frozen ones with their last features."""
-        logits: Tensor = self.head(self.backbone.ln1(view.scanned(x)).mean(1))
-        return logits
+    def last_tokens(self, x: Tensor, view: TokenView) -> Tensor:
+        """Return the scanned tokens: the kept ones, and frozen ones with their last features."""
+        tokens: Tensor = self.backbone.ln1(view.scanned(x))
+        return tokens
 
     @classmethod
     def settings_of(cls, config: PlainMambaConfig, state: dict[str, Tensor]) -> dict[str, int]:
         """See `PrunableModel`."""
-        return {
-            "num_classes": state["head.fc.weight"].shape[0],
-            "img_size": math.isqrt(state["backbone.pos_embed"].shape[1]) * config.patch,
-        }
+        return {"num_classes": state["head.fc.weight"].shape[0]}
+
+    @classmethod
+    def patches_of(cls, state: dict[str, Tensor]) -> int | None:
+        """See `PrunableModel`."""
+        positions = state.get("backbone.pos_embed")
+        return positions.shape[1] if positions is not None and positions.dim() == 3 else None
 
     def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Resize the position embeddings of another image size (bicubic)."""

@@ -28,6 +28,7 @@ class VMambaSegmenter(VMamba):
         self.heads = nn.ModuleList(
             [nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes)) for width in (*widths, widths[-1])]
         )
+        self.class_layers = tuple(f"heads.{index}.1" for index in range(len(self.heads)))
         init_linear(self.heads)
 
     def set_aside(self, stage: int, x: Tensor, aside: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

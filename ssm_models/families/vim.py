@@ -128,6 +128,7 @@ class Vim(PrunableModel):
 
     contexts = (*PrunableModel.contexts, "zeros")
     importances = IMPORTANCE
+    global_pool = "token"
     published_directions = (FORWARD,)
 
     def __init__(
@@ -195,23 +196,40 @@ class Vim(PrunableModel):
         return tokens + self.pos_embed
 
     def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Read the cls token."""
+        """Read the cls token; only it is normalised."""
         if view.sets.travelling_idx is None:
             cls = x[:, self.cls_index]
         else:
-            at = (view.sets.travelling_idx == self.cls_index).long().argmax(1)
-            cls = take(x, at[:, None])[:, 0]
-        logits: Tensor = self.head(self.norm_f(cls))
-        return logits
+            cls = take(x, self._cls_place(view.sets.travelling_idx)[:, None])[:, 0]
+        return self.forward_head(self.norm_f(cls)[:, None])
+
+    def last_tokens(self, x: Tensor, view: TokenView) -> Tensor:
+        """See `PrunableModel`; the cls token stands in the middle of those that travel."""
+        idx = view.sets.travelling_idx
+        if idx is not None:
+            is_cls = torch.arange(idx.shape[1], device=idx.device) == self._cls_place(idx)[:, None]
+            order, middle = is_cls.long().argsort(dim=1, stable=True), (idx.shape[1] - 1) // 2
+            x = take(x, torch.cat([order[:, :middle], order[:, -1:], order[:, middle:-1]], 1))
+        tokens: Tensor = self.norm_f(x)
+        return tokens
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Return the cls token."""
+        return tokens[:, (tokens.shape[1] - 1) // 2]
+
+    def _cls_place(self, travelling_idx: Tensor) -> Tensor:
+        return (travelling_idx == self.cls_index).long().argmax(1)
 
     @classmethod
     def settings_of(cls, config: VimConfig, state: dict[str, Tensor]) -> dict[str, int]:
         """See `PrunableModel`."""
-        side = math.isqrt(state["pos_embed"].shape[1] - 1)
-        return {
-            "num_classes": state["head.weight"].shape[0],
-            "img_size": (side - 1) * config.stride + config.patch,
-        }
+        return {"num_classes": state["head.weight"].shape[0]}
+
+    @classmethod
+    def patches_of(cls, state: dict[str, Tensor]) -> int | None:
+        """See `PrunableModel`."""
+        positions = state.get("pos_embed")
+        return positions.shape[1] - 1 if positions is not None and positions.dim() == 3 else None
 
     def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Resize the position embeddings of another image size (bicubic), the cls token's aside."""

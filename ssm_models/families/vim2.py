@@ -184,6 +184,7 @@ class ViM2Block(nn.Module):
 class ViM2(StagedModel):
     """ViM2 for classification: the mean of all tokens of the last stage's average, then a linear head."""
 
+    class_layers = ("classifier.head",)
     importances = IMPORTANCE
     directions = published_directions = CROSS
 
@@ -228,11 +229,10 @@ class ViM2(StagedModel):
         """See `PrunableModel`."""
         return super().downsample(stage, self.leave(stage, x), aside)
 
-    def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Read the mean of all tokens."""
-        norm, head = self.classifier
-        logits: Tensor = head(norm(self.leave(len(self.layers) - 1, x)).mean(1))
-        return logits
+    def last_tokens(self, x: Tensor, view: TokenView) -> Tensor:
+        """See `PrunableModel`."""
+        tokens: Tensor = self.classifier.get_submodule("norm")(self.leave(len(self.layers) - 1, x))
+        return tokens
 
 
 _SIZES = {

@@ -193,6 +193,7 @@ def passage(config: VMambaConfig, stage: int) -> nn.Module:
 class VMamba(StagedModel):
     """VMamba for classification: the mean of all tokens of the last grid, then a linear head."""
 
+    class_layers: tuple[str, ...] = ("classifier.head",)
     importances = IMPORTANCE
     directions = published_directions = CROSS
 
@@ -224,11 +225,10 @@ class VMamba(StagedModel):
         """See `PrunableModel`."""
         return (self.config.expand * self.config.width(self.layout.stage_of(index + 1)),) * len(CROSS)
 
-    def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Read the mean of all tokens."""
-        norm, head = self.classifier
-        logits: Tensor = head(norm(x).mean(1))
-        return logits
+    def last_tokens(self, x: Tensor, view: TokenView) -> Tensor:
+        """See `PrunableModel`."""
+        tokens: Tensor = self.classifier.get_submodule("norm")(x)
+        return tokens
 
     def adapt(self, state: dict[str, Tensor], img_size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         """Rename what the first release called otherwise, and flatten linear layers stored as convolutions."""

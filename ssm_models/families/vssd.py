@@ -268,10 +268,10 @@ class VSSD(StagedModel):
         """None: nothing is scanned."""
         return ()
 
-    def classify(self, x: Tensor, view: TokenView) -> Tensor:
-        """Read the mean of all tokens."""
-        logits: Tensor = self.head(self.norm(x).mean(1))
-        return logits
+    def last_tokens(self, x: Tensor, view: TokenView) -> Tensor:
+        """See `PrunableModel`."""
+        tokens: Tensor = self.norm(x)
+        return tokens
 
 
 _SIZES = {

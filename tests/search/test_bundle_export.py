@@ -175,7 +175,7 @@ def test_exports_are_compared_on_the_studys_images(
     assert "model.onnx" in (folder / "README.md").read_text()
     err = capfd.readouterr().err
     assert "onnx: logits differ by up to 1e-06 of 9, same answer on 100.0 % of 8 images (a runtime)" in err
-    monkeypatch.setattr(search.bundle_export, "open_data", lambda spec: (_ for _ in ()).throw(OSError("away")))
+    monkeypatch.setattr(search.bundle_export, "open_study_data", lambda spec: (_ for _ in ()).throw(OSError("away")))
     assert run(arguments) == 0
     assert "warning: exports are compared on random images: away" in capfd.readouterr().err
     assert json.loads((folder / "parity.json").read_text())["images"] == "8 random"

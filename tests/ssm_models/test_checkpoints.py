@@ -45,11 +45,36 @@ def test_ema_leftovers_are_dropped(model: PrunableModel) -> None:
     assert ssm_models.weights_digest(other) == ssm_models.weights_digest(model)
 
 
-def test_num_classes_and_image_size_are_read_off(tmp_path: Path) -> None:
-    model = ssm_models.create_model("vim_nano", num_classes=7, img_size=40)
-    torch.save(model.state_dict(), tmp_path / "m.pth")
-    again = ssm_models.build("vim_nano", tmp_path / "m.pth")
-    assert (again.num_classes, again.img_size) == (7, (40, 40))
+@pytest.mark.parametrize("size", [(40, 40), (32, 72), (24, 32), (8, 12)])
+@pytest.mark.parametrize("name", ["vim_nano", "plain_mamba_nano"])
+def test_position_embeddings_do_not_tell_the_size_of_images(
+    name: str, size: tuple[int, int], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A number of patches is that of many rectangles: none is guessed, not even a square."""
+    model, file = ssm_models.create_model(name, num_classes=7, img_size=size), tmp_path / "m.pth"
+    torch.save(model.state_dict(), file)
+    patches = model.layout.stages[0].tokens
+    message = f"its {patches} position embeddings are not for images of .*: say the images' size, --img-size HxW"
+    for wrong in (None, 28, (20, 16)):
+        with pytest.raises(CheckpointError, match=message):
+            ssm_models.build(name, file, img_size=wrong)
+    again = ssm_models.build(name, file, img_size=size)
+    assert (again.num_classes, again.img_size) == (7, size)
+    assert ssm_models.weights_digest(again) == ssm_models.weights_digest(model)
+    ssm_models.save_checkpoint(model, tmp_path / "m.safetensors", {"img_size": json.dumps(size)})
+    assert ssm_models.build(name, tmp_path / "m.safetensors").img_size == size
+    assert not recwarn.list
+
+
+def test_weights_of_as_many_patches_as_the_published_ones_are_of_that_size(tmp_path: Path) -> None:
+    file = tmp_path / "m.pth"
+    torch.save(ssm_models.create_model("vim_tiny", num_classes=3).state_dict(), file)
+    assert ssm_models.build("vim_tiny", file).img_size == (224, 224)
+    with pytest.warns(UserWarning, match=r"pos_embed resized for images of \(160, 192\)"):
+        assert ssm_models.build("vim_tiny", file, img_size=(160, 192)).layout.stages[0].tokens == 120
+    with pytest.warns(UserWarning, match="196 position embeddings are taken for images of 112×448 pixels, as asked"):
+        wide = ssm_models.build("vim_tiny", file, img_size=(112, 448))
+    assert torch.equal(wide.state_dict()["pos_embed"], torch.load(file)["pos_embed"])
 
 
 def test_position_embeddings_are_resized_with_the_cls_token_in_the_middle(

@@ -1,6 +1,7 @@
 """What every family of models must hold; a new one is found by its registration and tested like the rest."""
 
 import re
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -346,16 +347,31 @@ def test_weights_of_another_image_size_and_number_of_classes(any_model: Prunable
     fewer = ssm_models.create_model(any_model.model_name, num_classes=3)
     with pytest.raises(CheckpointError, match="misshapen"):
         ssm_models.load_checkpoint(fewer, any_model.state_dict())
+    own = fewer.state_dict()
+    with pytest.warns(UserWarning, match=rf"are for {any_model.num_classes} classes, the model has 3: .* new head"):
+        ssm_models.load_checkpoint(fewer, any_model.state_dict(), new_head=True)
+    heads = tuple(f"{name}." for name in fewer.class_layers)
+    for key, value in fewer.state_dict().items():
+        assert torch.equal(value, own[key] if key.startswith(heads) else any_model.state_dict()[key]), key
+    headless = {key: value for key, value in any_model.state_dict().items() if not key.startswith(heads)}
+    with pytest.raises(CheckpointError, match="missing"):
+        ssm_models.load_checkpoint(any_model, headless)
+    with pytest.warns(UserWarning, match="the weights have no head"):
+        ssm_models.load_checkpoint(fewer, headless, new_head=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ssm_models.load_checkpoint(any_model, any_model.state_dict(), new_head=True)  # of as many classes: kept
 
 
 @pytest.mark.parametrize("name", ssm_models.list_models())
 def test_a_checkpoint_says_what_it_is_for(name: str) -> None:
-    """Number of classes and image size are read off the shapes; another model's weights are named."""
+    """Number of classes and number of patches are read off the shapes."""
     info = ssm_models.model_info(name)
     with torch.device("meta"):
-        state = ssm_models.create_model(name, num_classes=11).state_dict()
-    found = info.family.settings_of(info.config, state)
-    assert {"img_size": info.img_size, **found} == {"num_classes": 11, "img_size": info.img_size}
+        model = ssm_models.create_model(name, num_classes=11)
+    state, patches = model.state_dict(), model.layout.stages[0].tokens
+    assert info.family.settings_of(info.config, state) == {"num_classes": 11}
+    assert info.family.patches_of(state) == (patches if any("pos_embed" in key for key in state) else None)
 
 
 @torch.inference_mode()

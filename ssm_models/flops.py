@@ -397,7 +397,16 @@ class CostTable:
 
 
 def cost_table(model: PrunableModel, convention: str = "full") -> CostTable:
-    """Return the cost table of a model; arguments and errors as of `count_flops`, shapes as of `CostTable`."""
+    """Return the cost table of a model; arguments and errors as of `count_flops`, shapes as of `CostTable`.
+
+    >>> import ssm_models
+    >>> from spaces import PruningSchedule
+    >>> table = cost_table(ssm_models.create_model("vim_nano"))
+    >>> table.dense == table.flops(PruningSchedule())
+    True
+    >>> table.flops(PruningSchedule.parse("6:0.5")) < table.dense
+    True
+    """
     return CostTable(model, convention)
 
 

@@ -66,7 +66,12 @@ def register(info: ModelInfo) -> None:
 
 
 def list_models() -> list[str]:
-    """Return the names of all models, sorted."""
+    """Return the names of all models, sorted.
+
+    >>> import ssm_models
+    >>> [name for name in ssm_models.list_models() if name.startswith("vim_small")]
+    ['vim_small', 'vim_small_stride8']
+    """
     return sorted(_MODELS)
 
 

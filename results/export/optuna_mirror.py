@@ -32,6 +32,10 @@ _STATES = {"done": "COMPLETE", "failed": "FAIL", "stopped": "PRUNED"}
 class Mirror:
     """An Optuna storage that studies are mirrored into. The first update opens it.
 
+    To mirror what a study has so far::
+
+        Mirror("sqlite:///optuna.db").update(study, store.evaluations(study, done_only=False))
+
     Args:
         url: `sqlite:///FILE` or `postgresql://…`; not the database that holds the studies.
 

@@ -40,6 +40,14 @@ def run_search(
 ) -> SearchOutcome:
     """Run or resume a study until it has `config.trials` evaluations, the time is up, or a signal comes.
 
+    To search from Python::
+
+        config = SearchConfig(
+            model="vim_nano", data="embedded", flops_budget="0.4:0.8", trials=60, study="digits"
+        )
+        with SearchProgress(config.study) as progress:
+            outcome = run_search(config, "sqlite:///prunefront.db", progress)
+
     Args:
         config: the settings.
         url: the database.

@@ -16,12 +16,25 @@ IMAGES_ATTR = "images"  # user attribute of a trial: how many images its objecti
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """Return the distribution of each parameter of a space, by name, for `study.ask` and `create_trial`."""
+    """Return the distribution of each parameter of a space, by name, for `study.ask` and `create_trial`.
+
+    >>> from spaces import FlopsBudget, Stage, TokenLayout
+    >>> from spaces.space import make_space
+    >>> layout = TokenLayout("small", (28, 28), (Stage(12, 7, 7),), protected=1)
+    >>> flops = lambda schedule: sum(layout.tokens(schedule))
+    >>> space = make_space("stages:1", layout, flops, FlopsBudget.parse("0.8"))
+    >>> {name: type(one).__name__ for name, one in distributions(space).items() if name != "context"}
+    {'after_1': 'IntDistribution', 'weight_1': 'FloatDistribution', 'target': 'FloatDistribution'}
+    """
     return {name: _distribution(parameter) for name, parameter in space.parameters.items()}
 
 
 def directions(objectives: Sequence[str]) -> list[StudyDirection]:
-    """Return the direction of each objective, by their names from `OBJECTIVES`, for `optuna.create_study`."""
+    """Return the direction of each objective, by their names from `OBJECTIVES`, for `optuna.create_study`.
+
+    >>> [direction.name for direction in directions(("top1", "flops"))]
+    ['MAXIMIZE', 'MINIMIZE']
+    """
     return [StudyDirection.MAXIMIZE if OBJECTIVES[name] else StudyDirection.MINIMIZE for name in objectives]
 
 

@@ -114,6 +114,13 @@ def finetune_model(
 ) -> FineTuneResult:
     """Fine-tune a model under a schedule. After the last epoch write OUT/model.safetensors and OUT/finetune.json.
 
+    To fine-tune from Python::
+
+        data = open_data("embedded")
+        model, teacher = (open_model("vim_nano", None, data) for _ in range(2))
+        job = FineTuneJob(PruningSchedule.parse("6:0.5"), finetune_recipe(epochs=2), Distillation())
+        result = finetune_model(model, teacher, data, job, TrainingRun(Path("runs/tuned")))
+
     Args:
         model: with the weights that the search used; changed in place, and left under the schedule.
         teacher: a second model with the same classes, usually the same weights; runs dense, and is not changed.

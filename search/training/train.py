@@ -43,6 +43,12 @@ def train_model(
 ) -> TrainResult:
     """Train a dense model and write OUT/model.safetensors and OUT/train.json.
 
+    To train from Python::
+
+        data = open_data("embedded")
+        model = ssm_models.create_model("vim_nano", data.num_classes)
+        result = train_model(model, data, Recipe(epochs=30), TrainingRun(Path("runs/digits")))
+
     The weights of the last epoch are kept (their moving average, if the recipe has one), not those of the best epoch:
     choosing by val would make the accuracy on val look better than it is.
 

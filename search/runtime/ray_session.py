@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -51,7 +52,7 @@ def ray_session(scratch: Path, *, cpus: int, address: str | None = None) -> Iter
 
 
 def _local_options(folder: Path, cpus: int) -> dict[str, Any]:
-    return {
+    options: dict[str, Any] = {
         "address": "local",  # without it, Ray would connect to RAY_ADDRESS
         "num_cpus": cpus,
         "include_dashboard": False,
@@ -59,6 +60,10 @@ def _local_options(folder: Path, cpus: int) -> dict[str, Any]:
         "_temp_dir": str(folder),
         "_plasma_directory": str(object_store_folder(folder)),
     }
+    quoted = shlex.quote(sys.executable)
+    if quoted != sys.executable:  # Ray's shell would cut a path with a space in it, and no worker would ever start
+        options["runtime_env"] = {"py_executable": quoted}
+    return options
 
 
 def _connect(options: dict[str, Any], address: str | None) -> None:

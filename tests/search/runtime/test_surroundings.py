@@ -12,7 +12,9 @@ from tests.patience import PATIENCE
 
 
 @pytest.mark.slow
-def test_a_search_runs_with_a_long_tmpdir_without_a_home_and_without_utf8(tmp_path: Path) -> None:
+def test_a_search_runs_with_a_long_tmpdir_without_a_home_without_utf8_and_from_a_path_with_spaces(
+    tmp_path: Path,
+) -> None:
     long = tmp_path / ("x" * 80)
     long.mkdir()
     settings = {
@@ -22,19 +24,11 @@ def test_a_search_runs_with_a_long_tmpdir_without_a_home_and_without_utf8(tmp_pa
         "RAY_ADDRESS": "192.0.2.1:6379",  # reserved for documentation: nobody answers
         "http_proxy": "http://127.0.0.1:9",
     }
-    command = [sys.executable, "-m", "search"]
-    search = [
-        *command,
-        "search",
-        "--model",
-        "vim_nano",
-        "--data",
-        "embedded",
-        "--images",
-        "20",
-        "--confirm-images",
-        "0",
-    ]
+    environment = tmp_path / "with a space, größe"
+    environment.symlink_to(sys.prefix)  # as if it had been installed there
+    command = [str(environment / "bin" / "python"), "-m", "search"]
+    search = [*command, "search", "--model", "vim_nano", "--data", "embedded", "--images", "20"]
+    search += ["--confirm-images", "0"]
     search += ["--flops-budget", "0.5:0.8", "--trials", "2", "--workers", "1", "--sampler", "random"]
     search += ["--study", "größe"]
     database = ["--db", f"sqlite:///{tmp_path}/studies.db"]

@@ -12,7 +12,6 @@ from results.export.model_card import model_card
 from results.export.schedule_json import export_schedule
 from results.files import write_json, write_whole
 from results.records import Confirmation, Evaluation, FineTune, Study
-from search.config import given_size
 from search.study_data import open_study_data
 from spaces.errors import CheckpointError, DataError
 from ssm_models import PrunableModel, bundle
@@ -71,9 +70,7 @@ def choose_weights(
     else:
         source, expected = checkpoint, None
     classes = spec.num_classes if source == RANDOM else None
-    model = ssm_models.build(
-        spec.model, source, num_classes=classes, img_size=given_size(spec.config.get("img_size"))
-    )
+    model = ssm_models.build(spec.model, source, num_classes=classes, img_size=spec.img_size)
     digest = ssm_models.weights_digest(model)
     where = source or f"those that {spec.model} ships"
     if expected not in (None, digest):

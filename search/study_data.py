@@ -1,10 +1,11 @@
 """The images of a study, opened and read as the study itself does."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from results.records import StudySpec
-from search.data.class_order import TEXT
+from search.data.class_order import NATURAL, TEXT
 from search.data.dataset import ImageData, open_data
 from spaces.errors import DataError
 
@@ -14,8 +15,11 @@ CLASS_ORDER, ORIENTATION = "class_order", "orientation"
 
 
 def reading(data: ImageData) -> dict[str, Any]:
-    """Return what a study records of how its images are read."""
-    return {CLASS_ORDER: data.class_order, ORIENTATION: "exif"}
+    """Return what a study records of how its images are read; a file of class names by its absolute path."""
+    order = data.class_order
+    if order not in (None, TEXT, NATURAL):
+        order = str(Path(order).expanduser().absolute())
+    return {CLASS_ORDER: order, ORIENTATION: "exif"}
 
 
 def open_study_data(study: StudySpec, spec: str | None = None, class_order: str | None = None) -> ImageData:

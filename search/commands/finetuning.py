@@ -288,7 +288,7 @@ class FineTuner:
         size = given_size(inputs.img_size)
         if study is not None:
             checkpoint = study.spec.checkpoint if checkpoint is None else checkpoint
-            size = given_size(study.spec.config.get("img_size")) if size is None else size
+            size = study.spec.img_size if size is None else size
             source = open_study_data(study.spec, data, inputs.class_order)
         elif data is not None:
             source = open_data(data, class_order=inputs.class_order)
@@ -327,6 +327,12 @@ class FineTuner:
         if study.spec.data_digest != self.data.digest():
             raise UsageError(
                 f"study {study.name!r} is about other images than {self.data.spec}: give its --data, or no --study"
+            )
+        if tuple(study.spec.img_size) != tuple(model.img_size):
+            height, width = study.spec.img_size
+            raise UsageError(
+                f"study {study.name!r} is about images of {height}×{width} pixels: give --img-size {height}x{width}, "
+                "or no --study"
             )
         check_reading(study.spec, self.data, ["val"])
 

@@ -21,7 +21,7 @@ from search.commands.options import (
     print_front,
 )
 from search.commands.output import Column, Format, compact_flops, print_rows, rows_text, say
-from search.config import SearchConfig, given_size
+from search.config import SearchConfig
 from search.settings import reproducing_settings
 from spaces import PruningSchedule
 from spaces.errors import CheckpointError, DataError, PrunefrontError, UsageError
@@ -197,7 +197,7 @@ def token_pictures(study: "StudyRecord", evaluation: "Evaluation", count: int) -
 
     spec = study.spec
     data = open_study_data(spec)
-    model = open_model(spec.model, spec.checkpoint, data, given_size(spec.config.get("img_size")))
+    model = open_model(spec.model, spec.checkpoint, data, spec.img_size)
     if ssm_models.weights_digest(model) != spec.weights_digest:
         raise CheckpointError(f"the weights of {spec.model} are not those of study {spec.name!r}")
     if data.digest() != spec.data_digest:

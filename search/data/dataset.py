@@ -203,7 +203,8 @@ class ImageData:
                 learned.
         """
         known = trained or []
-        if self.class_order is None and is_ambiguous(self.classes):
+        open_order = self.class_order is None and self.task is CLASSIFICATION  # other tasks' data states its order
+        if open_order and is_ambiguous(self.classes):
             fitting = [order for order in (TEXT, NATURAL) if agrees(sorted_names(self.classes, order), known)]
             if len(fitting) == 1:
                 self._reorder(fitting[0])

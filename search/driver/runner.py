@@ -33,6 +33,7 @@ from search.samplers.registry import make_sampler
 from spaces import PruningSchedule
 from spaces.errors import DatabaseError, SearchError
 from spaces.published import starting_schedules
+from ssm_models import model_info
 
 
 def run_search(
@@ -56,7 +57,7 @@ def run_search(
 
     Raises:
         UsageError, CheckpointError, DataError, StoreError: something that the settings name is wrong; nothing has
-            been written then.
+            been recorded then, but a database of an earlier schema may have been upgraded.
         SearchError: too many evaluations failed in a row, or all did, or Ray failed.
     """
     if config.ray_address is not None:
@@ -90,6 +91,7 @@ class SearchSession:
         with ExitStack() as stack:
             self._scratch = stack.enter_context(scratch_folder())
             self._interruption = stack.enter_context(Interruption(self._stop, self._remove_scratch))
+            model_info(self._config.model)  # refuses a wrong name before anything is read
             begun = begun_study(self._url, self._config.study)
             setup = open_setup(self._config, begun)
             store, study, self._dense = open_study(setup, self._url)

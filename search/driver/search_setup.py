@@ -130,7 +130,7 @@ class SearchSetup:
             race_error=config.race_error,
             agreement=self.outcome_objective == "agreement",
             latency="latency" in self.objectives,
-            img_size=config.sides,
+            img_size=self.model.img_size,
         )
 
     def spec(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def open_setup(config: SearchConfig, begun: StudySpec | None = None) -> SearchSe
 
     Args:
         config: the settings.
-        begun: the study that is resumed, whose order of classes holds unless the settings give one.
+        begun: the study that is resumed, whose order of classes and image size hold unless the settings give others.
 
     Raises:
         UsageError, CheckpointError, DataError: something that they name is wrong.
@@ -187,7 +187,8 @@ def open_setup(config: SearchConfig, begun: StudySpec | None = None) -> SearchSe
     stored_objectives(config.objective, data.task)
     images = ImageSet("val", min(config.images or data.size(), data.size()))
     confirm = confirm_set(config, data, images)
-    model = open_model(config.model, config.checkpoint, data, config.sides)
+    size = begun.img_size if begun is not None and config.sides is None else config.sides
+    model = open_model(config.model, config.checkpoint, data, size)
     digest = data.digest()
     table = ssm_models.cost_table(model)
     space = make_space(config.space, model.layout, table.flops, config.budget, model.offers)

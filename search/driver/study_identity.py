@@ -11,21 +11,21 @@ from results.store.store import Store
 from search.driver.search_setup import SearchSetup
 from search.evaluation.metrics import DenseAnswers
 from search.study_data import check_reading
-from spaces.errors import StoreError, StudyExistsError, StudyMismatchError, UnknownNameError
+from spaces.errors import DatabaseError, StoreError, StudyExistsError, StudyMismatchError, UnknownNameError
 
 # What a resumed search must have in common with its study: fields of the spec, and their names in messages.
 IDENTITY: Mapping[str, str] = {
     "model": "--model",
-    "img_size": "image size",
+    "img_size": "image size (--img-size)",
     "num_classes": "number of classes",
     "weights_digest": "weights (--checkpoint)",
-    "data_digest": "images (--data)",
+    "data_digest": "images, or the order of their classes (--data, --class-order)",
     "images": "--images",
     "limit": "--flops-budget, in FLOPs",
     "least": "the least FLOPs of --flops-budget",
     "confirm_split": "--confirm-split",
     "confirm_images": "--confirm-images",
-    "confirm_digest": "images of --confirm-split",
+    "confirm_digest": "images of --confirm-split, or the order of their classes",
     "space": "--space",
     "sampler": "--sampler",
     "objectives": "--objective",
@@ -72,15 +72,19 @@ def begun_study(url: str, name: str) -> StudySpec | None:
     """Return what a study was begun with; None if it is new.
 
     Raises:
-        StoreError: the SQLite file cannot be read. What is wrong with a server `open_study` says, which may create
-            the tables.
+        StoreError: the SQLite file cannot be read, or the server cannot be reached.
     """
     address = parse_address(url)
     sqlite = address.get_backend_name() == "sqlite"
     if sqlite and not os.path.lexists(address.database or ""):
         return None
-    with suppress(UnknownNameError, *([] if sqlite else [StoreError])), Store.open(url) as store:
-        return store.study(name).spec
+    try:
+        with suppress(UnknownNameError), Store.open(url) as store:
+            return store.study(name).spec
+    except StoreError as error:
+        if sqlite or (isinstance(error, DatabaseError) and error.transient):
+            raise
+        # A server without our tables yet; `open_study` creates them, or says what is wrong.
     return None
 
 

@@ -1,5 +1,6 @@
 """Studies and the way their images are read: the order of classes, and EXIF orientation."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from PIL import Image
 import ssm_models
 from results.records import StudySpec
 from results.store.store import Store
+from search.cli import run
 from search.config import SearchConfig
+from search.data.dataset import open_data
 from search.driver.search_setup import open_setup
 from search.driver.study_identity import begun_study, open_study
 from search.study_data import check_reading, open_study_data
@@ -75,7 +78,9 @@ def test_the_order_is_stored_and_holds_for_whatever_comes_later(config: SearchCo
 def test_a_resume_in_another_order_is_refused(config: SearchConfig, url: str) -> None:
     begin(replace(config, class_order="natural"), url)
     other = open_setup(replace(config, class_order="text"), begun_study(url, "s"))
-    with pytest.raises(StudyMismatchError, match=r"images \(--data\) was"):
+    with pytest.raises(
+        StudyMismatchError, match=r"images, or the order of their classes \(--data, --class-order\) was"
+    ):
         open_study(other, url)
 
 
@@ -105,3 +110,74 @@ def test_an_earlier_study_of_turned_images_is_refused(config: SearchConfig, url:
         check_reading(earlier, open_study_data(spec), ["val"])
     Image.open(path).save(path, exif=Image.Exif())
     check_reading(earlier, open_study_data(spec), ["val"])
+
+
+def test_classes_that_a_file_describes_have_its_order(tmp_path: Path) -> None:
+    """Names such as Background, Water and building differ in text and natural order; classes.json decides."""
+    for kind in ("images", "masks"):
+        (tmp_path / "val" / kind).mkdir(parents=True)
+        Image.new("RGB" if kind == "images" else "L", (64, 64)).save(tmp_path / "val" / kind / "a.png")
+    names = ["Background", "Water", "building"]
+    classes = [{"name": name, "id": number} for number, name in enumerate(names)]
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": classes, "window": 64}))
+    data = open_data(f"segmentation:{tmp_path}")
+    for weights in ("weights.safetensors", None):
+        data.settle_order(names, weights)
+        data.settle_order(None, weights)
+    assert data.classes == names
+
+
+def test_a_resumed_study_keeps_its_image_size(url: str, tmp_path: Path) -> None:
+    weights = tmp_path / "wide.pth"
+    torch.save(ssm_models.create_model("vim_nano", img_size=(32, 72)).state_dict(), weights)
+    config = SearchConfig(
+        model="vim_nano", study="s", data="embedded", checkpoint=str(weights), flops_budget="0.9", trials=1,
+        images=10, img_size="32x72",
+    )  # fmt: skip
+    spec = begin(config, url)
+    resumed = open_setup(replace(config, img_size=None), spec)
+    assert resumed.model.img_size == spec.img_size == (32, 72)
+
+
+def test_a_fine_tuning_at_another_image_size_is_not_recorded(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights without position embeddings are alike at every size, so their digest does not tell."""
+    weights, schedule = tmp_path / "weights.safetensors", tmp_path / "schedule.json"
+    model = ssm_models.create_model("vmamba_nano", 10)
+    ssm_models.save_checkpoint(model, weights, {})
+    config = SearchConfig(
+        model="vmamba_nano",
+        study="s",
+        data="embedded",
+        checkpoint=str(weights),
+        flops_budget="0.9",
+        trials=1,
+        images=10,
+    )
+    height, width = begin(config, url).img_size
+    schedule.write_text(
+        json.dumps(
+            {
+                "format": "prunefront.schedule",
+                "version": 1,
+                "model": "vmamba_nano",
+                "steps": [{"after": 1, "keep": 0.5}],
+            }
+        )
+    )
+    command = [
+        "finetune",
+        str(schedule),
+        "--study",
+        "s",
+        "--db",
+        url,
+        "--epochs",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert run([*command, "--img-size", f"{2 * height}x{2 * width}"]) == 2
+    assert f"is about images of {height}×{width} pixels: give --img-size {height}x{width}" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "model.safetensors").exists()

@@ -27,19 +27,27 @@ def test_the_same_settings_are_the_same_study(search_setup: SearchSetup, study_u
     [
         ("model", "vim_tiny", "--model was vim_nano, now vim_tiny"),
         ("weights_digest", "e" * 64, r"weights \(--checkpoint\) was \w{12}…, now e{12}…"),
-        ("data_digest", "e" * 64, r"images \(--data\) was \w{12}…, now e{12}…"),
+        (
+            "data_digest",
+            "e" * 64,
+            r"images, or the order of their classes \(--data, --class-order\) was \w{12}…, now e{12}…",
+        ),
         ("images", 50, "--images was 40, now 50"),
         ("limit", 7, r"--flops-budget, in FLOPs was \d+, now 7"),
         ("least", 7, r"the least FLOPs of --flops-budget was \d+, now 7"),
         ("confirm_split", "rest", "--confirm-split was val, now rest"),
         ("confirm_images", 0, "--confirm-images was 1000, now 0"),
-        ("confirm_digest", "e" * 64, r"images of --confirm-split was \w{12}…, now e{12}…"),
+        (
+            "confirm_digest",
+            "e" * 64,
+            r"images of --confirm-split, or the order of their classes was \w{12}…, now e{12}…",
+        ),
         ("num_classes", 7, "number of classes was 10, now 7"),
         ("space", "per-block", "--space was stages:3;context=drop,conv,freeze, now per-block;"),
         ("sampler", "tpe", "--sampler was gp, now tpe"),
         ("objectives", ("loss", "flops"), "--objective was top1, flops, now loss, flops"),
         ("seed", 1, "--seed was 0, now 1"),
-        ("img_size", (32, 32), "image size was 28×28, now 32×32"),
+        ("img_size", (32, 32), r"image size \(--img-size\) was 28×28, now 32×32"),
     ],
 )
 def test_each_difference_is_named(

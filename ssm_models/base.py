@@ -248,7 +248,7 @@ class PrunableModel(TimmMethods, ABC):
                 f"{self.model_name} takes images of {height}×{width} pixels, "
                 f"(batch, {self.in_chans}, {height}, {width}), got {tuple(images.shape)}"
             )
-        weights = next(self.parameters()).dtype
+        weights = next(self.parameters(), images).dtype  # a replica of nn.DataParallel has no parameters
         if images.dtype != weights and not (images.is_floating_point() and _is_mixed(images.device.type)):
             raise UsageError(
                 f"{self.model_name} has weights of {_name(weights)}, got images of {_name(images.dtype)}: "

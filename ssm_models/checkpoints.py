@@ -51,6 +51,11 @@ def _content(path: str | Path) -> tuple[object, dict[str, str], str, str | None]
     return *read_file(path), str(path), chosen
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return the metadata of a file of weights; empty for files that have none. Arguments as of `read_checkpoint`."""
+    return _content(path)[1]
+
+
 def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any], *, new_head: bool = False) -> None:
     """Load weights strictly: from the authors' file, safetensors, or a state dict.
 
@@ -143,6 +148,8 @@ def _adapted(model: PrunableModel, state: dict[str, Tensor], img_size: tuple[int
 def _check(model: PrunableModel, adapted: dict[str, Tensor], where: str, *, positions: bool = True) -> None:
     """Raise a CheckpointError unless the weights are the model's, position embeddings among them if asked."""
     own = model.state_dict()
+    if odd := [key for key, value in adapted.items() if value.is_meta or value.layout != torch.strided]:
+        raise CheckpointError(f"{where}: {odd[0]} is a sparse or empty (meta) tensor; expected dense weights")
     whole = [key for key, value in adapted.items() if key in own and _truncates(value, own[key])]
     if whole:
         kind = str(adapted[whole[0]].dtype).removeprefix("torch.")
@@ -203,6 +210,8 @@ def _without_head(model: PrunableModel, state: dict[str, Tensor], where: str) ->
     if any(key in adapted and adapted[key].shape[1:] != own[key].shape[1:] for key in keys):
         return state  # of another width: not this model's
     classes = {len(adapted[key]) for key in others if adapted[key].dim()}
+    if model.num_classes in classes:
+        return state  # it lacks a part of the head, which the strict check names
     found = f"are for {classes.pop()} classes" if len(classes) == 1 else "have no head"
     warnings.warn(
         f"{where}: the weights {found}, the model has {model.num_classes}: it begins with a new head "

@@ -111,8 +111,15 @@ class Weights:
         covered = {
             path: len(self._own & adapt(self._below(path)).keys()) for path, count in begins.items() if count >= least
         }
-        least = max(least, _ALIKE * max(covered.values(), default=0))
-        return [path for path, count in covered.items() if count >= least]
+        covered = {path: count for path, count in covered.items() if count >= least}
+        most = _ALIKE * max(covered.values(), default=0)
+        first_rank = min((_rank(path) for path, count in covered.items() if count >= most), default=None)
+        # A set that comes first counts even if it lacks keys: loading it then says which ones are missing.
+        return [
+            path
+            for path, count in covered.items()
+            if count >= most or (first_rank is not None and _rank(path) < first_rank)
+        ]
 
     def _below(self, path: str) -> dict[str, Tensor]:
         start = f"{path}." if path else ""

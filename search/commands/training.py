@@ -13,8 +13,11 @@ from search.commands.output import Column, Format, print_object, share_text
 from search.config import given_size
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from search.training.trainer import FitResult
     from search.training.training_run import Pace
+    from ssm_models import PrunableModel
 
 TRAINED_COLUMNS = {
     "checkpoint": Column("weights"),
@@ -100,7 +103,7 @@ def train(
     from search.training.recipe import Recipe
     from search.training.train import train_model
     from search.training.training_run import TrainingRun
-    from ssm_models.checkpoints import trained_classes
+    from ssm_models.checkpoints import read_metadata, trained_classes
 
     ssm_models.model_info(model)
     recipe = Recipe(epochs=options.epochs, seed=options.seed, **options.given)
@@ -109,18 +112,24 @@ def train(
     torch.manual_seed(options.seed)
     network = ssm_models.create_model(model, source.num_classes, given_size(img_size))
     if checkpoint is not None:
+        before = head_weights(network)
         ssm_models.load_checkpoint(network, checkpoint, new_head=True)
-        names = trained_classes(ssm_models.read_checkpoint(checkpoint)[1])
-        if names is not None and len(names) != source.num_classes:
+        if all(map(torch.equal, before, head_weights(network))):
             source.settle_order(None, None)  # a new head learns whatever order the classes have
         else:
-            source.settle_order(names, checkpoint)
+            source.settle_order(trained_classes(read_metadata(checkpoint)), checkpoint)
     metric = source.task.metric
     with EpochLog("train", score=metric.label) as log:
         result = train_model(network, source, recipe, TrainingRun(options.out, pace=pace, observer=log))
     row = {"model": model, "checkpoint": str(result.checkpoint), "metric": metric.name}
     row |= fit_row(result.fit, options.epochs) | {"weights_digest": result.weights_digest}
     print_object(row, scored(TRAINED_COLUMNS, metric.name), format)
+
+
+def head_weights(model: "PrunableModel") -> "list[Tensor]":
+    """Return a copy of the weights of a model's head."""
+    heads = tuple(f"{layer}." for layer in model.class_layers)
+    return [value.clone() for key, value in model.state_dict().items() if key.startswith(heads)]
 
 
 def fit_row(fit: "FitResult", epochs: int) -> dict[str, Any]:

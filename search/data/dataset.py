@@ -297,6 +297,8 @@ class ImageData:
         """Bring the classes into another order; splits are opened anew."""
         if self.task is not CLASSIFICATION:
             raise UsageError(f"--class-order {order}: the description of {self.spec} says which class is which")
+        if len(set(self.classes)) < len(self.classes):
+            raise UsageError(f"--class-order {order}: two classes of {self.spec} have the same name")
         self.classes = sorted_names(self.classes, order)
         self.class_order = order
         self._opened.clear()

@@ -6,13 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from spaces.errors import DataError
 
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+# By orientation. `ImageOps.exif_transpose` does the same, but writes the other tags anew and fails on malformed ones.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _HEADER = 2**16  # bytes in which the header of a JPEG 2000 or AVIF file is looked for
 _DEEP_RAW_MODES = (";16B", ";16L", ";16N")  # of Pillow's decoders; ";16" alone is a pixel of 16 bits, as in BMP
 
@@ -77,7 +87,8 @@ def is_deep(image: Image.Image) -> bool:
 def upright(image: Image.Image) -> Image.Image:
     """Load an image and turn it as its EXIF orientation says. Pillow turns TIFF itself, and then drops the tag."""
     image.load()
-    return ImageOps.exif_transpose(image) if orientation(image) != 1 else image
+    turn = _TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +237,32 @@ def test_a_file_that_contains_itself(model: PrunableModel) -> None:
     content["content"] = content
     with pytest.warns(UserWarning, match="model is taken of model, content"):
         ssm_models.load_checkpoint(model, content)
+
+
+def test_a_set_that_comes_first_is_not_passed_over_for_lacking_keys() -> None:
+    """Weights that are cut short are refused; their average is not taken in their place without a word."""
+    state = ssm_models.create_model("vim_nano").state_dict()
+    cut = dict(list(state.items())[: int(0.8 * len(state))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(CheckpointError, match="missing"):
+            ssm_models.load_checkpoint(ssm_models.create_model("vim_nano"), {"model": cut, "model_ema": state})
+
+
+def test_a_head_that_lacks_a_part_is_not_begun_anew() -> None:
+    model = ssm_models.create_model("group_mamba_nano")
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith(model.class_layers[-1])}
+    assert 0 < len(model.state_dict()) - len(state) <= 2
+    with pytest.raises(CheckpointError, match="missing"):
+        ssm_models.load_checkpoint(model, state, new_head=True)
+
+
+@pytest.mark.parametrize("change", [lambda value: value.to_sparse(), lambda value: value.to("meta")])
+def test_weights_without_values_in_memory_are_refused(change: Callable[[Tensor], Tensor]) -> None:
+    model = ssm_models.create_model("vim_nano")
+    before = ssm_models.weights_digest(model)
+    state = dict(model.state_dict())
+    state["norm_f.weight"] = change(state["norm_f.weight"])
+    with pytest.raises(CheckpointError, match=r"norm_f\.weight is a sparse or empty"):
+        ssm_models.load_checkpoint(model, state)
+    assert ssm_models.weights_digest(model) == before

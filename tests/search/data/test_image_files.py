@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
-from search.data.image_files import decode, opened, upright_size
+from search.data.image_files import decode, opened, upright, upright_size
 from spaces.errors import DataError
 
 HEIGHT, WIDTH = 6, 4
@@ -174,3 +174,18 @@ def test_a_text_named_like_an_image_is_refused_in_one_line(tmp_path: Path) -> No
     (tmp_path / "a.jpg").write_text("no image\n")
     with pytest.raises(DataError, match=r"^a\.jpg: not a readable image \(.*\); replace or remove it$"):
         decode(tmp_path / "a.jpg", "a.jpg")
+
+
+@pytest.mark.parametrize("place", range(1, 9))
+def test_a_malformed_tag_does_not_keep_an_image_from_being_turned(place: int, tmp_path: Path) -> None:
+    image, exif = Image.fromarray(np.arange(8 * 12 * 3, dtype=np.uint8).reshape(8, 12, 3)), Image.Exif()
+    exif[0x112] = place
+    image.save(tmp_path / "good.png", exif=exif)
+    tags = struct.pack("<HHII", 0x112, 3, 1, place) + struct.pack(
+        "<HHI4s", 0x11A, 2, 4, b"abc"
+    )  # a text as resolution
+    image.save(tmp_path / "bad.png", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + bytes(4))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "good.png")))
+    for name in ("good.png", "bad.png"):
+        with opened(tmp_path / name, name) as found:
+            assert np.array_equal(np.asarray(upright(found)), expected)

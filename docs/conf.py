@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-import search  # noqa: F401  (sets what Ray and OpenMP read when they are loaded)
+import search  # noqa: F401  (sets what OpenMP reads when it is loaded)
 
 ROOT = Path(__file__).parents[1]
 

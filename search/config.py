@@ -138,7 +138,8 @@ class SearchConfig:
     )
     checkpoint: str | None = setting(
         None,
-        help="Weights: a file (FILE#model_ema names one of several in it), or `random`.",
+        help="Weights: a file (FILE#model_ema names one of several in it), hf:OWNER/REPO[/FILE][@REVISION], "
+        "`authors` for theirs on the hub, or `random`.",
         metavar="F",
         default_help="those that the model ships, if it does",
         checks=(_not_empty, _storable),

@@ -67,12 +67,13 @@ class UnknownNameError(UsageError):
         kind: what the name is of, such as `model`.
         name: the unknown name.
         known: the known names.
+        advice: what to say where none is similar, in place of all names.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], advice: str | None = None) -> None:
         names = sorted(known)
         close = get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none yet'}"
+        hint = f"did you mean {close[0]!r}?" if close else advice or f"known: {', '.join(names) or 'none yet'}"
         super().__init__(f"unknown {kind} {name!r}: {hint}")
 
 

@@ -5,7 +5,7 @@ from functools import cached_property
 from itertools import accumulate
 
 from spaces.errors import ScheduleError
-from spaces.schedule import PruningSchedule, kept_tokens
+from spaces.schedule import PruningSchedule, as_schedule, kept_tokens
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TokenLayout:
     >>> layout = TokenLayout("staged", (32, 32), (Stage(2, 8, 8), Stage(3, 4, 4)))
     >>> layout.depth, layout.places
     (5, (1, 3, 4))
-    >>> layout.tokens(PruningSchedule.parse("1:0.5,4:0.25"))
+    >>> layout.tokens("1:0.5,4:0.25")
     [32, 32, 16, 4, 4]
 
     Attributes:
@@ -85,22 +85,24 @@ class TokenLayout:
         """Return the index of the stage of block `block`, counted from 1."""
         return next(index for index, end in enumerate(self.ends) if block <= end)
 
-    def check(self, schedule: PruningSchedule) -> None:
-        """Raise a ScheduleError unless every step names a block of this model."""
-        for step in schedule.steps:
+    def check(self, schedule: PruningSchedule | str) -> None:
+        """Raise a ScheduleError unless every step of a schedule, or of its text, names a block of this model."""
+        for step in as_schedule(schedule).steps:
             if step.after > self.depth:
                 raise ScheduleError(
                     f"step after block {step.after}: {self.model} has {self.depth} blocks, numbered from 1"
                 )
 
-    def tokens(self, schedule: PruningSchedule) -> list[int]:
+    def tokens(self, schedule: PruningSchedule | str) -> list[int]:
         """Return the number of patch tokens that remain after each block, protected tokens not counted.
 
-        For the last block of a stage this is the number that it worked on, before dropped tokens return.
+        The schedule may be given as text. For the last block of a stage this is the number that it worked on, before
+        dropped tokens return.
 
         Raises:
             ScheduleError: the schedule names a block that the model does not have.
         """
+        schedule = as_schedule(schedule)
         self.check(schedule)
         keeps = {step.after: step.keep for step in schedule.steps if self.prunes(step.after)}
         counts, block = [], 0
@@ -113,7 +115,7 @@ class TokenLayout:
                 counts.append(left)
         return counts
 
-    def worked_on(self, schedule: PruningSchedule) -> list[int]:
+    def worked_on(self, schedule: PruningSchedule | str) -> list[int]:
         """Return how many patch tokens each block works on: those the block before left, or the whole grid."""
         left, found = self.tokens(schedule), list[int]()
         for stage in self.stages:

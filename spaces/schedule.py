@@ -289,6 +289,26 @@ class PruningSchedule:
         return cls.from_dict(read_schedule_file(path), str(path))
 
 
+def as_schedule(schedule: PruningSchedule | str | None) -> PruningSchedule:
+    """Return a schedule that is given as itself, as text, or as None, which is dense.
+
+    >>> as_schedule("5:0.8") == PruningSchedule.parse("5:0.8"), as_schedule(None).dense
+    (True, True)
+
+    Raises:
+        ScheduleError: the text is malformed, or it is none of the three.
+    """
+    if schedule is None:
+        return PruningSchedule()
+    if isinstance(schedule, str):
+        return PruningSchedule.parse(schedule)
+    if not isinstance(schedule, PruningSchedule):
+        raise ScheduleError(
+            f"schedule {schedule!r}: expected a PruningSchedule, its text such as '5:0.8,10:0.8', or None for dense"
+        )
+    return schedule
+
+
 def read_schedule_file(path: str | Path) -> dict[str, Any]:
     """Return the decoded JSON object of a schedule file, without checking its fields.
 

@@ -1,9 +1,8 @@
 """Vision state-space models whose forward pass obeys a pruning schedule. Importing this registers them with timm.
 
 >>> import torch, ssm_models
->>> from spaces import PruningSchedule
 >>> model = ssm_models.build("vim_nano")  # with the weights that the package ships
->>> model.set_schedule(PruningSchedule.parse("4:0.7,8:0.5"))
+>>> model.set_schedule("4:0.7,8:0.5")
 >>> model(torch.zeros(2, 3, 28, 28)).shape
 torch.Size([2, 10])
 """
@@ -22,9 +21,9 @@ from ssm_models.families import (  # noqa: F401  (each registers its models)
     vssd,
 )
 from ssm_models.flops import CostTable, cost_table, count_flops
-from ssm_models.registry import ModelInfo, create_model, list_models, model_info
+from ssm_models.registry import ModelInfo, list_models, model_info
 from ssm_models.scan import scan_backend, selective_scan
-from ssm_models.timm_models import register_models
+from ssm_models.timm_models import create_model, register_models
 
 register_models()
 

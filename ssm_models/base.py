@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spaces import PruningSchedule, PruningStep, TokenLayout
 from spaces.errors import ScheduleError, UsageError
-from spaces.schedule import ALIGNMENT
+from spaces.schedule import ALIGNMENT, as_schedule
 from ssm_models.importance import Signals, image_seeds
 from ssm_models.pruning import prune
 from ssm_models.scan_paths import Direction
@@ -22,9 +22,8 @@ class PrunableModel(TimmMethods, ABC):
     """A model that drops or merges tokens between its blocks, as a schedule says.
 
     >>> import torch, ssm_models
-    >>> from spaces import PruningSchedule
     >>> model = ssm_models.build("vim_nano")
-    >>> model.set_schedule(PruningSchedule.parse("4:0.7,8:0.5"))
+    >>> model.set_schedule("4:0.7,8:0.5")
     >>> model(torch.zeros(2, 3, 28, 28)).shape  # normalised images
     torch.Size([2, 10])
     >>> [tuple(kept.shape) for kept in model.kept_patches(torch.zeros(2, 3, 28, 28))]  # 49 patches
@@ -98,39 +97,38 @@ class PrunableModel(TimmMethods, ABC):
         """The schedule that the next forward pass obeys."""
         return self._schedule
 
-    def set_schedule(self, schedule: PruningSchedule | None) -> None:
-        """Obey `schedule` from the next forward pass on; None is dense. The weights do not change.
+    def set_schedule(self, schedule: PruningSchedule | str | None) -> None:
+        """Obey a schedule, or its text, from the next forward pass on; None is dense. The weights do not change.
 
         Raises:
-            ScheduleError: it is no `PruningSchedule`, names a block that the model lacks, or a method or context that
-                its family does not support. The previous schedule stays.
+            ScheduleError: it is no schedule, names a block that the model lacks, or a method or context that its
+                family does not support. The previous schedule stays.
 
         >>> import ssm_models
-        >>> from spaces import PruningSchedule
         >>> model = ssm_models.create_model("vim_nano")
-        >>> model.set_schedule(PruningSchedule.parse("6:0.5;importance=l2"))
-        >>> model.set_schedule(PruningSchedule.parse("13:0.5"))
+        >>> model.set_schedule("6:0.5;importance=l2")
+        >>> model.set_schedule("13:0.5")
         Traceback (most recent call last):
         spaces.errors.ScheduleError: step after block 13: vim_nano has 12 blocks, numbered from 1
         >>> model.schedule.text
         '6:0.5;importance=l2'
         """
-        schedule = PruningSchedule() if schedule is None else schedule
-        if not isinstance(schedule, PruningSchedule):
-            raise ScheduleError(
-                f"schedule {schedule!r}: expected a PruningSchedule, as PruningSchedule.parse returns"
-            )
-        self.check_schedule(schedule)
-        self._schedule = schedule
+        self._schedule = self.check_schedule(schedule)
 
-    def check_schedule(self, schedule: PruningSchedule) -> None:
-        """Raise a ScheduleError unless the model has a schedule's blocks and offers its method and contexts."""
+    def check_schedule(self, schedule: PruningSchedule | str | None) -> PruningSchedule:
+        """Return a schedule that may be given as text, or as None for dense.
+
+        Raises:
+            ScheduleError: the model does not have its blocks, or does not offer its method and contexts.
+        """
+        schedule = as_schedule(schedule)
         self.layout.check(schedule)
         for name, offered in self.offers.items():
             chosen = schedule.contexts if name == "context" else (getattr(schedule.method, name),)
             for choice in chosen:
                 if choice not in offered:
                     raise ScheduleError(f"method {name}={choice!r}: {self.model_name} offers {', '.join(offered)}")
+        return schedule
 
     @property
     @abstractmethod

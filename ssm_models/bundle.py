@@ -25,7 +25,7 @@ from spaces import PruningSchedule
 from spaces.errors import ExportError
 from ssm_models.base import PrunableModel
 from ssm_models.checkpoints import load_checkpoint, save_checkpoint
-from ssm_models.registry import LONGEST_SIDE, create_model
+from ssm_models.registry import LONGEST_SIDE, instantiate
 
 FORMAT = "prunefront.bundle"
 VERSION = 1
@@ -156,7 +156,7 @@ def load_bundle(directory: str | Path) -> PrunableModel:
     channels = args.get("in_chans", PrunableModel.in_chans)
     if type(channels) is not int or not 0 < channels <= 10_000:
         raise ExportError(f"bundle {folder}: {CONFIG}: in_chans is {channels!r}")
-    model = create_model(name, classes, (height, width), in_chans=channels)
+    model = instantiate(name, classes, (height, width), in_chans=channels)
     load_checkpoint(model, folder / WEIGHTS)
     model.set_schedule(PruningSchedule.from_file(folder / SCHEDULE))
     given = _read_json(folder / PREPROCESSING)

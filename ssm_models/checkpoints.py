@@ -17,20 +17,51 @@ from torch import Tensor, nn
 
 from spaces.errors import CheckpointError
 from ssm_models.base import PrunableModel
-from ssm_models.registry import LONGEST_SIDE, ModelInfo, create_model, list_models, model_info, shipped_weights
+from ssm_models.hub import downloaded, on_hub
+from ssm_models.registry import (
+    LONGEST_SIDE,
+    ModelInfo,
+    authors_weights,
+    instantiate,
+    list_models,
+    model_info,
+    shipped_weights,
+)
 from ssm_models.state_dicts import Weights, plain_names
 from ssm_models.weight_files import read_file
 
 _POSITIONS = "pos_embed"  # in the names of position embeddings
-RANDOM = "random"  # the name of no file: weights drawn from a seed, for speed and FLOPs
+# Names of no file:
+RANDOM = "random"  # weights drawn from a seed, for speed and FLOPs
+AUTHORS = "authors"  # those that the authors have on the Hugging Face hub
+
+
+def is_file(checkpoint: str) -> bool:
+    """Return whether a checkpoint is named by a path, which depends on the working directory.
+
+    >>> is_file("vim.pth"), is_file("random"), is_file("authors"), is_file("hf:hustvl/Vim-tiny-midclstok")
+    (True, False, False, False)
+    """
+    return checkpoint not in (RANDOM, AUTHORS) and not on_hub(checkpoint)
+
+
+def located(info: ModelInfo, checkpoint: str | Path | None) -> str | Path:
+    """Return the file of a checkpoint, or its place on the hub: `authors` and None depend on the model.
+
+    Raises:
+        UsageError: the model ships no weights, or its authors have none on the hub.
+    """
+    if checkpoint is None:
+        return shipped_weights(info)
+    return authors_weights(info) if checkpoint == AUTHORS else checkpoint
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the weights of a file and its metadata (safetensors only, else empty).
 
     Args:
-        path: a file, or the index of several (`model.safetensors.index.json`); of a file with several sets of weights
-            `FILE#model_ema` names one.
+        path: a file, the index of several (`model.safetensors.index.json`), or a file on the Hugging Face hub
+            (`hf:OWNER/REPO[/FILE][@REVISION]`); of a file with several sets of weights `FILE#model_ema` names one.
 
     Raises:
         CheckpointError: the file is missing, truncated, holds code, or holds no weights; or it has several sets of
@@ -42,6 +73,9 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
 
 def _content(path: str | Path) -> tuple[object, dict[str, str], str, str | None]:
     """Return what a file holds, its metadata, its name, and the name of the weights in it, if one is given."""
+    if isinstance(path, str) and on_hub(path):
+        shown, mark, name = path.partition("#")
+        return *read_file(downloaded(shown)), shown, name if mark else None
     path, chosen = Path(path), None
     if not path.exists() and "#" in path.name:
         name, _, chosen = path.name.rpartition("#")
@@ -64,7 +98,8 @@ def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any]
 
     Args:
         model: changed in place.
-        source: a file, or a state dict with the authors' keys, whatever prefixes wrappers gave them.
+        source: a file, as for `read_checkpoint`, or a state dict with the authors' keys, whatever prefixes wrappers
+            gave them.
         new_head: keep the model's own head, with a warning, if the weights have one of other classes, or none.
 
     Raises:
@@ -175,7 +210,7 @@ def _weights_size(model: PrunableModel, state: dict[str, Tensor], where: str) ->
         return None
     usual = _registered_size(model.model_name)
     with torch.device("meta"):
-        published = None if usual is None else create_model(model.model_name, img_size=usual).layout.stages[0]
+        published = None if usual is None else instantiate(model.model_name, img_size=usual).layout.stages[0]
     height, width = model.img_size
     here = model.layout.stages[0]
     if patches == here.tokens:
@@ -246,7 +281,7 @@ def _likely_model(state: Mapping[str, Tensor]) -> str | None:
     """Return the model whose weights have all these names and mostly these shapes."""
     for name in list_models():
         with torch.device("meta"):
-            own = create_model(name).state_dict()
+            own = instantiate(name).state_dict()
         if own.keys() == state.keys():
             same = sum(own[key].shape == state[key].shape for key in own)
             if same >= len(own) - 3:  # head and position embeddings vary with the task
@@ -266,7 +301,8 @@ def build(
 
     Args:
         name: one of `list_models()`.
-        checkpoint: a file; `random` for weights drawn from `seed`; None for the weights that the package ships.
+        checkpoint: a file, as for `read_checkpoint`; `authors` for the authors' weights on the hub, `random` for
+            weights drawn from `seed`, None for those that the package ships.
         num_classes: outputs of a model with random weights; a file determines them itself.
         img_size: pixels, (height, width) or one number; None is the size that the weights' metadata names, or the one
             that the model is registered with. Position embeddings for another number of patches need it said.
@@ -296,19 +332,19 @@ def build_with_metadata(
     if checkpoint == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return create_model(name, num_classes, img_size).eval(), {}
-    content, metadata, file, chosen = _content(shipped_weights(info) if checkpoint is None else checkpoint)
+            return instantiate(name, num_classes, img_size).eval(), {}
+    content, metadata, file, chosen = _content(located(info, checkpoint))
     where = f"checkpoint {file}"
     other = metadata.get("model", name) != name
     if other and chosen is None:  # a name that is not in the file is told first
         raise CheckpointError(f"{where}: holds {metadata['model']}, not {name}")
     size = _size(metadata, where)
     with torch.device("meta"):
-        outline = create_model(name)
+        outline = instantiate(name)
     state = _weights(outline, content, file, chosen)
     if other:
         raise CheckpointError(f"{where}: holds {metadata['model']}, not {name}")
-    model = create_model(name, _classes(info, outline, state, where), size if img_size is None else img_size)
+    model = instantiate(name, _classes(info, outline, state, where), size if img_size is None else img_size)
     _load(model, state, where, size)
     return model.eval(), metadata
 

@@ -26,7 +26,8 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from spaces import PruningMethod, PruningSchedule, PruningStep
-from spaces.errors import FlopsError, UnknownNameError
+from spaces.errors import FlopsError, UnknownNameError, UsageError
+from spaces.schedule import as_schedule
 from ssm_models.base import PrunableModel
 from ssm_models.importance import image_seeds
 from ssm_models.polynomials import DEGREE, Polynomial, fitted
@@ -153,12 +154,24 @@ def _image(model: PrunableModel) -> Tensor:
     return torch.zeros(1, model.in_chans, *model.img_size, device=parameter.device, dtype=parameter.dtype)
 
 
-def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = None, convention: str = "full") -> int:
+class _Current:
+    """The schedule that is set on the model, whichever it is."""
+
+    def __repr__(self) -> str:
+        return "<the model's>"
+
+
+CURRENT = _Current()
+
+
+def count_flops(
+    model: PrunableModel, schedule: PruningSchedule | str | _Current | None = CURRENT, convention: str = "full"
+) -> int:
     """Count the forward pass of one image under a schedule, with fvcore over the whole model.
 
     Args:
         model: its schedule and mode are left as they are.
-        schedule: a schedule or its text; None is dense.
+        schedule: a schedule or its text; None is dense. By default the schedule that is set on the model.
         convention: `full` or `published`; see the module.
 
     Returns:
@@ -166,6 +179,7 @@ def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = N
 
     Raises:
         ScheduleError: the schedule does not fit the model, or has a method or context that its family does not offer.
+        UsageError: the model is not one of this package.
         UnknownNameError: there is no such convention.
         FlopsError: the model uses an operator without a stated cost.
 
@@ -173,9 +187,13 @@ def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = N
     >>> model = ssm_models.create_model("vim_nano")
     >>> count_flops(model, "4:0.5")
     30082944
+    >>> model.set_schedule("4:0.5")
+    >>> count_flops(model), count_flops(model, None)
+    (30082944, 44080768)
     """
-    if isinstance(schedule, str):
-        schedule = PruningSchedule.parse(schedule)
+    _check_family(model)
+    if isinstance(schedule, _Current):
+        schedule = model.schedule
     with _counting(model, convention):
         model.set_schedule(schedule)
 
@@ -184,6 +202,14 @@ def count_flops(model: PrunableModel, schedule: PruningSchedule | str | None = N
             return model.classify(x, view), x, *kept, *view.gap_sums
 
         return sum(_count(_Unit(model, run), (_image(model),)).values())
+
+
+def _check_family(model: object) -> None:
+    if not isinstance(model, PrunableModel):
+        raise UsageError(
+            f"{type(model).__name__} is not a state-space model of this package, so no schedule applies to it; the "
+            "models are those of ssm_models.list_models()"
+        )
 
 
 class _Unit(nn.Module):
@@ -293,6 +319,7 @@ class CostTable:
     """
 
     def __init__(self, model: PrunableModel, convention: str = "full") -> None:
+        _check_family(model)
         self._model, self._convention = model, convention
         self._polynomials: dict[_Part, Polynomial] = {}
         self._memo: dict[tuple[PruningMethod, _Load], dict[tuple[int, str | None, int], int]] = {}
@@ -320,19 +347,20 @@ class CostTable:
             self.head = sum(_count(head, (x,)).values())
         self.dense = self.flops(PruningSchedule())
 
-    def flops(self, schedule: PruningSchedule) -> int:
-        """Return the FLOPs of one image's forward pass under `schedule`.
+    def flops(self, schedule: PruningSchedule | str | None) -> int:
+        """Return the FLOPs of one image's forward pass under a schedule or its text; None is dense.
 
         Raises:
             ScheduleError: the schedule does not fit the model, or has a method or context that its family does not
                 offer.
         """
+        schedule = as_schedule(schedule)
         seeding = self.seeding if schedule.method.importance == "random" else 0
         return self.embedding + seeding + sum(self.by_block(schedule)) + self.head
 
-    def by_block(self, schedule: PruningSchedule) -> list[int]:
+    def by_block(self, schedule: PruningSchedule | str | None) -> list[int]:
         """Return the FLOPs of each block, with the pruning step and the downsampling after it; raises as `flops`."""
-        self._model.check_schedule(schedule)
+        schedule = self._model.check_schedule(schedule)
         layout, method, found = self._model.layout, schedule.method, list[int]()
         steps = zip(schedule.steps, schedule.contexts, strict=True)
         contexts = {step.after: context for step, context in steps if layout.prunes(step.after)}
@@ -400,11 +428,10 @@ def cost_table(model: PrunableModel, convention: str = "full") -> CostTable:
     """Return the cost table of a model; arguments and errors as of `count_flops`, shapes as of `CostTable`.
 
     >>> import ssm_models
-    >>> from spaces import PruningSchedule
     >>> table = cost_table(ssm_models.create_model("vim_nano"))
-    >>> table.dense == table.flops(PruningSchedule())
+    >>> table.dense == table.flops(None)
     True
-    >>> table.flops(PruningSchedule.parse("6:0.5")) < table.dense
+    >>> table.flops("6:0.5") < table.dense
     True
     """
     return CostTable(model, convention)

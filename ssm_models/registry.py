@@ -21,10 +21,12 @@ class ModelInfo:
     """A model's name, its sizes, and the preprocessing it expects.
 
     Attributes:
-        family: the class; called with (config, name, num_classes, img_size) and the options of `create_model`.
+        family: the class; called with (config, name, num_classes, img_size) and the options of `instantiate`.
         config: the family's own sizes, a dataclass with `drop_path` among them.
         img_size: pixels of a side, unless asked otherwise.
         mean, std, interpolation, crop_pct: preprocessing, with timm's meanings.
+        description: a few words for `prunefront models`.
+        authors: where the authors' weights are on the Hugging Face hub (`hf:OWNER/REPO/FILE`), if they are.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ModelInfo:
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     description: str = ""
+    authors: str | None = None
 
     @property
     def weights(self) -> Path | None:
@@ -86,8 +89,20 @@ def model_info(name: str) -> ModelInfo:
     (28, 10, True)
     """
     if name not in _MODELS:
-        raise UnknownNameError("model", name, _MODELS)
+        raise UnknownNameError("model", name, _MODELS, _advice(name))
     return _MODELS[name]
+
+
+def _advice(name: str) -> str:
+    from timm.models import is_model
+
+    families = "vision state-space models (Vim, PlainMamba, VMamba, VSSD, GroupMamba, ViM2); see `prunefront models`"
+    if is_model(name):
+        return (
+            f"it is a model of timm, but prunefront prunes only {families}. For vision transformers there are "
+            "ToMe and DiffRate"
+        )
+    return f"prunefront prunes {families}"
 
 
 def shipped_weights(info: ModelInfo) -> Path:
@@ -101,7 +116,23 @@ def shipped_weights(info: ModelInfo) -> Path:
     return info.weights
 
 
-def create_model(
+def authors_weights(info: ModelInfo) -> str:
+    """Return where the authors' weights of a model are on the Hugging Face hub.
+
+    Raises:
+        UsageError: they are not there.
+
+    >>> authors_weights(model_info("plain_mamba_l3"))
+    'hf:ChenhongyiYang/PlainMamba/l3.pth'
+    """
+    if info.authors is None:
+        raise UsageError(
+            f"model {info.name!r}: its authors have no weights on the hub that we know of; see docs/models.md"
+        )
+    return info.authors
+
+
+def instantiate(
     name: str,
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
@@ -112,7 +143,7 @@ def create_model(
     features_only: bool = False,
     **options: Any,
 ) -> PrunableModel:
-    """Build a model with random weights, in training mode.
+    """Build a model with random weights, dense and in training mode; `ssm_models.create_model` is what users call.
 
     Args:
         name: one of `list_models()`.
@@ -128,7 +159,7 @@ def create_model(
         UsageError: the images are too small for the model, or larger than `LONGEST_SIDE` pixels a side; or an option
             makes no sense, or is not one of the family.
 
-    >>> model = create_model("vim_nano", num_classes=7, img_size=(32, 64))
+    >>> model = instantiate("vim_nano", num_classes=7, img_size=(32, 64))
     >>> model.layout.stages[0].tokens  # patches of 4 pixels
     128
     """

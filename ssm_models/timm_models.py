@@ -1,5 +1,6 @@
-"""Every model under its own name in timm, with the weights that timm's `pretrained` asks for."""
+"""Models as timm creates them: every one under its own name in timm, with the weights that `pretrained` asks for."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from spaces import PruningSchedule
 from ssm_models import bundle
 from ssm_models.base import PrunableModel
 from ssm_models.checkpoints import load_checkpoint
-from ssm_models.registry import ModelInfo, create_model, list_models, model_info, shipped_weights
+from ssm_models.registry import ModelInfo, instantiate, list_models, model_info, shipped_weights
 
 _REGISTERED = set[str]()
 
@@ -22,24 +23,56 @@ def register_models() -> None:
             _REGISTERED.add(name)
 
 
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    *,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    schedule: PruningSchedule | str | None = None,
+    **options: Any,
+) -> PrunableModel:
+    """Build a model as `timm.create_model` does: in training mode, with random weights unless `pretrained`.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: outputs; the model's own number (1000 for ImageNet's) if not given; 0 for features (b, width).
+        img_size: pixels, (height, width) or one number; the model's own size if not given.
+        pretrained: load the weights of the file that the configuration names, or those that the package ships.
+        pretrained_cfg, pretrained_cfg_overlay: timm's: `file`, a file of weights or the folder of a bundle, and the
+            preprocessing `mean`, `std`, `interpolation` and `crop_pct`. What else they hold is not used.
+        schedule: what the model obeys, or its text; dense if not given.
+        options: `drop_path_rate`, `drop_rate`, `global_pool`, `in_chans` and the family's own; see
+            `registry.instantiate`. timm's `cache_dir` and `pretrained_model_args` have no effect.
+
+    Raises:
+        UnknownNameError: there is no model of that name.
+        UsageError: an option makes no sense, or the model ships no weights and no file is named.
+        CheckpointError: the weights cannot be read, or belong to another model.
+        ScheduleError: the schedule does not fit the model.
+
+    >>> model = create_model("vim_nano", pretrained=True, schedule="4:0.7,8:0.5")
+    >>> model.schedule.text, model.num_classes
+    ('4:0.7,8:0.5', 10)
+    """
+    info = model_info(name)
+    for ignored in ("cache_dir", "pretrained_model_args"):
+        options.pop(ignored, None)
+    model = instantiate(name, num_classes, img_size, **options)
+    model.set_schedule(schedule)
+    named = {**(pretrained_cfg if isinstance(pretrained_cfg, dict) else {}), **(pretrained_cfg_overlay or {})}
+    given = {key: named[key] for key in ("mean", "std", "interpolation", "crop_pct") if key in named}
+    model.pretrained_cfg |= {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
+    if pretrained:
+        load_checkpoint(model, weights_file(info, named.get("file")), new_head=True)
+    return model
+
+
 def _register(info: ModelInfo) -> None:
-    def entry(
-        pretrained: bool = False,
-        pretrained_cfg: Any = None,
-        pretrained_cfg_overlay: dict[str, Any] | None = None,
-        schedule: str = "",
-        **options: Any,
-    ) -> PrunableModel:
-        for ignored in ("cache_dir", "pretrained_model_args"):
-            options.pop(ignored, None)
-        model = create_model(info.name, **options)
-        model.set_schedule(PruningSchedule.parse(schedule))
-        named = {**(pretrained_cfg if isinstance(pretrained_cfg, dict) else {}), **(pretrained_cfg_overlay or {})}
-        given = {key: named[key] for key in ("mean", "std", "interpolation", "crop_pct") if key in named}
-        model.pretrained_cfg |= {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
-        if pretrained:
-            load_checkpoint(model, weights_file(info, named.get("file")), new_head=True)
-        return model
+    def entry(pretrained: bool = False, **options: Any) -> PrunableModel:
+        return create_model(info.name, pretrained=pretrained, **options)
 
     # timm files an entry point under its function's name and module.
     entry.__name__ = entry.__qualname__ = info.name

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spaces.errors import CheckpointError
 
-_INDEX = ".index.json"
+INDEX = ".index.json"  # ends the name of an index
 _LARGEST_INDEX = 50_000_000  # bytes; guards against hostile files
 
 
@@ -28,7 +28,7 @@ def read_file(path: Path) -> tuple[object, dict[str, str]]:
     Raises:
         CheckpointError: the file is missing, truncated, or holds code.
     """
-    if path.name.endswith(_INDEX):
+    if path.name.endswith(INDEX):
         return _read_shards(path)
     if path.suffix == ".safetensors":
         try:
@@ -65,7 +65,7 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the weights that an index names, and the metadata of its files."""
     state: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    for name, keys in _shards(path).items():
+    for name, keys in shards(path).items():
         shard = path.with_name(name)
         if not shard.is_file():
             raise CheckpointError(f"checkpoint {path}: {name} is missing beside it")
@@ -79,7 +79,7 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, metadata
 
 
-def _shards(path: Path) -> dict[str, list[str]]:
+def shards(path: Path) -> dict[str, list[str]]:
     """Return the keys in each file that an index names."""
     try:
         if path.stat().st_size > _LARGEST_INDEX:
@@ -91,15 +91,15 @@ def _shards(path: Path) -> dict[str, list[str]]:
         raise CheckpointError(f"checkpoint {path}: no index of weights: expected JSON with a weight_map") from None
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"checkpoint {path}: its weight_map names no weights")
-    shards: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for key, name in places.items():
         if (
             not isinstance(name, str)
             or name in ("", ".", "..")
             or "/" in name
             or "\\" in name
-            or name.endswith(_INDEX)
+            or name.endswith(INDEX)
         ):
             raise CheckpointError(f"checkpoint {path}: {name!r} is not the name of a file beside it")
-        shards.setdefault(name, []).append(key)
-    return shards
+        found.setdefault(name, []).append(key)
+    return found

@@ -103,21 +103,21 @@ def train(
     from search.training.recipe import Recipe
     from search.training.train import train_model
     from search.training.training_run import TrainingRun
-    from ssm_models.checkpoints import read_metadata, trained_classes
+    from ssm_models.checkpoints import located, read_metadata, trained_classes
 
-    ssm_models.model_info(model)
+    info = ssm_models.model_info(model)
     recipe = Recipe(epochs=options.epochs, seed=options.seed, **options.given)
     pace = options.pace
     source = open_data(data, class_order=class_order)
     torch.manual_seed(options.seed)
     network = ssm_models.create_model(model, source.num_classes, given_size(img_size))
     if checkpoint is not None:
-        before = head_weights(network)
-        ssm_models.load_checkpoint(network, checkpoint, new_head=True)
+        before, weights = head_weights(network), located(info, checkpoint)
+        ssm_models.load_checkpoint(network, weights, new_head=True)
         if all(map(torch.equal, before, head_weights(network))):
             source.settle_order(None, None)  # a new head learns whatever order the classes have
         else:
-            source.settle_order(trained_classes(read_metadata(checkpoint)), checkpoint)
+            source.settle_order(trained_classes(read_metadata(weights)), checkpoint)
     metric = source.task.metric
     with EpochLog("train", score=metric.label) as log:
         result = train_model(network, source, recipe, TrainingRun(options.out, pace=pace, observer=log))

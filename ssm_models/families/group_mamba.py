@@ -285,7 +285,9 @@ _SIZES = {
     "base": GroupMambaConfig(64, (96, 192, 424, 512), (3, 6, 21, 3)),
 }
 for _name, _config in _SIZES.items():
-    register(ModelInfo(f"group_mamba_{_name}", GroupMamba, _config, description=f"GroupMamba {_name} of the authors"))
+    _weights = f"hf:Abdelrahman-shaker/GroupMamba-{_name.capitalize()}"
+    _about = f"GroupMamba {_name} of the authors"
+    register(ModelInfo(f"group_mamba_{_name}", GroupMamba, _config, description=_about, authors=_weights))
 
 register(
     ModelInfo(

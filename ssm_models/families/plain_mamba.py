@@ -283,7 +283,8 @@ for _name, _config, _about in (
     ("plain_mamba_l2", PlainMambaConfig(384, 24, drop_path=0.2), "PlainMamba-L2"),
     ("plain_mamba_l3", PlainMambaConfig(448, 36, drop_path=0.4), "PlainMamba-L3"),
 ):
-    register(ModelInfo(_name, PlainMamba, _config, description=f"{_about} of the authors"))
+    _weights = f"hf:ChenhongyiYang/PlainMamba/{_name[-2:]}.pth"
+    register(ModelInfo(_name, PlainMamba, _config, description=f"{_about} of the authors", authors=_weights))
 
 _NANO = PlainMambaConfig(64, 12, patch=4, stem=32, stem_convs=1)
 register(

@@ -248,14 +248,34 @@ class Vim(PrunableModel):
         return {**state, "pos_embed": joined}
 
 
-for _name, _config, _about in (
-    ("vim_tiny", VimConfig(192), "Vim-T of the authors"),
-    ("vim_small", VimConfig(384, drop_path=0.05), "Vim-S of the authors"),
-    ("vim_base", VimConfig(768, drop_path=0.1), "Vim-B of the authors"),
-    ("vim_tiny_stride8", VimConfig(192, stride=8), "Vim-T with overlapping patches, 729 tokens"),
-    ("vim_small_stride8", VimConfig(384, stride=8), "Vim-S with overlapping patches, 729 tokens"),
+for _name, _config, _about, _file in (
+    ("vim_tiny", VimConfig(192), "Vim-T of the authors", "Vim-tiny-midclstok/vim_t_midclstok_76p1acc.pth"),
+    (
+        "vim_small",
+        VimConfig(384, drop_path=0.05),
+        "Vim-S of the authors",
+        "Vim-small-midclstok/vim_s_midclstok_80p5acc.pth",
+    ),
+    (
+        "vim_base",
+        VimConfig(768, drop_path=0.1),
+        "Vim-B of the authors",
+        "Vim-base-midclstok/vim_b_midclstok_81p9acc.pth",
+    ),
+    (
+        "vim_tiny_stride8",
+        VimConfig(192, stride=8),
+        "Vim-T with overlapping patches, 729 tokens",
+        "Vim-tiny-midclstok/vim_t_midclstok_ft_78p3acc.pth",
+    ),
+    (
+        "vim_small_stride8",
+        VimConfig(384, stride=8),
+        "Vim-S with overlapping patches, 729 tokens",
+        "Vim-small-midclstok/vim_s_midclstok_ft_81p6acc.pth",
+    ),
 ):
-    register(ModelInfo(_name, Vim, _config, description=_about))
+    register(ModelInfo(_name, Vim, _config, description=_about, authors=f"hf:hustvl/{_file}"))
 
 register(
     ModelInfo(

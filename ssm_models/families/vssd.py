@@ -274,14 +274,14 @@ class VSSD(StagedModel):
         return tokens
 
 
-_SIZES = {
-    "micro": VSSDConfig(48, (2, 2, 8, 4), states=48, drop_path=0.2),
-    "tiny": VSSDConfig(64, (2, 4, 8, 4), drop_path=0.2),
-    "small": VSSDConfig(64, (3, 4, 21, 5), drop_path=0.4),
-    "base": VSSDConfig(96, (3, 4, 21, 5), (3, 6, 12, 24), drop_path=0.6),
-}
-for _name, _config in _SIZES.items():
-    register(ModelInfo(f"vssd_{_name}", VSSD, _config, description=f"VSSD {_name} of the authors"))
+for _name, _config, _file in (
+    ("vssd_micro", VSSDConfig(48, (2, 2, 8, 4), states=48, drop_path=0.2), "vssd_micro_best.pth"),
+    ("vssd_tiny", VSSDConfig(64, (2, 4, 8, 4), drop_path=0.2), "vssd_tiny_best_ema.pth"),
+    ("vssd_small", VSSDConfig(64, (3, 4, 21, 5), drop_path=0.4), "vssd_small_best_ema.pth"),
+    ("vssd_base", VSSDConfig(96, (3, 4, 21, 5), (3, 6, 12, 24), drop_path=0.6), "vssd_base_best_ema.pth"),
+):
+    _about, _weights = f"VSSD {_name.removeprefix('vssd_')} of the authors", f"hf:YuhengSSS/VSSD/{_file}"
+    register(ModelInfo(_name, VSSD, _config, description=_about, authors=_weights))
 
 register(
     ModelInfo(

@@ -82,9 +82,17 @@ def test_the_check_is_exportable(model: PrunableModel) -> None:
     assert program.module()(torch.zeros(3, 3, 8, 8)).shape == (3, 10)
 
 
-def test_a_schedule_is_no_text(model: PrunableModel) -> None:
-    for wrong in ("5:0.5", "", 0):
-        with pytest.raises(ScheduleError, match="expected a PruningSchedule"):
+def test_a_schedule_may_be_given_as_text(model: PrunableModel) -> None:
+    for schedule in ("2:0.5;importance=l2", "", None):
+        model.set_schedule(schedule)
+        assert model.schedule == PruningSchedule.parse(schedule or "")
+        assert model.layout.tokens(model.schedule) == model.layout.tokens(schedule or "")
+    for wrong, message in (
+        (0, "expected a PruningSchedule, its text"),
+        ("2:", "step '2:'"),
+        ("200:0.5", "block 200"),
+    ):
+        with pytest.raises(ScheduleError, match=message):
             model.set_schedule(wrong)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import ssm_models
 from spaces import PruningSchedule
-from spaces.errors import FlopsError, UnknownNameError
+from spaces.errors import FlopsError, UnknownNameError, UsageError
 from ssm_models import flops
 from ssm_models.scan_paths import BACKWARD, FORWARD
 
@@ -84,6 +84,20 @@ def test_counting_leaves_the_model_as_it_was() -> None:
     ssm_models.count_flops(model, "3:0.5", "published")
     assert (model.schedule.text, model.training, model.directions) == ("2:0.5", True, (FORWARD, BACKWARD))
     assert model.blocks[0].mixer.directions == (FORWARD, BACKWARD)
+
+
+def test_the_schedule_that_is_set_is_counted_unless_another_is_named() -> None:
+    model = ssm_models.create_model("vim_nano", schedule="3:0.5")
+    pruned, dense = closed_form(PruningSchedule.parse("3:0.5")), closed_form(PruningSchedule())
+    assert ssm_models.count_flops(model) == pruned
+    assert ssm_models.count_flops(model, None) == ssm_models.count_flops(model, "") == dense
+    assert ssm_models.cost_table(model).flops("3:0.5") == pruned
+
+
+def test_a_model_of_another_library_is_refused_in_one_line() -> None:
+    for count in (ssm_models.count_flops, ssm_models.cost_table):
+        with pytest.raises(UsageError, match="Linear is not a state-space model of this package"):
+            count(nn.Linear(2, 2))
 
 
 def test_counting_silences_fvcore_only_while_it_counts() -> None:

@@ -14,19 +14,26 @@ from torch import Tensor
 
 from ssm_models.families.depthwise_gradient import depthwise_conv
 
-SHAPES = ((64, 128, 8, 7), (8, 384, 14, 7), (8, 896, 14, 7))  # images, channels, side of the grid, side of the kernel
+# Images, channels, rows and columns of the grid, of the kernel, zeros around the grid.
+SHAPES = {
+    "PlainMamba nano": (64, 128, (8, 8), (7, 7), (3, 3)),
+    "PlainMamba-L3": (8, 896, (14, 14), (7, 7), (3, 3)),
+    "Vim nano": (64, 128, (1, 68), (1, 4), (0, 0)),
+    "Vim-S": (8, 768, (1, 200), (1, 4), (0, 0)),
+}
 
 
-def of_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def of_torch(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
     """What `depthwise_conv` is compared with."""
-    return F.conv2d(x, weight, bias, padding=weight.shape[2] // 2, groups=len(weight))
+    return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
 
 
-def milliseconds(conv: Callable[..., Tensor], x: Tensor, weight: Tensor, upstream: Tensor) -> float:
-    """Time one backward pass, to the images and the weights."""
-    y = conv(x, weight, None)
+def milliseconds(conv: Callable[..., Tensor], inputs: tuple[Tensor, ...], padding: tuple[int, int]) -> float:
+    """Time one backward pass."""
+    y = conv(*inputs, padding)
+    upstream = torch.ones(y.shape).contiguous(memory_format=torch.channels_last)
     began = time.perf_counter()
-    torch.autograd.grad(y, (x, weight), upstream)
+    torch.autograd.grad(y, inputs, upstream)
     return 1e3 * (time.perf_counter() - began)
 
 
@@ -36,25 +43,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     a = parser.parse_args()
     print(f"{torch.get_num_threads()} threads")
-    print("| images, channels, grid, kernel | torch, ms | ours, ms | ratio | the forward pass, ms |")
+    print("| convolution | torch, ms | ours, ms | ratio | the forward pass, ms |")
     print("| --- | --- | --- | --- | --- |")
-    for batch, channels, grid, side in SHAPES:
+    for name, (batch, channels, grid, sides, padding) in SHAPES.items():
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randn(2, batch, grid * grid, channels, generator=generator)
-        x, upstream = tokens.transpose(2, 3).reshape(2, batch, channels, grid, grid)  # channels-last, as in a model
-        x.requires_grad_()
-        weight = torch.randn(channels, 1, side, side, generator=generator, requires_grad=True)
+        x = torch.randn(batch, channels, *grid, generator=generator).contiguous(memory_format=torch.channels_last)
+        weight, bias = torch.randn(channels, 1, *sides, generator=generator), torch.zeros(channels)
+        inputs = tuple(one.requires_grad_() for one in (x, weight, bias))
         times, forwards = [], []
         for _ in range(a.rounds + 2):
-            times.append([milliseconds(conv, x, weight, upstream) for conv in (of_torch, depthwise_conv)])
+            times.append([milliseconds(conv, inputs, padding) for conv in (of_torch, depthwise_conv)])
             began = time.perf_counter()
             with torch.no_grad():
-                of_torch(x, weight, None)
+                of_torch(x, weight, bias, padding)
             forwards.append(1e3 * (time.perf_counter() - began))
         theirs, ours = (statistics.median(column) for column in zip(*times[2:], strict=True))
         ratio = statistics.median(theirs / ours for theirs, ours in times[2:])
-        shape = f"{batch}, {channels}, {grid}², {side}²"
-        print(f"| {shape} | {theirs:.2f} | {ours:.2f} | {ratio:.1f} | {statistics.median(forwards[2:]):.2f} |")
+        print(f"| {name} | {theirs:.2f} | {ours:.2f} | {ratio:.1f} | {statistics.median(forwards[2:]):.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Depthwise convolutions whose backward pass is fast on the CPU for kernels other than 3 × 3.
 
-For such kernels torch's backward pass takes 10 to 15 times as long as its forward pass. Here the gradient of the images
-is a convolution with the flipped kernel, that of the bias a sum, and that of the weights a compiled loop.
+For such kernels torch's backward pass takes 10 to 15 times as long as its forward pass. Here the gradient of the
+images is a convolution with the flipped kernel, that of the bias a sum, and that of the weights a compiled loop.
 """
 
 from collections.abc import Callable

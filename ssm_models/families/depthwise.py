@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssm_models.families.depthwise_gradient import depthwise_conv
 from ssm_models.gather import take_if
 from ssm_models.token_view import TokenView
 
@@ -48,7 +49,7 @@ def _at(
     side = weight.shape[2]
     # In an exported graph, too, one convolution is better than a gather for each tap.
     if positions is None or everywhere or torch.is_grad_enabled() or torch.compiler.is_exporting():
-        grid = F.conv2d(view.to_grid(x, *view.grid), weight, bias, padding=side // 2, groups=len(weight))
+        grid = depthwise_conv(view.to_grid(x, *view.grid), weight, bias)
         whole = grid.flatten(2).transpose(1, 2)
         return take_if(whole, positions)
     rows = view.remember(f"around the {name}, {side}", lambda: neighbours(view, positions, side))

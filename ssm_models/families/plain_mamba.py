@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from spaces import Stage, TokenLayout
 from ssm_models.base import PrunableModel
+from ssm_models.families.depthwise_gradient import depthwise_conv
 from ssm_models.families.layers import MambaConfig, a_log, drop_rates, dt_projection, resize_positions
 from ssm_models.importance import Signals
 from ssm_models.precision import precise
@@ -107,7 +108,7 @@ class PlainMambaMixer(nn.Module):
         """Mix travelling tokens (b, T, D), normalised; return the change of the kept ones (b, K, D), and signals."""
         (w_x, w_z), (b_x, b_z) = self.in_proj.weight.chunk(2), self.in_proj.bias.chunk(2)
         u = view.to_grid(F.linear(x, w_x, b_x), *self.grid)
-        u = F.silu(view.from_grid(self.conv2d(u)))
+        u = F.silu(view.from_grid(depthwise_conv(u, self.conv2d.weight, self.conv2d.bias)))
         z = F.linear(view.kept(x), w_z, b_z)
         dt, B, C = torch.split(self.x_proj(u), [self.rank, self.states, self.states], -1)
         bias = self.dt_proj.bias

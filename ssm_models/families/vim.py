@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spaces import Stage, TokenLayout
 from spaces.schedule import IMPORTANCE
 from ssm_models.base import PrunableModel
+from ssm_models.families.depthwise_gradient import depthwise_conv
 from ssm_models.families.directional_scan import ScanWeights, directional_scan
 from ssm_models.families.layers import MambaConfig, a_log, dt_projection, resize_positions
 from ssm_models.gather import take
@@ -99,7 +100,7 @@ def causal_conv(x: Tensor, conv: nn.Conv1d, reverse: bool) -> Tensor:
     padded = F.pad(x, (0, 0, 0, reach) if reverse else (0, 0, reach, 0))
     # As an image one pixel high: two-dimensional convolutions take channels-last inputs without a copy.
     picture = padded.transpose(1, 2).unsqueeze(2)
-    return F.conv2d(picture, weight.unsqueeze(2), conv.bias, groups=conv.groups).squeeze(2).transpose(1, 2)
+    return depthwise_conv(picture, weight.unsqueeze(2), conv.bias, padding=(0, 0)).squeeze(2).transpose(1, 2)
 
 
 class VimBlock(nn.Module):

@@ -18,6 +18,10 @@ UNKNOWN_NOISE = 0.01  # variance where it is not known, as a share of the object
 MAX_OBSERVATIONS = 500  # that a process is conditioned on
 EFFORT = 500_000  # covariance entries that may be computed for each proposal to adapt the hyperparameters
 MAX_TRIES = 24  # changes of the hyperparameters for each proposal
+# The reference point of the hypervolume lies beyond the budget by this share of it. The dearest point then gains
+# about as much as its neighbours do; a reference far beyond draws proposals to the upper end. For a front of H + 1
+# points it is 1 / H in Ishibuchi et al., "How to Specify a Reference Point in Hypervolume Calculation" (2018).
+BEYOND = 0.1
 
 
 class Forecast:
@@ -75,10 +79,12 @@ class ExpectedGain:
     Args:
         features: of schedules.
         objectives: names from `OBJECTIVES`.
+        budget: the least and the most FLOPs of a candidate, as shares of the dense model's.
     """
 
-    def __init__(self, features: Features, objectives: Sequence[str]) -> None:
+    def __init__(self, features: Features, objectives: Sequence[str], budget: tuple[float, float]) -> None:
         self._objectives = tuple(objectives)
+        self._dearest = budget[1] + BEYOND * (budget[1] - budget[0])
         self._forecasts = {name: Forecast(features, name in SHARES) for name in objectives if name != "flops"}
 
     def __call__(
@@ -106,7 +112,7 @@ class ExpectedGain:
             cost, score = names.index("flops"), 1 - names.index("flops")
             floor = 0.0 if names[score] in SHARES else float(low[score])
             front = np.stack([-known[:, cost], known[:, score]], 1)
-            reference = (1.0, floor)
+            reference = (self._dearest, floor)
             return expected_hypervolume_gain(-means[:, cost], means[:, score], deviations[:, score], front, reference)
         span = np.maximum(known.max(0) - low, 1e-9)
         weights = rng.dirichlet(np.ones(len(names)))

@@ -157,7 +157,9 @@ class GpSampler(BaseSampler):
         """Return what was made of the study so far; a new model if the sampler served another one."""
         if self._model is None or self._study is None or self._study() is not study:
             history = TrialHistory(self._space, self._features, self._objectives)
-            self._model = _StudyModel(history, ExpectedGain(self._features, self._objectives))
+            least, most = (flops / self._space.dense_flops for flops in (self._space.least, self._space.limit))
+            gain = ExpectedGain(self._features, self._objectives, (least, most))
+            self._model = _StudyModel(history, gain)
             self._study = weakref.ref(study)
         return self._model
 

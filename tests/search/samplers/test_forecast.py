@@ -67,7 +67,7 @@ def test_what_is_under_way_gains_little(objectives: tuple[str, ...]) -> None:
         Observation(one, tuple({"flops": -one.flops}.get(name, fakes.top1(one.schedule)) for name in objectives), 300)
         for one in seen
     ]
-    gain, candidates = ExpectedGain(FEATURES, objectives), schedules(30, seed=1)
+    gain, candidates = ExpectedGain(FEATURES, objectives, (0.4, 0.8)), schedules(30, seed=1)
     gains = gain(candidates, observations, [], np.random.default_rng(0))
     best = int(gains.argmax())
     again = gain(candidates, observations, [candidates[best]], np.random.default_rng(0))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,7 @@ from search.samplers.registry import make_sampler
 from search.samplers.suggest import distributions, suggest_schedule
 from spaces import PruningSchedule
 from spaces.errors import UnknownNameError, UsageError
+from spaces.space import SearchSpace
 from tests.search import fakes
 from tests.search.samplers.test_registry import SPACE, evaluate
 
@@ -67,6 +69,23 @@ def test_it_needs_a_fifth_of_the_evaluations_of_chance() -> None:
     for seed in range(3):
         chance = make_sampler("random", SPACE, ("top1", "flops"), seed=seed, trials=150)
         assert volume(evaluate(make(seed=seed), 30)) > volume(evaluate(chance, 150))
+
+
+def test_proposals_spread_over_the_budget_and_do_not_crowd_at_its_end() -> None:
+    shares = []
+    for seed in range(3):
+        space = fakes.space(budget="0.5:0.7")
+        study = optuna.create_study(sampler=GpSampler(space, seed=seed), directions=DIRECTIONS)
+
+        def score(trial: Trial, space: SearchSpace = space) -> tuple[float, float]:
+            schedule = suggest_schedule(trial, space)
+            trial.set_user_attr("images", 300)
+            return fakes.top1(schedule), fakes.flops(schedule)
+
+        study.optimize(score, n_trials=50)
+        shares += [trial.values[1] / DENSE for trial in study.trials[10:]]
+    fifths = np.histogram(shares, bins=5, range=(0.5, 0.7))[0] / len(shares)
+    assert fifths.min() > 0.08 and fifths.max() < 0.35
 
 
 def test_what_is_under_way_stays_so_when_another_draw_of_it_comes_to_nothing() -> None:

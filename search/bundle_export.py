@@ -11,7 +11,7 @@ import ssm_models
 from results.export.model_card import model_card
 from results.export.schedule_json import export_schedule
 from results.files import write_json, write_whole
-from results.records import Confirmation, Evaluation, FineTune, Study
+from results.records import Confirmation, Evaluation, FineTune, Study, latest_runs
 from search.study_data import open_study_data
 from spaces.errors import CheckpointError, DataError
 from ssm_models import PrunableModel, bundle
@@ -30,6 +30,7 @@ class Weights:
         model: with the schedule set.
         digest: SHA-256 of the weights.
         finetune: the recorded fine-tuning that produced them, if any.
+        best: whether they are the best of the latest fine-tunings.
         measured: whether the study measured these weights: they are its own, or a recorded fine-tuning of them.
     """
 
@@ -37,12 +38,16 @@ class Weights:
     digest: str
     finetune: FineTune | None
     measured: bool
+    best: bool = False
 
 
 def choose_weights(
     study: Study, evaluation: Evaluation, finetunes: Sequence[FineTune], checkpoint: str | None = None
 ) -> Weights:
     """Load the weights of a point: the given ones, else its best fine-tuned ones, else the study's.
+
+    The best are those of the latest fine-tunings, which differ by their seed only: scores of other images or recipes
+    are not compared.
 
     Args:
         study: the study.
@@ -55,7 +60,7 @@ def choose_weights(
     """
     spec = study.spec
     tuned = [one for one in finetunes if one.schedule_hash == evaluation.hash]
-    best = max(tuned, key=lambda one: one.top1, default=None)
+    best = max(latest_runs(tuned).get(evaluation.hash, ()), key=lambda one: one.top1, default=None)
     source: str | None
     expected: str | None
     if checkpoint is None and best is not None:
@@ -82,7 +87,8 @@ def choose_weights(
         )
     model.set_schedule(evaluation.schedule)
     origin = next((one for one in tuned if one.weights_digest == digest), None)
-    return Weights(model, digest, origin, origin is not None or digest == spec.weights_digest)
+    measured = origin is not None or digest == spec.weights_digest
+    return Weights(model, digest, origin, measured, best=origin is not None and origin is best)
 
 
 def parity_images(study: Study, model: PrunableModel, count: int) -> Tensor:
@@ -153,6 +159,7 @@ def export_bundle(
             model.pretrained_cfg,
             weights.digest,
             finetune=weights.finetune,
+            runs=evaluation.finetuned if weights.best else None,
             measured=weights.measured,
             exports=[asdict(one) for one in parities],
         )

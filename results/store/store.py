@@ -34,16 +34,17 @@ from results.records import (
     Driver,
     Evaluation,
     FineTune,
+    FineTuned,
     News,
     Study,
     StudySpec,
+    latest_runs,
 )
 from results.store import claims, front_flags
 from results.store.database import open_database, store_errors, writing
-from results.store.queries import bounded_front, evaluations_query, studies_query
+from results.store.queries import bounded_front, evaluations_query, finetunes_query, studies_query
 from results.store.row_mapping import (
     CONFIRMATION_COLUMNS,
-    FINETUNE_COLUMNS,
     confirmation_values,
     finished_values,
     read_evaluation,
@@ -199,7 +200,8 @@ class Store:
 
     def evaluation(self, study: Study, schedule_hash: str) -> Evaluation | None:
         """Return the evaluation of a schedule, in any state; None if the study has none."""
-        found = self._evaluations(evaluations_query(study).where(EvaluationRow.schedule_hash == schedule_hash))
+        same = EvaluationRow.schedule_hash == schedule_hash
+        found = self._evaluations(study, evaluations_query(study).where(same))
         return found[0] if found else None
 
     def evaluations(self, study: Study, done_only: bool = True, unfinished: bool = False) -> list[Evaluation]:
@@ -211,9 +213,10 @@ class Store:
             unfinished: append those that are queued or running, in the order in which they were claimed.
         """
         states = ("done",) if done_only else FINISHED
-        found = self._evaluations(evaluations_query(study).where(EvaluationRow.state.in_(states)))
+        found = self._evaluations(study, evaluations_query(study).where(EvaluationRow.state.in_(states)))
         if unfinished:
-            found += reversed(self._evaluations(evaluations_query(study).where(EvaluationRow.state.in_(UNFINISHED))))
+            waiting = evaluations_query(study).where(EvaluationRow.state.in_(UNFINISHED))
+            found += reversed(self._evaluations(study, waiting))
         return found
 
     def front(self, study: Study, max_flops: int | None = None, min_top1: float | None = None) -> list[Evaluation]:
@@ -237,7 +240,7 @@ class Store:
                 on_front = EvaluationRow.id.in_(bounded_front(connection, study, max_flops, min_top1))
         found = [
             evaluation
-            for evaluation in self._evaluations(evaluations_query(study).where(on_front))
+            for evaluation in self._evaluations(study, evaluations_query(study).where(on_front))
             if (max_flops is None or evaluation.flops <= max_flops)
             and (min_top1 is None or (evaluation.reported.top1 or 0.0) >= min_top1)
         ]
@@ -259,9 +262,14 @@ class Store:
         candidates = self.front(study) if front_suffices else self.evaluations(study)
         return best_evaluation(candidates, max_flops=max_flops, min_top1=min_top1)
 
-    def _evaluations(self, query: Select[Any]) -> list[Evaluation]:
+    def _evaluations(self, study: Study, query: Select[Any]) -> list[Evaluation]:
+        """Return the evaluations that a query selects, in order, each with its latest fine-tunings."""
         with store_errors(self.where), self._engine.connect() as connection:
-            return [read_evaluation(row) for row in connection.execute(query.order_by(EvaluationRow.number))]
+            found = [read_evaluation(row) for row in connection.execute(query.order_by(EvaluationRow.number))]
+            tuned = latest_runs(FineTune(*row) for row in connection.execute(finetunes_query(study)))
+        if not tuned:
+            return found
+        return [replace(e, finetuned=FineTuned.of(tuned[e.hash])) if e.hash in tuned else e for e in found]
 
     # --- drivers and claims -----------------------------------------------------------------------------
 
@@ -401,6 +409,5 @@ class Store:
 
     def finetunes(self, study: Study) -> list[FineTune]:
         """Return the fine-tunings of a study, oldest first."""
-        query = select(*FINETUNE_COLUMNS).where(FineTuneRow.study_id == study.id).order_by(FineTuneRow.id)
         with store_errors(self.where), self._engine.connect() as connection:
-            return [FineTune(*row) for row in connection.execute(query)]
+            return [FineTune(*row) for row in connection.execute(finetunes_query(study))]

@@ -282,9 +282,7 @@ def latest_runs(finetunes: Iterable[FineTune]) -> dict[str, list[FineTune]]:
     schedules: dict[str, list[FineTune]] = {}
     for one in finetunes:
         schedules.setdefault(one.schedule_hash, []).append(one)
-    return {
-        schedule: [one for one in many if one.group == many[-1].group] for schedule, many in schedules.items()
-    }
+    return {schedule: [one for one in many if one.group == many[-1].group] for schedule, many in schedules.items()}
 
 
 @dataclass(frozen=True)

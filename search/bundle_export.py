@@ -12,7 +12,8 @@ from results.export.model_card import model_card
 from results.export.schedule_json import export_schedule
 from results.files import write_json, write_whole
 from results.records import Confirmation, Evaluation, FineTune, Study, latest_runs
-from search.study_data import open_study_data
+from search.data.image_set import ImageChoice, ImageSet
+from search.study_data import open_study_data, study_images
 from spaces.errors import CheckpointError, DataError
 from ssm_models import PrunableModel, bundle
 from ssm_models.checkpoints import RANDOM
@@ -91,20 +92,19 @@ def choose_weights(
     return Weights(model, digest, origin, measured, best=origin is not None and origin is best)
 
 
-def parity_images(study: Study, model: PrunableModel, count: int) -> Tensor:
-    """Return the first `count` images of the study's val split, preprocessed for the model, (n, 3, H, W).
+def parity_images(study: Study, model: PrunableModel, choice: ImageChoice) -> tuple[ImageSet, Tensor]:
+    """Return the images of a study's data set that are asked for, preprocessed for the model, (n, 3, H, W).
 
     Raises:
+        UsageError: there are no such images.
         PrunefrontError: they cannot be read, or are no longer those of the study.
     """
     data = open_study_data(study.spec)
     if data.digest() != study.spec.data_digest:
         raise DataError(f"the images of {study.spec.data} are not those of study {study.name!r}")
-    batches = data.batches(
-        model.pretrained_cfg, model.img_size, images=count, batch_size=count, order=study.spec.order
-    )
-    images, _ = next(iter(batches))
-    return images
+    chosen = choice.image_set_of(data, study_images(study.spec))
+    images, _ = next(iter(chosen.batches(data, model, chosen.images)))
+    return chosen, images
 
 
 def random_images(model: PrunableModel, count: int) -> Tensor:

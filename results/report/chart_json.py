@@ -77,7 +77,7 @@ def _point(chart: FrontChart, e: Evaluation) -> dict[str, Any]:
 def _tuned_point(chart: FrontChart, e: Evaluation) -> dict[str, Any]:
     """Return the point of an evaluation after fine-tuning; `before` is its score before, on the same images `on`."""
     assert e.finetuned is not None
-    tuned = {"y": 100 * e.finetuned.top1, "before": 100 * chart.before_tuning(e)}
+    tuned: dict[str, Any] = {"y": 100 * e.finetuned.top1, "before": 100 * chart.before_tuning(e)}
     tuned |= {"on": e.finetuned.scored_on, "spread": e.finetuned.spread, "images": e.finetuned.images}
     return _point(chart, e) | tuned | {"low": None, "high": None, "search": None}
 

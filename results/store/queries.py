@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, ColumnExpressionArgument, Connection, Row, Select, case, func, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    ColumnExpressionArgument,
+    Connection,
+    Row,
+    ScalarSelect,
+    Select,
+    case,
+    func,
+    literal,
+    select,
+)
 
 from results.objectives import objectives_front
 from results.records import STATES, Study
@@ -57,6 +68,11 @@ def evaluations_query(study: Study) -> Select[Any]:
 def finetunes_query(study: Study) -> Select[Any]:
     """Select the fine-tunings of a study, oldest first; for `FineTune`."""
     return select(*FINETUNE_COLUMNS).where(FineTuneRow.study_id == study.id).order_by(FineTuneRow.id)
+
+
+def finetunes_count(study: Study) -> ScalarSelect[int]:
+    """The number of fine-tunings of a study, as a column of another query."""
+    return select(func.count()).where(FineTuneRow.study_id == study.id).scalar_subquery()
 
 
 def reported_rows(

@@ -1,6 +1,7 @@
 """The values of `results.records` as rows of the database, and back."""
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,16 +39,12 @@ CONFIRMED_OBJECTIVES: dict[str, InstrumentedAttribute[Any]] = {
 # --- from rows ------------------------------------------------------------------------------------------
 
 
-def read_evaluation(row: Row[Any]) -> Evaluation:
+def read_evaluation(row: Sequence[Any]) -> Evaluation:
     """Return the evaluation in a row of `evaluations_query`, without its fine-tunings."""
     values: tuple[Any, ...] = tuple(row)
     own, (metric, *confirmed) = values[: len(EVALUATION_COLUMNS)], values[len(EVALUATION_COLUMNS) :]
-    return Evaluation(
-        PruningSchedule.parse(own[0]),
-        *own[1:],
-        metric=metric,
-        confirmed=None if confirmed[0] is None else Confirmation(*confirmed),
-    )
+    confirmation = None if confirmed[0] is None else Confirmation(*confirmed)
+    return replace(Evaluation(PruningSchedule.parse(own[0]), *own[1:]), metric=metric, confirmed=confirmation)
 
 
 def read_study(row: Row[Any]) -> Study:

@@ -42,7 +42,7 @@ from results.records import (
 )
 from results.store import claims, front_flags
 from results.store.database import open_database, store_errors, writing
-from results.store.queries import bounded_front, evaluations_query, finetunes_query, studies_query
+from results.store.queries import bounded_front, evaluations_query, finetunes_count, finetunes_query, studies_query
 from results.store.row_mapping import (
     CONFIRMATION_COLUMNS,
     confirmation_values,
@@ -265,10 +265,12 @@ class Store:
     def _evaluations(self, study: Study, query: Select[Any]) -> list[Evaluation]:
         """Return the evaluations that a query selects, in order, each with its latest fine-tunings."""
         with store_errors(self.where), self._engine.connect() as connection:
-            found = [read_evaluation(row) for row in connection.execute(query.order_by(EvaluationRow.number))]
+            counted = query.add_columns(finetunes_count(study)).order_by(EvaluationRow.number)
+            rows = [tuple(row) for row in connection.execute(counted)]
+            found = [read_evaluation(row[:-1]) for row in rows]
+            if not (rows and rows[0][-1]):  # the usual case takes one statement
+                return found
             tuned = latest_runs(FineTune(*row) for row in connection.execute(finetunes_query(study)))
-        if not tuned:
-            return found
         return [replace(e, finetuned=FineTuned.of(tuned[e.hash])) if e.hash in tuned else e for e in found]
 
     # --- drivers and claims -----------------------------------------------------------------------------

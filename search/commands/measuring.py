@@ -20,7 +20,14 @@ from search.commands.options import (
     scored,
 )
 from search.commands.output import Column, Format, compact_flops, print_object, print_rows, say, share_text
-from search.commands.schedule_files import check_belongs, images_of_file, order_of_images, read_schedule, size_of_images, size_to_open
+from search.commands.schedule_files import (
+    check_belongs,
+    images_of_file,
+    order_of_images,
+    read_schedule,
+    size_of_images,
+    size_to_open,
+)
 from search.config import SearchConfig, parse_img_size
 from spaces import PruningSchedule
 
@@ -64,8 +71,9 @@ def evaluate(
 ) -> None:
     """Print top-1, loss, FLOPs and latency of one schedule.
 
-    The images are all of val, unless --split, --skip and --images name others. The latency is the median over forward passes of the first batch, in milliseconds per image, on the GPU if there
-    is one, else on all cores of the CPU. Dense and pruned passes alternate.
+    The images are all of val, unless --split, --skip and --images name others. The latency is the median over forward
+    passes of the first batch, in milliseconds per image, on the GPU if there is one, else on all cores of the CPU.
+    Dense and pruned passes alternate.
     """
     from search.data.image_set import ImageChoice
 

@@ -56,9 +56,7 @@ def size_of_images(content: dict[str, Any] | None) -> tuple[int, int] | None:
     return (size[0], size[1]) if isinstance(size, list) else (size, size)
 
 
-def size_to_open(
-    asked: str | None, checkpoint: str | None, content: dict[str, Any] | None
-) -> tuple[int, int] | None:
+def size_to_open(asked: str | None, checkpoint: str | None, content: dict[str, Any] | None) -> tuple[int, int] | None:
     """Return the image size to open a model at; None where its weights say it.
 
     Args:
@@ -96,7 +94,7 @@ def images_of_file(content: dict[str, Any] | None, where: str) -> "StudyImages |
     digest, split = provenance.get("data_digest"), provenance.get("confirm_split", VAL)
     if searched is None or digest is None:
         return None
-    confirming = provenance.get("confirm_images")
+    confirming: Any = provenance.get("confirm_images")
     if confirming is None:
         confirming = older.get("images") if older.get("confirmed") else 0
     for name, value, least in (("images", searched, 1), ("confirm_images", confirming, 0)):

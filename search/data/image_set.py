@@ -1,6 +1,6 @@
 """The images that scores are measured on, and the words by which commands name them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from results.image_sets import images_text
@@ -51,6 +51,10 @@ class ImageSet:
             return self
         skip = max(self.skip, other.end)
         return ImageSet(self.split, self.end - skip, skip, self.order) if skip < self.end else None
+
+    def first(self, images: int | None) -> "ImageSet":
+        """Return the first of these images; None for all."""
+        return self if images is None else replace(self, images=min(images, self.images))
 
     def halves(self) -> "tuple[ImageSet, ImageSet]":
         """Return two disjoint sets of nearly equal size, the second of which is the rest of the first."""
@@ -197,7 +201,9 @@ class ImageChoice:
         split = VAL if self.split in (None, REST) else str(self.split)
         there = data.size(split) - skip
         if there < 1 and self.split == REST and searched is not None:
-            raise UsageError(f"{self.option} rest: the search runs over all {searched.images} images of val")
+            raise UsageError(
+                f"{self.option} rest: none is left, for all {searched.images} images of val were searched"
+            )
         if there < 1:
             raise UsageError(f"--skip {skip}: {split} of {data.spec} has {data.size(split)} images; leave out fewer")
         return ImageSet(split, there if self.images is None else min(self.images, there), skip, order)

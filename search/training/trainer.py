@@ -69,6 +69,8 @@ class FitResult:
         curve: one object per epoch: epoch, train_loss, top1, loss, lr, seconds; top1 and loss are None where val
             was not evaluated.
         start: (score, loss) of the `references` before the first epoch.
+        weights_epoch: the epoch that the weights in the model are of: a later one than the last of `curve` if an
+            earlier run went further.
     """
 
     top1: float
@@ -79,6 +81,7 @@ class FitResult:
     seconds: float
     curve: list[dict[str, Any]]
     start: dict[str, Scores]
+    weights_epoch: int = 0
 
 
 class Trainer:
@@ -199,7 +202,7 @@ class Trainer:
             top1, loss = self._score(self._model)
             curve[-1] |= {"top1": top1, "loss": loss}
         self._model.to("cpu").eval()
-        return _summarise(curve[:last], self._images, self._state.start)
+        return replace(_summarise(curve[:last], self._images, self._state.start), weights_epoch=len(curve))
 
     def _score_references(self) -> None:
         for name, reference in self._job.references.items():

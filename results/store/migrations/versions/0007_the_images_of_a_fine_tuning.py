@@ -13,8 +13,8 @@ def upgrade() -> None:
     op.add_column("finetunes", sa.Column("skip", sa.Integer(), nullable=True))
     op.add_column("finetunes", sa.Column("image_order", sa.String(length=32), nullable=True))
     op.add_column("finetunes", sa.Column("data_digest", sa.String(length=64), nullable=True))
-    op.add_column("finetunes", sa.Column("before_top1", sa.Float(), nullable=True))
-    op.add_column("finetunes", sa.Column("dense_top1", sa.Float(), nullable=True))
+    op.add_column("finetunes", sa.Column("before_top1", sa.Double(), nullable=True))
+    op.add_column("finetunes", sa.Column("dense_top1", sa.Double(), nullable=True))
 
 
 def downgrade() -> None:

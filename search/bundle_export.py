@@ -11,7 +11,8 @@ import ssm_models
 from results.export.model_card import model_card
 from results.export.schedule_json import export_schedule
 from results.files import write_json, write_whole
-from results.records import Confirmation, Evaluation, FineTune, Study, latest_runs
+from results.finetuned import latest_runs
+from results.records import Confirmation, Evaluation, FineTune, Study
 from search.data.image_set import ImageChoice, ImageSet
 from search.study_data import open_study_data, study_images
 from spaces.errors import CheckpointError, DataError
@@ -87,7 +88,8 @@ def choose_weights(
             f"study {spec.name!r} is about {spec.num_classes} and {tuple(spec.img_size)}"
         )
     model.set_schedule(evaluation.schedule)
-    origin = next((one for one in tuned if one.weights_digest == digest), None)
+    latest = [one for one in reversed(tuned) if one.weights_digest == digest]
+    origin = best if best in latest else next(iter(latest), None)
     measured = origin is not None or digest == spec.weights_digest
     return Weights(model, digest, origin, measured, best=origin is not None and origin is best)
 

@@ -1,8 +1,8 @@
 """Segmentation, from a dense model to a fine-tuned schedule: the mIoU that pruning costs and the time that it saves.
 
 For each model: train it, search at the budget, fine-tune the best schedule with several seeds, and measure the speed.
-As a control, the dense model is fine-tuned in the same way with the first seed. The search runs over tiles of val; all
-scores are of test, which are other images, because tiles of one image are alike. All steps are commands that a user
+As a control, the dense model is fine-tuned in the same way with the first seed. The search runs over tiles of val and
+all scores are of test: other images, because tiles of one image are alike. All steps are commands that a user
 would type; they are printed, and steps that are done already are skipped.
 
     python benchmarks/prepare/dubai_aerial.py "Semantic segmentation dataset" dubai

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from results.finetuned import latest_runs
 from results.intervals import wilson_interval
 from results.metrics import METRICS
-from results.records import Confirmation, Evaluation, FineTune, Study, latest_runs
+from results.records import Confirmation, Evaluation, FineTune, Study
 from results.report.cost import SearchCost
 from results.report.evaluation_table import evaluation_columns
 from results.report.front_chart import BlockTokens, FrontChart, evenly_spaced, tokens_by_block

@@ -18,12 +18,14 @@ from sqlalchemy import (
     Engine,
     Select,
     and_,
+    func,
     insert,
     select,
     update,
 )
 from sqlalchemy.exc import IntegrityError
 
+from results.finetuned import latest_runs
 from results.objectives import best_evaluation
 from results.process import this_process
 from results.records import (
@@ -38,7 +40,6 @@ from results.records import (
     News,
     Study,
     StudySpec,
-    latest_runs,
 )
 from results.store import claims, front_flags
 from results.store.database import open_database, store_errors, writing
@@ -374,8 +375,8 @@ class Store:
     def record_finetune(self, study: Study, finetune: FineTune) -> bool:
         """Write the outcome of a fine-tuning beside the evaluation of its schedule, unless it is recorded already.
 
-        The outcome is known by its schedule and the digest of its weights, so a fine-tuning that is reported twice,
-        even by two processes at once, is recorded once.
+        The outcome is known by its schedule, the digest of its weights and the images of its scores, so a fine-tuning
+        that is reported twice, even by two processes at once, is recorded once.
 
         Returns:
             Whether it was written now.
@@ -397,6 +398,9 @@ class Store:
             FineTuneRow.study_id == study.id,
             FineTuneRow.schedule_hash == finetune.schedule_hash,
             FineTuneRow.weights_digest == finetune.weights_digest,
+            FineTuneRow.images == finetune.images,
+            func.coalesce(FineTuneRow.split, "val") == (finetune.split or "val"),
+            func.coalesce(FineTuneRow.skip, 0) == (finetune.skip or 0),
         )
         with self._study_lock(study) as connection:
             if connection.execute(evaluated).first() is None:

@@ -215,7 +215,7 @@ class FineTuner:
 
         student, teacher = self.open_model(), self.open_model()
         job = replace(self.job, schedule=schedule)
-        with EpochLog(title, score=self.data.task.metric.label) as log:
+        with EpochLog(title, score=self.data.task.metric.label, split=job.split) as log:
             run = TrainingRun(out, pace=self.pace, observer=log)
             return finetune_model(student, teacher, self.data, job, run, workers=workers), student
 

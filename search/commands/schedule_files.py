@@ -104,7 +104,7 @@ def images_of_file(content: dict[str, Any] | None, where: str) -> "StudyImages |
         raise ScheduleError(f"{where}: provenance: data_digest or confirm_split is malformed")
     order = order_of_images(content or {}, where)
     return StudyImages(
-        where=f"study {str(provenance['study'])!r}, by {where}",
+        where=f"study {str(provenance['study'])!r} (named in {where})",
         searched=ImageSet(VAL, searched, 0, order),
         confirming=confirming_images(split, confirming, searched, order),
         digest=digest,

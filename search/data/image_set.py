@@ -109,7 +109,7 @@ class StudyImages:
         which = "are" if shared == images.images else f"include {shared:,} of"
         return (
             f"the images of the scores ({images.text}) {which} those that chose the schedule in {self.where}, "
-            "so the scores are too high; --split rest or --split test takes others"
+            "so they tend to be too high; --split rest or --split test takes others"
         )
 
 

@@ -215,7 +215,7 @@ def _print_halving(halving: "Halving", form: Format) -> None:
 def _tau_text(found: "RankCorrelation") -> str:
     of = f"({found.schedules} schedules, {found.images} images)"
     if found.tau is None:
-        return f"undefined, because all are equal {of}"
+        return f"undefined, because all scores of a half are equal {of}"
     interval = "no interval" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f} at 95 % over images"
     return f"{found.tau:+.2f}, {interval} {of}"
 

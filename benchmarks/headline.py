@@ -36,6 +36,7 @@ from search_quality import patterns, same_settings
 
 import ssm_models
 from search.data.dataset import ImageData, open_data
+from search.data.image_set import ImageSet
 from search.evaluation.evaluator import Evaluator
 from search.evaluation.metrics import Metrics
 from search.evaluation.race import Entry
@@ -193,10 +194,10 @@ def tuned(job: tuple[argparse.Namespace, str, Contestant, int]) -> dict[str, Any
         data = open_data(train)
         model, teacher = (open_model(a.model, a.checkpoint, data) for _ in range(2))
         recipe = finetune_recipe(a.epochs, seed=seed)
-        tuning = FineTuneJob(contestant.schedule, recipe, images=100)
+        held_out = ImageSet("val", data.size() - a.images, skip=a.images)
+        tuning = FineTuneJob(contestant.schedule, recipe, images=held_out.first(100))  # only to follow it
         result = finetune_model(model, teacher, data, tuning, TrainingRun(folder))
-        rest = data.batches(model.pretrained_cfg, model.img_size, skip=a.images, batch_size=100)
-        top1 = scores(model, rest, [contestant.schedule])[0]
+        top1 = scores(model, held_out.batches(data, model), [contestant.schedule])[0]
         kept.write_text(json.dumps({"top1": top1, "seconds": result.fit.seconds}))
         for weights in (result.checkpoint, folder / "last.pt"):  # large, and not needed any more
             if weights is not None:

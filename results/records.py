@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from results.finetuned import FineTune as FineTune  # one of the values of the store
+from results.finetuned import FineTuned as FineTuned
 from results.metrics import TOP1
 from results.portable import portable
 from results.process import Process
@@ -197,7 +199,7 @@ class Evaluation:
         number: position in the order of finishing, from 0; negative before. The store sets it.
         attempts: how often it was started: once, plus once for each worker or driver lost while running it.
         finished_at: in UTC; the store sets it if it is None.
-        finetuned_top1: the best accuracy after fine-tuning, in 0..1; set when read, None without a fine-tuning.
+        finetuned: what its latest fine-tunings reach; set when read, None without a fine-tuning.
         metric: the metric of the study; set when read.
         confirmed: the score on the confirming images; set when read, None if not confirmed.
     """
@@ -223,7 +225,7 @@ class Evaluation:
     number: int = -1
     attempts: int = 1
     finished_at: datetime | None = None
-    finetuned_top1: float | None = None
+    finetuned: FineTuned | None = None
     metric: str = TOP1.name
     confirmed: Confirmation | None = None
 
@@ -231,6 +233,11 @@ class Evaluation:
     def hash(self) -> str:
         """The schedule's hash."""
         return self.schedule.hash
+
+    @property
+    def finetuned_top1(self) -> float | None:
+        """The mean accuracy of its latest fine-tunings, in 0..1; None without a fine-tuning."""
+        return None if self.finetuned is None else self.finetuned.top1
 
     @property
     def reported(self) -> "Confirmation | Evaluation":
@@ -288,36 +295,3 @@ class News:
     finished: list[Evaluation]
     elsewhere: int
     waiting: int
-
-
-@dataclass(frozen=True)
-class FineTune:
-    """The outcome of one fine-tuning of a schedule that the study has evaluated.
-
-    Attributes:
-        schedule_hash: hash of the schedule.
-        top1: accuracy in 0..1 after fine-tuning.
-        loss: mean cross-entropy after fine-tuning.
-        epochs: passes over the training images.
-        images: how many images `top1` was measured on.
-        seconds: how long the fine-tuning took.
-        checkpoint: the file that the weights were written to.
-        weights_digest: SHA-256 of the weights.
-        config: settings of the fine-tuning.
-        curve: one JSON object for each epoch.
-        versions: versions of prunefront and its main libraries, by name.
-        finished_at: in UTC; the store sets it if it is None.
-    """
-
-    schedule_hash: str
-    top1: float
-    loss: float
-    epochs: int
-    images: int
-    seconds: float
-    checkpoint: str
-    weights_digest: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    finished_at: datetime | None = None

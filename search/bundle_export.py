@@ -11,8 +11,10 @@ import ssm_models
 from results.export.model_card import model_card
 from results.export.schedule_json import export_schedule
 from results.files import write_json, write_whole
+from results.finetuned import latest_runs
 from results.records import Confirmation, Evaluation, FineTune, Study
-from search.study_data import open_study_data
+from search.data.image_set import ImageChoice, ImageSet
+from search.study_data import open_study_data, study_images
 from spaces.errors import CheckpointError, DataError
 from ssm_models import PrunableModel, bundle
 from ssm_models.checkpoints import RANDOM
@@ -30,6 +32,7 @@ class Weights:
         model: with the schedule set.
         digest: SHA-256 of the weights.
         finetune: the recorded fine-tuning that produced them, if any.
+        best: whether they are the best of the latest fine-tunings.
         measured: whether the study measured these weights: they are its own, or a recorded fine-tuning of them.
     """
 
@@ -37,12 +40,16 @@ class Weights:
     digest: str
     finetune: FineTune | None
     measured: bool
+    best: bool = False
 
 
 def choose_weights(
     study: Study, evaluation: Evaluation, finetunes: Sequence[FineTune], checkpoint: str | None = None
 ) -> Weights:
     """Load the weights of a point: the given ones, else its best fine-tuned ones, else the study's.
+
+    The best are those of the latest fine-tunings, which differ by their seed only: scores of other images or recipes
+    are not compared.
 
     Args:
         study: the study.
@@ -55,7 +62,7 @@ def choose_weights(
     """
     spec = study.spec
     tuned = [one for one in finetunes if one.schedule_hash == evaluation.hash]
-    best = max(tuned, key=lambda one: one.top1, default=None)
+    best = max(latest_runs(tuned).get(evaluation.hash, ()), key=lambda one: one.top1, default=None)
     source: str | None
     expected: str | None
     if checkpoint is None and best is not None:
@@ -81,24 +88,25 @@ def choose_weights(
             f"study {spec.name!r} is about {spec.num_classes} and {tuple(spec.img_size)}"
         )
     model.set_schedule(evaluation.schedule)
-    origin = next((one for one in tuned if one.weights_digest == digest), None)
-    return Weights(model, digest, origin, origin is not None or digest == spec.weights_digest)
+    latest = [one for one in reversed(tuned) if one.weights_digest == digest]
+    origin = best if best in latest else next(iter(latest), None)
+    measured = origin is not None or digest == spec.weights_digest
+    return Weights(model, digest, origin, measured, best=origin is not None and origin is best)
 
 
-def parity_images(study: Study, model: PrunableModel, count: int) -> Tensor:
-    """Return the first `count` images of the study's val split, preprocessed for the model, (n, 3, H, W).
+def parity_images(study: Study, model: PrunableModel, choice: ImageChoice) -> tuple[ImageSet, Tensor]:
+    """Return the images of a study's data set that are asked for, preprocessed for the model, (n, 3, H, W).
 
     Raises:
+        UsageError: there are no such images.
         PrunefrontError: they cannot be read, or are no longer those of the study.
     """
     data = open_study_data(study.spec)
     if data.digest() != study.spec.data_digest:
         raise DataError(f"the images of {study.spec.data} are not those of study {study.name!r}")
-    batches = data.batches(
-        model.pretrained_cfg, model.img_size, images=count, batch_size=count, order=study.spec.order
-    )
-    images, _ = next(iter(batches))
-    return images
+    chosen = choice.image_set_of(data, study_images(study.spec))
+    images, _ = next(iter(chosen.batches(data, model, chosen.images)))
+    return chosen, images
 
 
 def random_images(model: PrunableModel, count: int) -> Tensor:
@@ -153,6 +161,7 @@ def export_bundle(
             model.pretrained_cfg,
             weights.digest,
             finetune=weights.finetune,
+            runs=evaluation.finetuned if weights.best else None,
             measured=weights.measured,
             exports=[asdict(one) for one in parities],
         )

@@ -50,7 +50,10 @@ def evaluation_fingerprint(model: PrunableModel, data: ImageData, confirm: "Imag
     return {**software(), "weights": ssm_models.weights_digest(model), **images}
 
 
-def training_fingerprint(model: PrunableModel, data: ImageData) -> dict[str, str]:
-    """Return what a worker of a training must have in common with its driver; see `evaluation_fingerprint`."""
-    images = {f"data ({split})": data.digest(split) for split in ("train", "val")}
+def training_fingerprint(model: PrunableModel, data: ImageData, scored: str = "val") -> dict[str, str]:
+    """Return what a worker of a training must have in common with its driver; see `evaluation_fingerprint`.
+
+    `scored` is the split that the model is scored on.
+    """
+    images = {f"data ({split})": data.digest(split) for split in ("train", scored)}
     return {**software(), "weights": ssm_models.weights_digest(model), **images}

@@ -7,6 +7,7 @@ from typing import Any
 from results.records import StudySpec
 from search.data.class_order import NATURAL, TEXT
 from search.data.dataset import ImageData, open_data
+from search.data.image_set import REST, VAL, ImageSet, StudyImages
 from spaces.errors import DataError
 
 # In the config of a study: how its images are read. Studies of version 0.2 lack both; they took classes in the order
@@ -34,6 +35,23 @@ def open_study_data(study: StudySpec, spec: str | None = None, class_order: str 
     """
     order = class_order or study.config.get(CLASS_ORDER)
     return open_data(spec or study.data, class_order=order, fallback=TEXT)
+
+
+def study_images(study: StudySpec) -> StudyImages:
+    """Return which images chose the schedules of a study, and on which it confirms its front."""
+    return StudyImages(
+        where=f"study {study.name!r}",
+        searched=ImageSet(VAL, study.images, 0, study.order),
+        confirming=confirming_images(study.confirm_split, study.confirm_images, study.images, study.order),
+        digest=study.data_digest,
+    )
+
+
+def confirming_images(split: str, images: int, searched: int, order: str) -> ImageSet | None:
+    """Return the images that a front is confirmed on, from what a study records; None if there are none."""
+    if not images:
+        return None
+    return ImageSet(VAL, images, searched, order) if split == REST else ImageSet(split, images, 0, order)
 
 
 def check_reading(study: StudySpec, data: ImageData, splits: Iterable[str]) -> None:

@@ -1,7 +1,8 @@
 """Segmentation, from a dense model to a fine-tuned schedule: the mIoU that pruning costs and the time that it saves.
 
 For each model: train it, search at the budget, fine-tune the best schedule with several seeds, and measure the speed.
-As a control, the dense model is fine-tuned in the same way with the first seed. All steps are commands that a user
+As a control, the dense model is fine-tuned in the same way with the first seed. The search runs over tiles of val and
+all scores are of test: other images, because tiles of one image are alike. All steps are commands that a user
 would type; they are printed, and steps that are done already are skipped.
 
     python benchmarks/prepare/dubai_aerial.py "Semantic segmentation dataset" dubai
@@ -124,7 +125,7 @@ class Bed:
             if not (out / "finetune.json").exists():
                 prunefront(
                     "finetune", str(file), "--data", self.data, "--checkpoint", str(self.weights), "--epochs",
-                    str(a.finetune_epochs), "--seed", str(seed), *self.batch, "--out", str(out),
+                    str(a.finetune_epochs), "--seed", str(seed), *self.batch, "--split", "test", "--out", str(out),
                 )  # fmt: skip
 
     def report(self) -> None:
@@ -132,7 +133,7 @@ class Bed:
         a = self.arguments
         speed = prunefront(
             "evaluate", "--model", a.model, "--checkpoint", str(self.weights), "--data", self.data, "--schedule",
-            str(self.schedule), "--format", "json",
+            str(self.schedule), "--split", "test", "--format", "json",
         )  # fmt: skip
         runs, control = (
             [json.loads((self.folder / f"{run}{seed}" / "finetune.json").read_text()) for seed in seeds]
@@ -140,6 +141,8 @@ class Bed:
         )
         dense, before = runs[0]["dense_top1"], runs[0]["before_top1"]
         gain, promise = 1 / speed["latency_ratio"], 1 / speed["flops_ratio"]
+        if any(run["scored_on"]["split"] != "test" for run in [*runs, *control]):
+            raise SystemExit(f"{self.folder}: fine-tuned by an earlier version, scored on val; choose another OUT")
         print(
             f"{self.name}: dense mIoU {dense:.4f}, fine-tuned {spread(control)}; {speed['schedule']} at "
             f"{speed['flops_ratio']:.3f} of the FLOPs: {before:.4f}, fine-tuned {spread(runs)}; "

@@ -1,4 +1,4 @@
-"""Convert the aerial images of Dubai into a segmentation data set: six areas for train, two for val.
+"""Convert the aerial images of Dubai into a segmentation data set: six areas for train, one each for val and test.
 
 The archive has 72 images with masks, of eight areas ("Tile 1" to "Tile 8"). The colours below are those of the masks;
 the archive's own list differs. Images are downscaled by `--shrink`, masks by nearest neighbour:
@@ -34,11 +34,12 @@ def known(mask: Image.Image) -> Image.Image:
 
 
 def main() -> None:
-    """Copy `Tile N/{images,masks}` to OUT/{train,val}/{images,masks}, and write OUT/classes.json."""
+    """Copy `Tile N/{images,masks}` to OUT/{train,val,test}/{images,masks}, and write OUT/classes.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--val", type=int, nargs="+", default=[2, 7], help="areas for val (default: 2 7)")
+    parser.add_argument("--val", type=int, nargs="+", default=[2], help="areas for val (default: 2)")
+    parser.add_argument("--test", type=int, nargs="+", default=[7], help="areas for test (default: 7)")
     parser.add_argument("--shrink", type=int, default=4, help="factor of the downscaling (default: 4)")
     parser.add_argument(
         "--window", type=int, default=96, help="side of a tile in pixels, after downscaling (default: 96)"
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--overlap", type=float, default=0.5, help="overlap of train tiles (default: 0.5)")
     a = parser.parse_args()
     for area in range(1, 9):
-        split = "val" if area in a.val else "train"
+        split = "val" if area in a.val else "test" if area in a.test else "train"
         for kind, resampling in (("images", Image.Resampling.BOX), ("masks", Image.Resampling.NEAREST)):
             target = a.out / split / kind
             target.mkdir(parents=True, exist_ok=True)

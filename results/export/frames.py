@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 # The type of each column, so that it does not depend on which values are missing.
 TYPES: Mapping[str, str] = {
-    **dict.fromkeys(("flops", "images", "search_images", "number"), "Int64"),
+    **dict.fromkeys(("flops", "images", "search_images", "number", "finetuned_runs", "finetuned_images"), "Int64"),
     **dict.fromkeys(("confirmed",), "boolean"),
-    **dict.fromkeys(("schedule", "hash", "state", "failure", "error", "origin", "metric"), "string"),
+    **dict.fromkeys(("schedule", "hash", "state", "failure", "error", "origin", "metric", "finetuned_on"), "string"),
     **dict.fromkeys(("top1", "loss", "flops_ratio", "latency_ms", "finetuned_top1", "top1_low"), "Float64"),
     **dict.fromkeys(("top1_high", "search_top1", "latency_ratio", "agreement", "estimate", "seconds"), "Float64"),
+    **dict.fromkeys(("finetuned_min", "finetuned_max"), "Float64"),
 }
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from results.image_sets import images_text
 from results.metrics import METRICS
-from results.records import FineTune
+from results.records import FineTune, FineTuned
 
 
 def model_card(
@@ -13,6 +14,7 @@ def model_card(
     digest: str,
     *,
     finetune: FineTune | None = None,
+    runs: FineTuned | None = None,
     measured: bool = True,
     exports: Sequence[Mapping[str, Any]] = (),
 ) -> str:
@@ -23,6 +25,7 @@ def model_card(
         preprocessing: the images that the model expects, by timm's names, such as `input_size`.
         digest: SHA-256 of the weights.
         finetune: the fine-tuning that produced the weights; None if they are those of the search, or others.
+        runs: the runs that the fine-tuning is one of, if there are several.
         measured: whether the figures in `form` are of these weights, or of the weights before fine-tuning.
         exports: for each exported file, the fields of its comparison with the model: `target`, `runtime`, …
     """
@@ -37,7 +40,7 @@ def model_card(
         f"prunefront found: {_code_span(schedule)}. “5:0.8” means: after block 5, keep 0.8 of the current "
         "patch tokens.",
         "## Figures",
-        _figures(metrics, finetune) if measured else _not_measured(),
+        _figures(metrics, provenance, finetune, runs) if measured else _not_measured(),
         "## How to load it",
         _loading(exports),
         "## Images",
@@ -68,30 +71,52 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(metrics: Mapping[str, Any], finetune: FineTune | None) -> str:
+def _figures(
+    metrics: Mapping[str, Any], provenance: Mapping[str, Any], finetune: FineTune | None, runs: FineTuned | None
+) -> str:
     kind = "confirmed" if metrics["confirmed"] else "as measured in the search"
     low, high = metrics["top1_low"], metrics["top1_high"]
     interval = "" if low is None else f" ({100 * low:.2f} to {100 * high:.2f} at 95 %)"
+    measured_on = _text(_measured_on(metrics, provenance))
     rows = [
-        ["dense model", "1", f"{100 * metrics['dense_top1']:.2f} %", ""],
+        ["dense model", "1", f"{100 * metrics['dense_top1']:.2f} %", measured_on],
         [
             f"under the schedule, without fine-tuning, {kind}",
             f"{metrics['flops_ratio']:.3f}",
             f"{100 * metrics['top1']:.2f} %{interval}",
-            str(metrics["images"]),
+            measured_on,
         ],
     ]
+    share = f"{metrics['flops_ratio']:.3f}"
     if finetune is not None:
-        rows.append(
-            [
-                f"**this model: fine-tuned for {finetune.epochs} epochs**",
-                f"{metrics['flops_ratio']:.3f}",
-                f"**{100 * finetune.top1:.2f} %**",
-                str(finetune.images),
-            ]
-        )
+        on = _text(finetune.scored_on)
+        for label, cost, top1 in (
+            ("dense model, on the images below", "1", finetune.dense_top1),
+            ("before fine-tuning, on the images below", share, finetune.before_top1),
+        ):
+            if top1 is not None:
+                rows.append([label, cost, f"{100 * top1:.2f} %", on])
+        own = f"**this model: fine-tuned for {finetune.epochs} epochs**"
+        rows.append([own, share, f"**{100 * finetune.top1:.2f} %**", on])
+        if runs is not None and runs.runs > 1:
+            rows.append(
+                [
+                    f"mean of {runs.runs} such runs; this one is the best of them by this score",
+                    share,
+                    f"{100 * runs.top1:.2f} % ({100 * runs.low:.2f} to {100 * runs.high:.2f})",
+                    on,
+                ]
+            )
     flops = f"One image takes {metrics['flops']:,} FLOPs, scans included; the dense model {metrics['dense_flops']:,}."
     return _table(["", "FLOPs of dense", METRICS[metrics["metric"]].label, "images"], rows) + "\n\n" + flops
+
+
+def _measured_on(metrics: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """Return the images that the score without fine-tuning is of."""
+    split = provenance["confirm_split"] if metrics["confirmed"] else "val"
+    if split == "rest":
+        return images_text("val", metrics["images"], metrics["search_images"])
+    return images_text(split, metrics["images"])
 
 
 def _not_measured() -> str:

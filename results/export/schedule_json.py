@@ -11,13 +11,15 @@ def front_row(evaluation: Evaluation) -> dict[str, Any]:
 
     `top1` is the metric that `metric` names, in 0..1. Top-1, its 95 % interval and the loss are the reported ones, on
     `images` images: the confirmation's if `confirmed` is true, else the search's. An evaluation that is not done has
-    none of them, and `images` says how many it ran.
+    none of them, and `images` says how many it ran. `finetuned_top1` is the mean of the latest fine-tunings, which
+    differ by their seed only, on the images `finetuned_on`: not those of `top1`, unless both name the same.
 
     >>> from spaces import PruningSchedule
     >>> row = front_row(Evaluation(PruningSchedule.parse("5:0.8"), 3_000_000, 0.9, top1=0.75, loss=0.9, images=1000))
     >>> row["schedule"], row["top1"], row["flops"], row["confirmed"]
     ('5:0.8', 0.75, 3000000, False)
     """
+    tuned = evaluation.finetuned
     reported, done = evaluation.reported, evaluation.state == "done"
     low, high = share_interval(evaluation, "top1") or (None, None)
     return {
@@ -37,6 +39,11 @@ def front_row(evaluation: Evaluation) -> dict[str, Any]:
         "search_images": evaluation.images,
         "latency_ratio": reported.latency_ratio,
         "metric": evaluation.metric,
+        "finetuned_min": None if tuned is None else tuned.low,
+        "finetuned_max": None if tuned is None else tuned.high,
+        "finetuned_runs": 0 if tuned is None else tuned.runs,
+        "finetuned_images": None if tuned is None else tuned.images,
+        "finetuned_on": None if tuned is None else tuned.scored_on,
     }
 
 
@@ -86,8 +93,10 @@ def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | 
             "checkpoint": spec.shown_checkpoint,
             "data": spec.shown_data,
             "data_digest": spec.data_digest,
+            "images": spec.images,
             "order": spec.order,
             "confirm_split": spec.confirm_split,
+            "confirm_images": spec.confirm_images,
             "confirm_digest": spec.confirm_digest,
             "budget": spec.budget,
             "space": spec.space,

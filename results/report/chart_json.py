@@ -75,8 +75,10 @@ def _point(chart: FrontChart, e: Evaluation) -> dict[str, Any]:
 
 
 def _tuned_point(chart: FrontChart, e: Evaluation) -> dict[str, Any]:
-    """Return the point of an evaluation after fine-tuning; `before` is its score before."""
-    tuned = {"y": 100 * (e.finetuned_top1 or 0.0), "before": chart.y.searched(e)}
+    """Return the point of an evaluation after fine-tuning; `before` is its score before, on the same images `on`."""
+    assert e.finetuned is not None
+    tuned: dict[str, Any] = {"y": 100 * e.finetuned.top1, "before": 100 * chart.before_tuning(e)}
+    tuned |= {"on": e.finetuned.scored_on, "spread": e.finetuned.spread, "images": e.finetuned.images}
     return _point(chart, e) | tuned | {"low": None, "high": None, "search": None}
 
 

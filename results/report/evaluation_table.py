@@ -16,6 +16,7 @@ def evaluation_columns(evaluations: Sequence[Evaluation], front: Collection[str]
 
     Returns:
         Columns of equal length. Scores and shares are in 0..1; `low` and `high` are the 95 % interval of `top1`.
+        `tuned` is the mean of the latest fine-tunings, on the images `tuned_on`.
     """
     done = [e.state == "done" for e in evaluations]
     ends = [share_interval(e, "top1") or (None, None) for e in evaluations]
@@ -29,6 +30,7 @@ def evaluation_columns(evaluations: Sequence[Evaluation], front: Collection[str]
         "low": [low for low, _ in ends],
         "high": [high for _, high in ends],
         "tuned": [e.finetuned_top1 for e in evaluations],
+        "tuned_on": [e.finetuned and e.finetuned.scored_on for e in evaluations],
         "share": [e.flops_ratio for e in evaluations],
         "images": [e.reported.images for e in evaluations],
         "origin": [e.origin for e in evaluations],

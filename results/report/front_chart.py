@@ -53,7 +53,7 @@ class FrontChart:
             y,
             front=sorted((done[i] for i in chosen), key=lambda e: (_on_axis(x.value(e)), e.number)),
             others=[e for i, e in enumerate(done) if i not in chosen],
-            tuned=[e for e in done if y.objective == "top1" and e.finetuned_top1 is not None],
+            tuned=[e for e in done if y.objective == "top1" and e.finetuned is not None],
             stopped=sum(e.state == "stopped" for e in evaluations),
             dense_confirmed=dense_confirmed,
         )
@@ -88,6 +88,24 @@ class FrontChart:
     def dense_top1(self) -> float:
         """The dense model's reported top-1, in 0..1."""
         return self.study.spec.dense_top1 if self.dense_confirmed is None else self.dense_confirmed.top1
+
+    @property
+    def tuned_on(self) -> str:
+        """The images that the fine-tuned scores are of, in a few words."""
+        return "; ".join(sorted({e.finetuned.scored_on for e in self.tuned if e.finetuned is not None}))
+
+    def before_tuning(self, evaluation: Evaluation) -> float:
+        """Return the score in 0..1 of a fine-tuned evaluation before fine-tuning, on the images of the one after it.
+
+        Older records lack it. They are of the images of the search, as its own score is.
+        """
+        before = None if evaluation.finetuned is None else evaluation.finetuned.before_top1
+        return (evaluation.top1 or 0.0) if before is None else before
+
+    def dense_tuning(self, evaluation: Evaluation) -> float:
+        """Return the dense model's score in 0..1 on the images of an evaluation's fine-tuned score."""
+        dense = None if evaluation.finetuned is None else evaluation.finetuned.dense_top1
+        return self.study.spec.dense_top1 if dense is None else dense
 
     @property
     def dense_height(self) -> float:

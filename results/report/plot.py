@@ -126,8 +126,10 @@ def _draw_tuned(axes: "Axes", chart: FrontChart) -> None:
     """Draw each fine-tuned score, joined to the score before fine-tuning."""
     for number, e in enumerate(chart.tuned):
         tuned = 100 * (e.finetuned_top1 or 0.0)
-        axes.plot([chart.cost(e)] * 2, [chart.y.searched(e), tuned], color=_WARM, linewidth=1, alpha=0.6)
-        label = "_" if number else "fine-tuned"  # matplotlib leaves labels with an underscore out of the legend
+        axes.plot([chart.cost(e)] * 2, [100 * chart.before_tuning(e), tuned], color=_WARM, linewidth=1, alpha=0.6)
+        label = (
+            "_" if number else f"fine-tuned ({chart.tuned_on})"
+        )  # matplotlib leaves labels with an underscore out of the legend
         axes.scatter([chart.cost(e)], [tuned], s=38, marker="D", color=_WARM, zorder=4, label=label)
 
 

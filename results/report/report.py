@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from results.finetuned import latest_runs
 from results.intervals import wilson_interval
 from results.metrics import METRICS
 from results.records import Confirmation, Evaluation, FineTune, Study
@@ -58,7 +59,8 @@ def write_report(
     chart = FrontChart.of(study, evaluations, dense_confirmed)
     layout = study.spec.token_layout
     profiles = [Profile(e, tokens_by_block(layout, e.schedule)) for e in evenly_spaced(chart.front, MOST_PROFILES)]
-    patterns, tuned = Patterns.of(chart), _tuned(evaluations, finetunes)
+    patterns, runs = Patterns.of(chart), latest_runs(finetunes)
+    tuned = [(e, run) for e in evaluations for run in runs.get(e.hash, ())]
     score, cpus = METRICS[study.spec.metric], study.spec.config.get("cpus_per_trial", 1)
     if commands is None:
         commands = reproducing_commands(study, len(evaluations), tuned, settings)
@@ -79,15 +81,6 @@ def write_report(
         settings=_settings(study),
         commands=list(commands),
     )
-
-
-def _tuned(evaluations: Sequence[Evaluation], finetunes: Sequence[FineTune]) -> list[tuple[Evaluation, FineTune]]:
-    """Return each fine-tuned evaluation with its best fine-tuning."""
-    best: dict[str, FineTune] = {}
-    for record in finetunes:
-        if record.schedule_hash not in best or record.top1 > best[record.schedule_hash].top1:
-            best[record.schedule_hash] = record
-    return [(e, best[e.hash]) for e in evaluations if e.hash in best]
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ class Summary:
         best: the point of the front with the highest top-1 within the budget; None if there is none.
         near: the cheapest point of the front whose top-1 is at most one point below the dense model's; None if there
             is none.
-        tuned: the evaluation with the best fine-tuned top-1; None if there is none.
+        tuned: the evaluation with the highest mean top-1 after fine-tuning; None if there is none.
         images: how many images the reported scores were measured on.
         noise: half the width of the 95 % interval of the dense top-1, in 0..1; None if the metric is not a share of
             images.

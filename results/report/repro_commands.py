@@ -25,7 +25,7 @@ def reproducing_commands(
     Args:
         study: the study.
         trials: evaluations recorded in all.
-        tuned: fine-tuned points, each with its fine-tuning.
+        tuned: fine-tunings, each with its point; those of one point follow each other.
         settings: further settings of the search by name, where `batch_size` becomes `--batch-size`; by default all
             that are stored with the study.
     """
@@ -50,13 +50,18 @@ def reproducing_commands(
     commands = [_command("search", search), _command("front", named)]
     for point, record in tuned:
         file = f"{point.hash}.json"
-        commands.append(_command("export", {**named, "--schedule": point.schedule.text, "--out": file}))
+        exported = _command("export", {**named, "--schedule": point.schedule.text, "--out": file})
+        if exported not in commands:
+            commands.append(exported)
         teaching = record.config.get("distillation", {})
         told = {**record.config, **teaching, "distill": teaching.get("share"), "epochs": record.epochs}
         recipe = {_option(name): told[name] for name in _RECIPE if told.get(name) is not None}
+        scored: dict[str, object] = {"--split": record.split or "val", "--images": record.images}
+        if record.skip:
+            scored["--skip"] = record.skip
         out = {"--out": portable(str(PurePath(record.checkpoint).parent))}
         commands.append(
-            _command(f"finetune {file}", {"--data": spec.shown_data, **weights, **recipe, **out, **named})
+            _command(f"finetune {file}", {"--data": spec.shown_data, **weights, **recipe, **scored, **out, **named})
         )
     if not tuned:
         commands.append(_command("export", {**named, "--out": "schedule.json"}))

@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, ColumnExpressionArgument, Connection, Row, Select, case, func, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    ColumnExpressionArgument,
+    Connection,
+    Row,
+    ScalarSelect,
+    Select,
+    case,
+    func,
+    literal,
+    select,
+)
 
 from results.objectives import objectives_front
 from results.records import STATES, Study
@@ -11,6 +22,7 @@ from results.store.row_mapping import (
     CONFIRMATION_COLUMNS,
     CONFIRMED_OBJECTIVES,
     EVALUATION_COLUMNS,
+    FINETUNE_COLUMNS,
     SAME_SCHEDULE,
     SEARCH_OBJECTIVES,
 )
@@ -45,19 +57,22 @@ def studies_query(*conditions: ColumnElement[bool]) -> Select[Any]:
 
 
 def evaluations_query(study: Study) -> Select[Any]:
-    """Select a study's evaluations, each with its best fine-tuning and its confirmation; for `read_evaluation`."""
-    best = (
-        select(FineTuneRow.schedule_hash, func.max(FineTuneRow.top1).label("top1"))
-        .where(FineTuneRow.study_id == study.id)
-        .group_by(FineTuneRow.schedule_hash)
-        .subquery()
-    )
+    """Select a study's evaluations, each with its confirmation; for `read_evaluation`."""
     return (
-        select(*EVALUATION_COLUMNS, best.c.top1, literal(study.spec.metric), *CONFIRMATION_COLUMNS)
-        .outerjoin(best, best.c.schedule_hash == EvaluationRow.schedule_hash)
+        select(*EVALUATION_COLUMNS, literal(study.spec.metric), *CONFIRMATION_COLUMNS)
         .outerjoin(ConfirmationRow, SAME_SCHEDULE)
         .where(EvaluationRow.study_id == study.id)
     )
+
+
+def finetunes_query(study: Study) -> Select[Any]:
+    """Select the fine-tunings of a study, oldest first; for `FineTune`."""
+    return select(*FINETUNE_COLUMNS).where(FineTuneRow.study_id == study.id).order_by(FineTuneRow.id)
+
+
+def finetunes_count(study: Study) -> ScalarSelect[int]:
+    """The number of fine-tunings of a study, as a column of another query."""
+    return select(func.count()).where(FineTuneRow.study_id == study.id).scalar_subquery()
 
 
 def reported_rows(

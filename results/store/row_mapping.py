@@ -1,6 +1,7 @@
 """The values of `results.records` as rows of the database, and back."""
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from spaces import PruningSchedule
 
 _SPEC_FIELDS = [f.name for f in fields(StudySpec) if f.name not in ("img_size", "objectives")]
 _RENAMED = {"limit": "flops_limit", "least": "flops_least", "order": "image_order"}  # fields that SQL has words for
-_JOINED_FIELDS = ("finetuned_top1", "metric", "confirmed")  # of an Evaluation, from other tables
+_JOINED_FIELDS = ("finetuned", "metric", "confirmed")  # of an Evaluation, from other tables
 EVALUATION_COLUMNS = [getattr(EvaluationRow, f.name) for f in fields(Evaluation) if f.name not in _JOINED_FIELDS]
 CONFIRMATION_COLUMNS = [getattr(ConfirmationRow, f.name) for f in fields(Confirmation)]
 FINETUNE_COLUMNS = [getattr(FineTuneRow, f.name) for f in fields(FineTune)]
@@ -38,12 +39,12 @@ CONFIRMED_OBJECTIVES: dict[str, InstrumentedAttribute[Any]] = {
 # --- from rows ------------------------------------------------------------------------------------------
 
 
-def read_evaluation(row: Row[Any]) -> Evaluation:
-    """Return the evaluation in a row of `evaluations_query`."""
+def read_evaluation(row: Sequence[Any]) -> Evaluation:
+    """Return the evaluation in a row of `evaluations_query`, without its fine-tunings."""
     values: tuple[Any, ...] = tuple(row)
-    own, confirmed = values[: -len(CONFIRMATION_COLUMNS)], values[-len(CONFIRMATION_COLUMNS) :]
-    values = (*own, None if confirmed[0] is None else Confirmation(*confirmed))
-    return Evaluation(PruningSchedule.parse(values[0]), *values[1:])
+    own, (metric, *confirmed) = values[: len(EVALUATION_COLUMNS)], values[len(EVALUATION_COLUMNS) :]
+    confirmation = None if confirmed[0] is None else Confirmation(*confirmed)
+    return replace(Evaluation(PruningSchedule.parse(own[0]), *own[1:]), metric=metric, confirmed=confirmation)
 
 
 def read_study(row: Row[Any]) -> Study:

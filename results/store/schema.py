@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 from results.records import FAILURES, STATES
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")  # every schema, oldest first
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0007")  # every schema, oldest first
 VERSION_TABLE = "prunefront_version"  # not alembic's default name: Optuna's databases use that
 
 
@@ -221,3 +221,9 @@ class FineTuneRow(Base):
     curve: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     versions: Mapped[dict[str, str]] = mapped_column(JSON)
     finished_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    split: Mapped[str | None] = mapped_column(String(64))
+    skip: Mapped[int | None]
+    order: Mapped[str | None] = mapped_column("image_order", String(32))
+    data_digest: Mapped[str | None] = mapped_column(String(64))
+    before_top1: Mapped[float | None]
+    dense_top1: Mapped[float | None]

@@ -18,12 +18,14 @@ from sqlalchemy import (
     Engine,
     Select,
     and_,
+    func,
     insert,
     select,
     update,
 )
 from sqlalchemy.exc import IntegrityError
 
+from results.finetuned import latest_runs
 from results.objectives import best_evaluation
 from results.process import this_process
 from results.records import (
@@ -34,16 +36,16 @@ from results.records import (
     Driver,
     Evaluation,
     FineTune,
+    FineTuned,
     News,
     Study,
     StudySpec,
 )
 from results.store import claims, front_flags
 from results.store.database import open_database, store_errors, writing
-from results.store.queries import bounded_front, evaluations_query, studies_query
+from results.store.queries import bounded_front, evaluations_query, finetunes_count, finetunes_query, studies_query
 from results.store.row_mapping import (
     CONFIRMATION_COLUMNS,
-    FINETUNE_COLUMNS,
     confirmation_values,
     finished_values,
     read_evaluation,
@@ -199,7 +201,8 @@ class Store:
 
     def evaluation(self, study: Study, schedule_hash: str) -> Evaluation | None:
         """Return the evaluation of a schedule, in any state; None if the study has none."""
-        found = self._evaluations(evaluations_query(study).where(EvaluationRow.schedule_hash == schedule_hash))
+        same = EvaluationRow.schedule_hash == schedule_hash
+        found = self._evaluations(study, evaluations_query(study).where(same))
         return found[0] if found else None
 
     def evaluations(self, study: Study, done_only: bool = True, unfinished: bool = False) -> list[Evaluation]:
@@ -211,9 +214,10 @@ class Store:
             unfinished: append those that are queued or running, in the order in which they were claimed.
         """
         states = ("done",) if done_only else FINISHED
-        found = self._evaluations(evaluations_query(study).where(EvaluationRow.state.in_(states)))
+        found = self._evaluations(study, evaluations_query(study).where(EvaluationRow.state.in_(states)))
         if unfinished:
-            found += reversed(self._evaluations(evaluations_query(study).where(EvaluationRow.state.in_(UNFINISHED))))
+            waiting = evaluations_query(study).where(EvaluationRow.state.in_(UNFINISHED))
+            found += reversed(self._evaluations(study, waiting))
         return found
 
     def front(self, study: Study, max_flops: int | None = None, min_top1: float | None = None) -> list[Evaluation]:
@@ -237,7 +241,7 @@ class Store:
                 on_front = EvaluationRow.id.in_(bounded_front(connection, study, max_flops, min_top1))
         found = [
             evaluation
-            for evaluation in self._evaluations(evaluations_query(study).where(on_front))
+            for evaluation in self._evaluations(study, evaluations_query(study).where(on_front))
             if (max_flops is None or evaluation.flops <= max_flops)
             and (min_top1 is None or (evaluation.reported.top1 or 0.0) >= min_top1)
         ]
@@ -259,9 +263,16 @@ class Store:
         candidates = self.front(study) if front_suffices else self.evaluations(study)
         return best_evaluation(candidates, max_flops=max_flops, min_top1=min_top1)
 
-    def _evaluations(self, query: Select[Any]) -> list[Evaluation]:
+    def _evaluations(self, study: Study, query: Select[Any]) -> list[Evaluation]:
+        """Return the evaluations that a query selects, in order, each with its latest fine-tunings."""
         with store_errors(self.where), self._engine.connect() as connection:
-            return [read_evaluation(row) for row in connection.execute(query.order_by(EvaluationRow.number))]
+            counted = query.add_columns(finetunes_count(study)).order_by(EvaluationRow.number)
+            rows = [tuple(row) for row in connection.execute(counted)]
+            found = [read_evaluation(row[:-1]) for row in rows]
+            if not (rows and rows[0][-1]):  # the usual case takes one statement
+                return found
+            tuned = latest_runs(FineTune(*row) for row in connection.execute(finetunes_query(study)))
+        return [replace(e, finetuned=FineTuned.of(tuned[e.hash])) if e.hash in tuned else e for e in found]
 
     # --- drivers and claims -----------------------------------------------------------------------------
 
@@ -364,8 +375,8 @@ class Store:
     def record_finetune(self, study: Study, finetune: FineTune) -> bool:
         """Write the outcome of a fine-tuning beside the evaluation of its schedule, unless it is recorded already.
 
-        The outcome is known by its schedule and the digest of its weights, so a fine-tuning that is reported twice,
-        even by two processes at once, is recorded once.
+        The outcome is known by its schedule, the digest of its weights and the images of its scores, so a fine-tuning
+        that is reported twice, even by two processes at once, is recorded once.
 
         Returns:
             Whether it was written now.
@@ -387,6 +398,9 @@ class Store:
             FineTuneRow.study_id == study.id,
             FineTuneRow.schedule_hash == finetune.schedule_hash,
             FineTuneRow.weights_digest == finetune.weights_digest,
+            FineTuneRow.images == finetune.images,
+            func.coalesce(FineTuneRow.split, "val") == (finetune.split or "val"),
+            func.coalesce(FineTuneRow.skip, 0) == (finetune.skip or 0),
         )
         with self._study_lock(study) as connection:
             if connection.execute(evaluated).first() is None:
@@ -401,6 +415,5 @@ class Store:
 
     def finetunes(self, study: Study) -> list[FineTune]:
         """Return the fine-tunings of a study, oldest first."""
-        query = select(*FINETUNE_COLUMNS).where(FineTuneRow.study_id == study.id).order_by(FineTuneRow.id)
         with store_errors(self.where), self._engine.connect() as connection:
-            return [FineTune(*row) for row in connection.execute(query)]
+            return [FineTune(*row) for row in connection.execute(finetunes_query(study))]

@@ -11,6 +11,8 @@ from search.commands.options import (
     Database,
     MaxFlops,
     MinTop1,
+    Skip,
+    Split,
     Study,
     check_top1,
     database,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from results.records import Study as StudyRecord
     from results.store.store import Store
     from search.bundle_export import Weights
+    from search.data.image_set import ImageChoice
 
 
 def export(
@@ -61,16 +64,23 @@ def export(
         int,
         typer.Option("--images", metavar="N", min=1, max=4096, help="Images to compare exports on."),
     ] = 64,
+    split: Split = None,
+    skip: Skip = None,
 ) -> None:
     """Export the most accurate schedule within the bounds as JSON, or the whole model as a bundle."""
     from results.export.schedule_json import export_schedule
     from results.files import write_json
     from results.store.store import Store
+    from search.data.image_set import ImageChoice
 
     if out is None and bundle is None:
         raise UsageError("nothing to write: name --out FILE.json or --bundle DIR")
     if bundle is None and (to or checkpoint):
         raise UsageError(f"{'--to' if to else '--checkpoint'} goes into a bundle: name --bundle DIR")
+    if not to and (split is not None or skip is not None):
+        option = "--skip" if split is None else "--split"
+        raise UsageError(f"{option} names images to compare exports on: name a target with --to")
+    choice = ImageChoice(split, skip, images)
     check_top1(min_top1)
     targets = _known_targets(to) if to else []
     with Store.open(database(db)) as store:
@@ -91,7 +101,7 @@ def export(
         from search.bundle_export import choose_weights
 
         weights = choose_weights(found, point, finetunes, checkpoint)
-        _export_bundle(bundle, found, point, weights, dense, targets, images)
+        _export_bundle(bundle, found, point, weights, dense, targets, choice)
 
 
 def _known_targets(names: "Sequence[str]") -> list[str]:
@@ -111,18 +121,21 @@ def _export_bundle(
     weights: "Weights",
     dense: "Confirmation | None",
     targets: list[str],
-    count: int,
+    choice: "ImageChoice",
 ) -> None:
-    """Write the bundle, compare its exports with the model on `count` images, and say how close they are."""
+    """Write the bundle, compare its exports with the model on some images, and say how close they are."""
     from search.bundle_export import export_bundle, parity_images, random_images
 
     images, origin = None, ""
     if targets:
         try:
-            images = parity_images(study, weights.model, count)
-            origin = f"the first {len(images)} of the val split of {study.spec.shown_data}"
+            chosen, images = parity_images(study, weights.model, choice)
+            origin = f"{chosen.text} of {study.spec.shown_data}"
         except (PrunefrontError, OSError) as error:
+            if choice.split is not None or choice.skip is not None:  # random ones are not what was asked for
+                raise
             say(f"warning: exports are compared on random images: {error}")
+            count = choice.images or 1
             images, origin = random_images(weights.model, count), f"{count} random"
     parities = export_bundle(
         directory, study, point, weights, dense=dense, targets=targets, images=images, images_from=origin

@@ -15,11 +15,20 @@ from search.commands.options import (
     ImgSize,
     Model,
     Schedule,
+    Skip,
+    Split,
     scored,
 )
 from search.commands.output import Column, Format, compact_flops, print_object, print_rows, say, share_text
-from search.commands.schedule_files import check_belongs, order_of_images, read_schedule
-from search.config import SearchConfig, given_size, parse_img_size
+from search.commands.schedule_files import (
+    check_belongs,
+    images_of_file,
+    order_of_images,
+    read_schedule,
+    size_of_images,
+    size_to_open,
+)
+from search.config import SearchConfig, parse_img_size
 from spaces import PruningSchedule
 
 FLOPS_COLUMNS = {
@@ -54,19 +63,25 @@ def evaluate(
     checkpoint: Checkpoint = None,
     class_order: ClassOrder = None,
     img_size: ImgSize = None,
+    split: Split = None,
+    skip: Skip = None,
     images: Images = None,
     batch_size: BatchSize = SearchConfig.batch_size,
     format: FormatOption = Format.table,
 ) -> None:
     """Print top-1, loss, FLOPs and latency of one schedule.
 
-    The latency is the median over forward passes of the first batch, in milliseconds per image, on the GPU if there
-    is one, else on all cores of the CPU. Dense and pruned passes alternate.
+    The images are all of val, unless --split, --skip and --images name others. The latency is the median over forward
+    passes of the first batch, in milliseconds per image, on the GPU if there is one, else on all cores of the CPU.
+    Dense and pruned passes alternate.
     """
+    from search.data.image_set import ImageChoice
+
     chosen, file = read_schedule(schedule)
     if file is not None:
         check_belongs(file, schedule, model=model)
-    order = order_of_images(file or {}, schedule)
+    order, study_images = order_of_images(file or {}, schedule), images_of_file(file, schedule)
+    choice = ImageChoice(split, skip, images)
 
     import torch
 
@@ -79,7 +94,7 @@ def evaluate(
     from search.models import open_model
 
     source = open_data(data, class_order=class_order)
-    network = open_model(model, checkpoint, source, given_size(img_size))
+    network = open_model(model, checkpoint, source, size_to_open(img_size, checkpoint, file))
     if file is not None:
         check_belongs(file, schedule, img_size=network.img_size)
     network.set_schedule(
@@ -87,11 +102,10 @@ def evaluate(
     )  # before the images are read, so that a schedule that does not fit is refused at once
     table = ssm_models.cost_table(network)
     flops = table.flops(chosen)
-    batches = source.batches(
-        network.pretrained_cfg, network.img_size, images=images, batch_size=batch_size, order=order
-    )
-    if batches.images < source.size() and order != DEFAULT_ORDER:
-        say(f"the images are the first {batches.images} in the order of the schedule's study, {order}")
+    scored_on = choice.image_set_of(source, study_images, order)
+    batches = scored_on.batches(source, network, batch_size)
+    if scored_on.images < source.size(scored_on.split) and order != DEFAULT_ORDER:
+        say(f"the images are {scored_on.text} in the order of the schedule's study, {order}")
     evaluator = Evaluator(network, batches, "cuda" if torch.cuda.is_available() else "cpu")
     metrics, latency = evaluator.evaluate(chosen), evaluator.latency(chosen)
     found = Evaluation(
@@ -106,9 +120,10 @@ def evaluate(
         metric=source.task.metric.name,
     )
     details = metrics.tally.details(source.classes) if metrics.tally else {}
-    columns = {**FRONT_COLUMNS, "agreement": Column("agreement with dense", share_text)}
+    columns = {name: column for name, column in FRONT_COLUMNS.items() if name != "finetuned_top1"}
+    columns |= {"images_of": Column("which images"), "agreement": Column("agreement with dense", share_text)}
     columns |= {name: Column(name, share_text) for name in details}
-    row = {**front_row(found), "agreement": metrics.agreement, **details}
+    row = {**front_row(found), "images_of": scored_on.text, "agreement": metrics.agreement, **details}
     print_object(row, scored(columns, found.metric), format)
 
 
@@ -131,7 +146,7 @@ def flops(
         check_belongs(file, schedule, model=model)
     import ssm_models
 
-    size = _size_of(file) if img_size is None else parse_img_size(img_size)
+    size = size_of_images(file) if img_size is None else parse_img_size(img_size)
     network = ssm_models.create_model(model, img_size=size).eval()
     if file is not None:
         check_belongs(file, schedule, img_size=network.img_size)
@@ -175,12 +190,6 @@ def models(format: FormatOption = Format.table) -> None:
         for info in infos
     ]
     print_rows(rows, MODEL_COLUMNS, format)
-
-
-def _size_of(file: dict[str, Any] | None) -> int | tuple[int, int] | None:
-    """Return the image size that an exported schedule was found at; `check_belongs` has checked its kind."""
-    size = None if file is None else file.get("img_size")
-    return (size[0], size[1]) if isinstance(size, list) else size
 
 
 def _parts(table: Any, schedule: PruningSchedule, tokens: list[int]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import typer
 
 from results.metrics import METRICS, TOP1
 from search.commands.flags import shared_option
-from search.commands.output import Column, Columns, Format, compact_flops, print_rows, share_text
+from search.commands.output import Column, Columns, Format, compact_flops, print_rows, say, share_text
 from search.config import DEFAULT_DB, SearchConfig, SearchOutputs
 from spaces import FlopsBudget
 from spaces.errors import BudgetError, UsageError
@@ -39,6 +39,19 @@ ClassOrder = Annotated[str | None, shared_option(SearchConfig, "class_order")]
 Checkpoint = Annotated[str | None, shared_option(SearchConfig, "checkpoint")]
 ImgSize = Annotated[str | None, shared_option(SearchConfig, "img_size")]
 Images = Annotated[int | None, shared_option(SearchConfig, "images")]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="val|test|rest",
+        help="Split of the images: val, test, or rest (images of val that the search did not use).",
+        show_default=False,
+    ),
+]
+Skip = Annotated[
+    int | None,
+    typer.Option("--skip", metavar="N", help="Leave out the first N images of the split.", show_default=False),
+]
 BatchSize = Annotated[int, shared_option(SearchConfig, "batch_size")]
 Database = Annotated[str | None, shared_option(SearchOutputs, "db")]
 Study = Annotated[str, typer.Option("--study", metavar="S", help="Name of the study.")]
@@ -68,6 +81,10 @@ FRONT_COLUMNS = {
 }
 INTERVAL_COLUMNS = {"interval": Column("95 % interval", right=True)}
 LATENCY_COLUMNS = {"latency_ratio": Column("ms of dense", share_text, right=True)}
+FINETUNED_COLUMNS = {
+    "finetuned_range": Column("range (runs)", right=True),
+    "finetuned_on": Column("fine-tuned on"),
+}
 CONFIRMED_COLUMNS = {"confirmed": Column("confirmed", lambda confirmed: "yes" if confirmed else "no")}
 
 
@@ -80,6 +97,8 @@ def print_front(
     empty: str = "",
 ) -> None:
     """Print rows of `front_row`; a table also shows the interval of top-1, and latency ratios where there are any.
+
+    Beside fine-tuned scores it names their images, which may be others than those of top-1.
 
     Args:
         rows: evaluations of one study.
@@ -97,9 +116,12 @@ def print_front(
         shown[name] = column
         if name == "top1":
             shown |= INTERVAL_COLUMNS | (CONFIRMED_COLUMNS if marked else {})
+        if name == "finetuned_top1" and any(row["finetuned_runs"] for row in rows):
+            shown |= FINETUNED_COLUMNS
         if name == "latency_ms" and any(row["latency_ratio"] is not None for row in rows):
             shown |= LATENCY_COLUMNS
-    print_rows([{**row, "interval": _interval_text(row)} for row in rows], shown, form, empty=empty)
+    texts = [{"interval": _interval_text(row), "finetuned_range": _range_text(row)} for row in rows]
+    print_rows([{**row, **more} for row, more in zip(rows, texts, strict=True)], shown, form, empty=empty)
 
 
 def scored(columns: Columns, metric: str) -> Columns:
@@ -113,6 +135,18 @@ def scored(columns: Columns, metric: str) -> Columns:
 def _interval_text(row: Mapping[str, Any]) -> str | None:
     low, high = row["top1_low"], row["top1_high"]
     return None if low is None else f"{share_text(low)}–{share_text(high)}"
+
+
+def _range_text(row: Mapping[str, Any]) -> str | None:
+    if row["finetuned_runs"] < 2:
+        return None
+    return f"{share_text(row['finetuned_min'])}–{share_text(row['finetuned_max'])} ({row['finetuned_runs']})"
+
+
+def note_ray_address(given: str | None, what: str) -> None:
+    """Say that `what` runs on this machine although RAY_ADDRESS names a cluster, unless an address is given."""
+    if given is None and (address := os.environ.get("RAY_ADDRESS")):
+        say(f"RAY_ADDRESS={address} is ignored, {what} runs on this machine; --ray-address auto uses it")
 
 
 def database(given: str | None) -> str:

@@ -1,11 +1,15 @@
 """Schedules that users give as text or file, and the check that a file is for the model at hand."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from search.config import given_size
 from spaces import PruningSchedule
 from spaces.errors import ScheduleError
 from spaces.schedule import read_schedule_file
+
+if TYPE_CHECKING:
+    from search.data.image_set import StudyImages
 
 
 def read_schedule(text_or_file: str) -> tuple[PruningSchedule, dict[str, Any] | None]:
@@ -42,6 +46,69 @@ def check_belongs(
         raise ScheduleError(
             f"{where}: img_size is {size!r}, but this model takes images of {img_size[0]}×{img_size[1]} pixels"
         )
+
+
+def size_of_images(content: dict[str, Any] | None) -> tuple[int, int] | None:
+    """Return the (height, width) in a schedule file that `check_belongs` has accepted; None if it names none."""
+    size = None if content is None else content.get("img_size")
+    if size is None:
+        return None
+    return (size[0], size[1]) if isinstance(size, list) else (size, size)
+
+
+def size_to_open(asked: str | None, checkpoint: str | None, content: dict[str, Any] | None) -> tuple[int, int] | None:
+    """Return the image size to open a model at; None where its weights say it.
+
+    Args:
+        asked: --img-size.
+        checkpoint: --checkpoint.
+        content: the schedule file, whose size is taken where neither of the two says one.
+    """
+    from ssm_models.checkpoints import RANDOM, read_metadata
+
+    if asked is not None:
+        return given_size(asked)
+    size = size_of_images(content)
+    if size is None or checkpoint is None:
+        return None
+    return size if checkpoint == RANDOM or "img_size" not in read_metadata(checkpoint) else None
+
+
+def images_of_file(content: dict[str, Any] | None, where: str) -> "StudyImages | None":
+    """Return the images of the study that a schedule file is from; None if the file does not name them.
+
+    Files of version 0.2 name those of the search, but not how many images confirm the front.
+
+    Raises:
+        ScheduleError: a field is malformed.
+    """
+    from search.data.dataset import SPLITS
+    from search.data.image_set import REST, VAL, ImageSet, StudyImages
+    from search.study_data import confirming_images
+
+    provenance, metrics = ((content or {}).get(name) for name in ("provenance", "metrics"))
+    if not isinstance(provenance, dict) or "study" not in provenance:
+        return None
+    older = metrics if isinstance(metrics, dict) else {}
+    searched = provenance.get("images", older.get("search_images"))
+    digest, split = provenance.get("data_digest"), provenance.get("confirm_split", VAL)
+    if searched is None or digest is None:
+        return None
+    confirming: Any = provenance.get("confirm_images")
+    if confirming is None:
+        confirming = older.get("images") if older.get("confirmed") else 0
+    for name, value, least in (("images", searched, 1), ("confirm_images", confirming, 0)):
+        if type(value) is not int or not least <= value <= 10**12:
+            raise ScheduleError(f"{where}: provenance: {name} is {value!r}, expected a number of images")
+    if not isinstance(digest, str) or split not in (*SPLITS, REST):
+        raise ScheduleError(f"{where}: provenance: data_digest or confirm_split is malformed")
+    order = order_of_images(content or {}, where)
+    return StudyImages(
+        where=f"study {str(provenance['study'])!r} (named in {where})",
+        searched=ImageSet(VAL, searched, 0, order),
+        confirming=confirming_images(split, confirming, searched, order),
+        digest=digest,
+    )
 
 
 def order_of_images(content: dict[str, Any], where: str) -> str:

@@ -1,6 +1,5 @@
 """`prunefront search`: runs or resumes a study."""
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import typer
 
 from search.commands.flags import takes_settings
 from search.commands.mirroring import read_evaluations
-from search.commands.options import FormatOption, database, file_path, print_front
+from search.commands.options import FormatOption, database, file_path, note_ray_address, print_front
 from search.commands.output import Format, say
 from search.config import SearchConfig, SearchOutputs
 from search.settings import build, given_flags, given_keys
@@ -44,8 +43,7 @@ def search(
     from search.driver.runner import run_search
     from search.driver.trackers import MirrorTracker, make_tracker
 
-    if settings.ray_address is None and (address := os.environ.get("RAY_ADDRESS")):
-        say(f"RAY_ADDRESS={address} is ignored, the search runs on this machine; --ray-address auto uses it")
+    note_ray_address(settings.ray_address, "the search")
     url = database(outputs.db)
     trackers: list[Tracker] = [make_tracker(name) for name in dict.fromkeys(outputs.track)]
     if outputs.mirror is not None:

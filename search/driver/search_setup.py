@@ -13,7 +13,7 @@ from results.objectives import OBJECTIVES
 from results.records import StudySpec
 from search.config import REST, SearchConfig
 from search.data.dataset import ImageData, open_data
-from search.data.image_set import ImageSet
+from search.data.image_set import ImageChoice, ImageSet
 from search.data.task import Task
 from search.evaluation.evaluator import Evaluator
 from search.evaluation.metrics import DenseAnswers
@@ -243,14 +243,12 @@ def confirm_set(config: SearchConfig, data: ImageData, images: ImageSet) -> Imag
         UsageError: val has none left.
         DataError: the split is missing.
     """
-    split, skip = (config.confirm_split, 0) if config.confirm_split != REST else ("val", images.images)
-    there = data.size(split) - skip
-    if there < 1:
+    choice = ImageChoice(config.confirm_split, images=config.confirm_images, option="--confirm-split")
+    if choice.split == REST and images.images >= data.size():
         raise UsageError(
             f"--confirm-split rest: the search runs over all {images.images} images of val; lower --images"
         )
-    wanted = there if config.confirm_images is None else config.confirm_images
-    return ImageSet(split, min(wanted, there), skip)
+    return choice.image_set(data, order=images.order, searched=images)
 
 
 def check_dense(dense: DenseAnswers, setup: SearchSetup) -> str | None:

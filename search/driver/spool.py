@@ -29,7 +29,7 @@ from spaces.errors import PrunefrontError, StoreError
 
 FORMAT = 1
 MOST_BYTES = 2**30  # of a file that is read; a driver spools far less than this
-_SET_BY_STORE = ("number", "finetuned_top1", "metric", "confirmed")  # fields of an evaluation
+_SET_BY_STORE = ("number", "finetuned", "metric", "confirmed")  # fields of an evaluation
 
 
 class Spool:

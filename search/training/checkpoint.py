@@ -121,6 +121,15 @@ class TrainingState:
         self.curve, self.start = curve, {name: (scores[0], scores[1]) for name, scores in start.items()}
 
 
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """Return the settings that a checkpoint was written with; None if there is none, or it is broken."""
+    try:
+        identity = json.loads(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["identity"])
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError):
+        return None
+    return identity if isinstance(identity, dict) else None
+
+
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     names = [*now, *(name for name in saved if name not in now)]
     return [

@@ -17,11 +17,14 @@ class EpochLog:
         title: what the bar is labelled with.
         console: where to print; stderr by default.
         score: label of the score, such as top-1.
+        split: name of the split that scores are of.
     """
 
-    def __init__(self, title: str, console: Console | None = None, score: str = TOP1.label) -> None:
+    def __init__(
+        self, title: str, console: Console | None = None, score: str = TOP1.label, split: str = "val"
+    ) -> None:
         self._console = console or Console(stderr=True)
-        self._score = score
+        self._score, self._split = f"{split} {score}", split
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,7 +52,7 @@ class EpochLog:
 
     def on_reference(self, name: str, top1: float, loss: float) -> None:
         """Print the scores of a reference model."""
-        self._print(f"{name}  val {self._score} {top1:.4f}  val loss {loss:.4f}")
+        self._print(f"{name}  {self._score} {top1:.4f}  {self._split} loss {loss:.4f}")
 
     def on_start(self, epochs: int, batches: int, done: int) -> None:
         """Set the length of the bar."""
@@ -66,7 +69,9 @@ class EpochLog:
 
     def on_epoch(self, row: Mapping[str, Any]) -> None:
         """Print a line for the epoch."""
-        val = "" if row["top1"] is None else f"val {self._score} {row['top1']:.4f}  val loss {row['loss']:.4f}  "
+        val, loss = "", f"{self._split} loss"
+        if row["top1"] is not None:
+            val = f"{self._score} {row['top1']:.4f}  {loss} {row['loss']:.4f}  "
         epoch = f"epoch {row['epoch']}/{self._epochs}"
         self._print(f"{epoch}  loss {row['train_loss']:.4f}  {val}{row['seconds']:.0f} s")
 

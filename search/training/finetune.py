@@ -1,13 +1,15 @@
 """Fine-tuning under a schedule: the pruned model learns from the labels and from the dense model's outputs."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from results.files import write_json
 from results.records import FineTune
 from search.data.dataset import ImageData
+from search.data.image_set import VAL, ImageSet
 from search.runtime.versions import versions
 from search.training.checkpoint import Scores
 from search.training.finetune_job import FineTuneJob
@@ -45,7 +47,7 @@ class Workers(Protocol):
 
 @dataclass(frozen=True)
 class FineTuneResult:
-    """A fine-tuned model, evaluated under its schedule on the same val images before and after.
+    """A fine-tuned model, evaluated under its schedule on the same images before and after.
 
     Attributes:
         schedule: the schedule that it was fine-tuned under.
@@ -55,6 +57,8 @@ class FineTuneResult:
         checkpoint: OUT/model.safetensors; None while epochs of the recipe are left.
         weights_digest: of the model's weights.
         config: recipe, distillation and number of workers.
+        scored_on: the images of all scores.
+        data_digest: SHA-256 of their split.
     """
 
     schedule: PruningSchedule
@@ -64,10 +68,13 @@ class FineTuneResult:
     checkpoint: Path | None
     weights_digest: str
     config: dict[str, Any]
+    scored_on: ImageSet | None = None
+    data_digest: str | None = None
 
     @property
     def record(self) -> FineTune:
         """The record for the store."""
+        scored = self.scored_on
         return FineTune(
             schedule_hash=self.schedule.hash,
             top1=self.fit.top1,
@@ -80,6 +87,12 @@ class FineTuneResult:
             config=self.config,
             curve=self.fit.curve,
             versions=versions(),
+            split=None if scored is None else scored.split,
+            skip=None if scored is None else scored.skip,
+            order=None if scored is None else scored.order,
+            data_digest=self.data_digest,
+            before_top1=self.before[0],
+            dense_top1=self.dense[0],
         )
 
 
@@ -146,14 +159,65 @@ def finetune_model(
         }
         path = None
         digest = weights_digest(model)
+        scored = replace(job.images or ImageSet(VAL, fitted.images), images=fitted.images)
         if run.pace.last_epoch(job.recipe) == job.recipe.epochs:
             path = save_weights(model, data, run.out)
             record = training_record(model, data, job.recipe, fitted, command) | _finetune_record(
                 job, fitted, teacher
             )
+            record |= images_record(scored, data)
             write_json(run.out / FINETUNE_RECORD, record)
     start = fitted.start
-    return FineTuneResult(job.schedule, start["before"], start["dense"], fitted, path, digest, config)
+    return FineTuneResult(
+        job.schedule,
+        start["before"],
+        start["dense"],
+        fitted,
+        path,
+        digest,
+        config,
+        scored_on=scored,
+        data_digest=data.digest(scored.split),
+    )
+
+
+def images_record(images: ImageSet, data: ImageData) -> dict[str, Any]:
+    """Return how finetune.json names the images of its scores."""
+    return {"scored_on": {**asdict(images), "data_digest": data.digest(images.split)}}
+
+
+def report_scores(
+    result: FineTuneResult, data: ImageData, images: ImageSet, scores: Mapping[str, Scores]
+) -> FineTuneResult:
+    """Return the result with scores of other images than those that its training was followed on.
+
+    The record beside the weights, OUT/finetune.json, gets them too; its curve stays, and is said to be of the former.
+
+    Args:
+        result: of a fine-tuning that finished all epochs.
+        data: the data set.
+        images: the images of the scores.
+        scores: (score, loss) of `dense`, `before` and `after`.
+    """
+    assert result.checkpoint is not None and result.scored_on is not None
+    (dense, before, after), path = (scores[name] for name in ("dense", "before", "after")), result.checkpoint.parent
+    record = json.loads((path / FINETUNE_RECORD).read_text(encoding="utf-8"))
+    record |= {f"{name}_top1": scores[name][0] for name in ("dense", "before")}
+    record |= {f"{name}_loss": scores[name][1] for name in ("dense", "before")}
+    for name in ("best_top1", "best_epoch"):  # of the curve, and so of other images
+        record.pop(name, None)
+    record |= {"top1": after[0], "loss": after[1], "images": images.images, **images_record(images, data)}
+    record |= {"curve_of": asdict(result.scored_on)}
+    write_json(path / FINETUNE_RECORD, record)
+    fit = replace(result.fit, top1=after[0], loss=after[1], images=images.images)
+    return replace(
+        result,
+        dense=dense,
+        before=before,
+        fit=fit,
+        scored_on=images,
+        data_digest=data.digest(images.split),
+    )
 
 
 def _fit(trainer: Trainer, train_elsewhere: Callable[[], None] | None) -> FitResult:

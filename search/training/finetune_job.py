@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 from search.data.dataset import ImageData
-from search.data.image_order import DEFAULT_ORDER
+from search.data.image_set import VAL, ImageSet
 from search.training.checkpoint import Scores
 from search.training.distillation import Distillation
 from search.training.recipe import Recipe
@@ -21,17 +21,20 @@ class FineTuneJob:
         schedule: the schedule to fine-tune under.
         recipe: the hyperparameters; see `finetune_recipe` for the defaults of a fine-tuning.
         distillation: how much the student learns from the teacher.
-        images: number of val images to evaluate on, to compare with a study's scores; None for all.
-        order: the order that these are the first of, a study's own.
+        images: the images that all scores are of; None for all of val.
         dense: the teacher's scores on these images if they are known; otherwise they are measured.
     """
 
     schedule: PruningSchedule
     recipe: Recipe
     distillation: Distillation = field(default_factory=Distillation)
-    images: int | None = None
-    order: str = DEFAULT_ORDER
+    images: ImageSet | None = None
     dense: Scores | None = None
+
+    @property
+    def split(self) -> str:
+        """The split that all scores are of."""
+        return VAL if self.images is None else self.images.split
 
     def trainer(self, model: PrunableModel, teacher: PrunableModel, data: ImageData, run: TrainingRun) -> Trainer:
         """Return a trainer of the model, which is set to the schedule; the teacher is made dense and frozen.
@@ -56,8 +59,7 @@ class FineTuneJob:
             data=data,
             recipe=self.recipe,
             identity=identity,
-            val_images=self.images,
-            val_order=self.order,
+            images=self.images,
             references={"dense": self.dense or teacher, "before": model},
         )
         return Trainer(model, job, run)

@@ -76,7 +76,7 @@ class WorkerTask:
             )
         data = open_data(self.data, class_order=self.class_order, quiet=True)
         model, teacher = (open_model(self.model, self.checkpoint, data, self.img_size) for _ in range(2))
-        compare(self.fingerprint, training_fingerprint(model, data), node_name())
+        compare(self.fingerprint, training_fingerprint(model, data, self.job.split), node_name())
         run = replace(self.run, device=get_device(), rank=DataParallelRank.current(), observer=observer)
         self.job.trainer(model, teacher, data, run).fit()
 
@@ -134,7 +134,7 @@ class RayWorkers:
         self, job: FineTuneJob, model: PrunableModel, teacher: PrunableModel, data: ImageData, run: TrainingRun
     ) -> WorkerTask:
         """Return what each worker does; arguments and errors as for `assign`."""
-        expected = training_fingerprint(model, data)
+        expected = training_fingerprint(model, data, job.split)
         if weights_digest(teacher) != expected["weights"]:
             raise UsageError("workers open model and teacher by one checkpoint, but the teacher has other weights")
         return WorkerTask(

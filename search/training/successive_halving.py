@@ -3,6 +3,9 @@
 The ranking of schedules before fine-tuning is not their ranking after it, so schedules a little behind the front take
 part as well. All follow the learning rates of a whole training and pause where a rung ends. Those that are promoted
 resume exactly from their checkpoints.
+
+Rungs are decided on one set of images, and what is reported is measured on another one, which no rung has seen: the
+best of several is otherwise better on the images that chose it than on any others.
 """
 
 import json
@@ -12,13 +15,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from results import Evaluation
 from results.files import write_json, write_whole
 from results.intervals import wilson_interval
 from results.metrics import METRICS
 from results.pareto import pareto_front
+from results.rank_correlation import RankCorrelation, split_half_correlation
+from search.data.image_set import ImageSet
 from search.training.checkpoint import CHECKPOINT, PLAN, WEIGHTS
 from search.training.finetune import FINETUNE_RECORD, FineTuneResult
+from search.training.halving_images import HalvingImages
+from search.training.held_out import HeldOutScore
 from search.training.run_folder import make_folder
 from spaces.errors import CheckpointError, UsageError
 
@@ -102,15 +111,18 @@ class Contender:
 
     Attributes:
         evaluation: its evaluation in the study.
-        before: top-1 before fine-tuning, on the images that all are evaluated on.
-        rungs: top-1 after each rung that it reached.
+        rungs: top-1 after each rung that it reached, on the images that choose.
         result: the result of the last rung that it reached.
+        before: its score before fine-tuning, on the images of the report.
+        scores: the score after each rung that it reached, on the images of the report; None if it was not measured
+            before the training went on.
     """
 
     evaluation: Evaluation
-    before: float = 0.0
     rungs: list[float] = field(default_factory=list)
     result: FineTuneResult | None = None
+    before: HeldOutScore | None = None
+    scores: list[HeldOutScore | None] = field(default_factory=list)
 
     @property
     def sort_key(self) -> tuple[int, float, int, str]:
@@ -118,8 +130,24 @@ class Contender:
         return -len(self.rungs), -self.rungs[-1], self.evaluation.flops, self.evaluation.hash
 
 
-Train = Callable[[Evaluation, int], FineTuneResult]
-"""(schedule, epoch to train up to) → result. Epochs that are done already are not repeated."""
+@dataclass(frozen=True)
+class Trained:
+    """A schedule after a rung.
+
+    Attributes:
+        result: of the training; after all epochs, with the scores of the report.
+        chosen_top1: top-1 on the images that choose.
+        before, after: the scores on the images of the report before fine-tuning and now; see `Contender`.
+    """
+
+    result: FineTuneResult
+    chosen_top1: float
+    before: HeldOutScore
+    after: HeldOutScore | None
+
+
+Train = Callable[[Evaluation, int], Trained]
+"""(schedule, epoch to train up to) → outcome. Epochs that are done already are not repeated."""
 
 
 @dataclass(frozen=True)
@@ -127,20 +155,27 @@ class Halving:
     """The outcome of a successive halving.
 
     Attributes:
-        contenders: all that began, best first.
+        contenders: all that began, best first by the images that choose.
         rungs: the rungs, first to last.
-        correlation: Kendall's τ-b between top-1 before fine-tuning and after the first rung, over all contenders;
-            None if it is undefined: with a single contender, or if all are equal.
-        finished_correlation: the same for top-1 after all epochs, over those that finished.
+        images: the images of the report.
+        correlation: Kendall's τ-b between the scores before fine-tuning and after the first rung, over all
+            contenders and by disjoint halves of the images of the report; None for a single contender or image, or if
+            a score was not measured.
+        finished_correlation: the same after all epochs, over those that finished.
     """
 
     contenders: list[Contender]
     rungs: list[Rung]
-    correlation: float | None
-    finished_correlation: float | None
+    images: ImageSet
+    correlation: RankCorrelation | None
+    finished_correlation: RankCorrelation | None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one plain object per contender, best first; `top1` is None unless it finished all epochs."""
+        """Return one plain object per contender, best first.
+
+        `before_top1` and `top1` are of the images of the report; `top1` is None unless it finished all epochs. The
+        scores after each rung, `epoch_N`, are of the images that choose.
+        """
         rows = []
         for contender in self.contenders:
             e, reached = contender.evaluation, len(contender.rungs)
@@ -148,9 +183,10 @@ class Halving:
             finished = reached == len(self.rungs)
             result = contender.result
             row: dict[str, Any] = {"schedule": e.schedule.text, "hash": e.hash, "flops": e.flops}
-            row |= {"flops_ratio": e.flops_ratio, "before_top1": contender.before}
-            row |= {f"epoch_{rung.epochs}": top1 for rung, top1 in zip(self.rungs[:-1], ends, strict=False)}
-            row |= {"top1": ends[-1]}
+            row |= {"flops_ratio": e.flops_ratio, "before_top1": contender.before and contender.before.top1}
+            row |= {f"epoch_{rung.epochs}": top1 for rung, top1 in zip(self.rungs, ends, strict=True)}
+            row |= {"top1": result.fit.top1 if finished and result else None, "images": self.images.images}
+            row |= {"scored_on": self.images.text}
             row |= {"checkpoint": str(result.checkpoint) if finished and result else None}
             rows.append(row)
         return rows
@@ -163,8 +199,8 @@ class Halving:
                 row["checkpoint"] = "/".join(Path(row["checkpoint"]).parts[-2:])
         return {
             "rungs": [asdict(rung) for rung in self.rungs],
-            "kendall_tau_first_rung": self.correlation,
-            "kendall_tau_finished": self.finished_correlation,
+            "kendall_tau_first_rung": self.correlation and asdict(self.correlation),
+            "kendall_tau_finished": self.finished_correlation and asdict(self.finished_correlation),
             "schedules": rows,
         }
 
@@ -181,6 +217,7 @@ class HalvingPlan:
         eta: as for `make_rungs`.
         max_flops: as for `promising`.
         epochs: of a whole training.
+        images: on which rungs are decided and scores reported.
     """
 
     study: str
@@ -188,11 +225,12 @@ class HalvingPlan:
     eta: int
     max_flops: int | None
     epochs: int
+    images: HalvingImages | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The plan as a plain object."""
-        return asdict(self)
+        """The plan without its images, as a plain object."""
+        return {name: value for name, value in asdict(self).items() if name != "images"}
 
     def schedules(self, out: Path, choose: Callable[[], list[str]]) -> list[str]:
         """Return the hashes of the schedules that began in the folder `out`; if none did, choose and write them.
@@ -210,7 +248,8 @@ class HalvingPlan:
                 raise UsageError(f"{out} holds the {name} of another training; choose another folder")
         hashes = choose()
         make_folder(out)
-        write_json(path, {"settings": self.settings, "schedules": hashes})
+        images = {} if self.images is None else {"images": asdict(self.images)}
+        write_json(path, {"settings": self.settings, "schedules": hashes, **images})
         return hashes
 
     def candidates(self, out: Path, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -237,7 +276,8 @@ class HalvingPlan:
         best = halving.contenders[0].evaluation.hash
         for name in (WEIGHTS, FINETUNE_RECORD):
             write_whole(out / name, (out / best / name).read_bytes())
-        write_json(out / "halving.json", {**self.settings, **halving.summary()})
+        images = {} if self.images is None else asdict(self.images)
+        write_json(out / "halving.json", {**self.settings, **images, **halving.summary()})
 
     def _read(self, path: Path) -> list[str]:
         try:
@@ -257,33 +297,44 @@ class HalvingPlan:
 
 
 def halve(
-    candidates: Sequence[Evaluation], rungs: Sequence[Rung], train: Train, finished: Callable[[FineTuneResult], None]
+    candidates: Sequence[Evaluation],
+    rungs: Sequence[Rung],
+    images: ImageSet,
+    train: Train,
+    finished: Callable[[FineTuneResult], None],
 ) -> Halving:
     """Train the candidates rung by rung, one after the other, and promote the best of each rung.
 
     Args:
         candidates: best first, as many as the first rung takes.
         rungs: from `make_rungs`.
+        images: the images of the report.
         train: trains one schedule.
         finished: called with the result of each that finishes all epochs.
     """
     contenders = [Contender(candidate) for candidate in candidates]
     for number, rung in enumerate(rungs):
         for contender in sorted(contenders, key=lambda c: c.sort_key)[: rung.candidates] if number else contenders:
-            result = train(contender.evaluation, rung.epochs)
-            contender.before, contender.result = result.before[0], result
-            contender.rungs.append(result.fit.top1)
+            trained = train(contender.evaluation, rung.epochs)
+            contender.result, contender.before = trained.result, trained.before
+            contender.rungs.append(trained.chosen_top1)
+            contender.scores.append(trained.after)
             if number + 1 == len(rungs):
-                finished(result)
+                finished(trained.result)
     contenders.sort(key=lambda c: c.sort_key)
     done = [c for c in contenders if len(c.rungs) == len(rungs)]
-    return Halving(contenders, list(rungs), _correlation(contenders, 0), _correlation(done, -1))
+    correlations = (_correlation(some, rung, images.images) for some, rung in ((contenders, 0), (done, -1)))
+    return Halving(contenders, list(rungs), images, *correlations)
 
 
-def _correlation(contenders: Sequence[Contender], rung: int) -> float | None:
-    from scipy.stats import kendalltau
-
-    if len(contenders) < 2:
+def _correlation(contenders: Sequence[Contender], rung: int, images: int) -> RankCorrelation | None:
+    pairs = [(c.before, c.scores[rung]) for c in contenders]
+    before = [one for one, _ in pairs if one is not None and one.halves is not None]
+    after = [other for _, other in pairs if other is not None and other.halves is not None]
+    if len(pairs) < 2 or not len(before) == len(after) == len(pairs):
         return None
-    tau = float(kendalltau([c.before for c in contenders], [c.rungs[rung] for c in contenders]).statistic)
-    return tau if math.isfinite(tau) else None
+    outcomes = None
+    if all(score.outcomes is not None for score in (*before, *after)):
+        outcomes = (np.stack([s.right(images) for s in before]), np.stack([s.right(images) for s in after]))
+    first, then = ([score.halves for score in some if score.halves is not None] for some in (before, after))
+    return split_half_correlation(first, then, images, outcomes)

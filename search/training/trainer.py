@@ -13,14 +13,16 @@ itself; their running statistics are averaged over the ranks after every epoch.
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from search.data.dataset import BATCH_SIZE, Batches, ImageData
-from search.data.image_order import DEFAULT_ORDER, STRATIFIED
+from search.data.image_order import STRATIFIED
+from search.data.image_set import VAL, ImageSet
 from search.data.preprocessing import Preprocessing
 from search.training.batches import TrainingBatches
-from search.training.checkpoint import CHECKPOINT, Scores, TrainingState
+from search.training.checkpoint import CHECKPOINT, Scores, TrainingState, read_identity
 from search.training.epoch_loop import EpochLoop, Loss, lower_rate, make_mix, memory_advice
 from search.training.recipe import Recipe
 from search.training.run_folder import check_folder, make_folder
@@ -39,9 +41,8 @@ class TrainingJob:
         data: with the splits train and val.
         recipe: the hyperparameters.
         identity: what must be equal, beside model, data and recipe, for a run to be resumed.
-        val_images: number of val images to evaluate on; None for all.
-        val_order: the order that these are the first of; see `image_order`.
-        references: models to score on val before the first epoch, by name, or scores that are known already.
+        images: the images to evaluate on; None for all of val.
+        references: models to score on them before the first epoch, by name, or scores that are known already.
         measure: how a model is scored.
     """
 
@@ -49,8 +50,7 @@ class TrainingJob:
     data: ImageData
     recipe: Recipe
     identity: Mapping[str, Any] = field(default_factory=dict)
-    val_images: int | None = None
-    val_order: str = DEFAULT_ORDER
+    images: ImageSet | None = None
     references: Mapping[str, PrunableModel | Scores] = field(default_factory=dict)
     measure: Measure = task_scores
 
@@ -60,15 +60,17 @@ class FitResult:
     """How a training went; the weights are in the model.
 
     Attributes:
-        top1: the task's score in 0..1 on val, after the last epoch.
-        loss: mean cross-entropy on val, after the last epoch.
-        images: number of val images.
+        top1: the task's score in 0..1 on the images of the job, after the last epoch.
+        loss: mean cross-entropy on them, after the last epoch.
+        images: how many they are.
         best_top1: the highest score after any epoch that was evaluated.
         best_epoch: that epoch, from 1.
         seconds: duration of all epochs, over all runs if the training was resumed.
         curve: one object per epoch: epoch, train_loss, top1, loss, lr, seconds; top1 and loss are None where val
             was not evaluated.
         start: (score, loss) of the `references` before the first epoch.
+        weights_epoch: the epoch that the weights in the model are of: a later one than the last of `curve` if an
+            earlier run went further.
     """
 
     top1: float
@@ -79,6 +81,7 @@ class FitResult:
     seconds: float
     curve: list[dict[str, Any]]
     start: dict[str, Scores]
+    weights_epoch: int = 0
 
 
 class Trainer:
@@ -104,6 +107,7 @@ class Trainer:
         self._last = run.pace.last_epoch(job.recipe)
         preprocessing = Preprocessing(model.pretrained_cfg, model.img_size)
         self._train = TrainingBatches(job.data, preprocessing, job.recipe.batch_size, run.rank)
+        self._scored = job.images or ImageSet(VAL, job.data.size(VAL))
         self._images, self._val = self._open_val()
         check_folder(run.out)
         self._identity = self._full_identity()
@@ -116,29 +120,27 @@ class Trainer:
         self._state = TrainingState(model.to(self._device), job.recipe, self._device)
 
     def _open_val(self) -> tuple[int, Batches | None]:
-        """Return the number of val images over all ranks, and this rank's part of them."""
-        model, data, run = self._model, self._job.data, self._run
-        config, size = model.pretrained_cfg, model.img_size
-        order = self._job.val_order
-        images = data.batches(config, size, images=self._job.val_images, order=order).images
+        """Return the number of images to evaluate on over all ranks, and this rank's part of them."""
+        model, data, run, scored = self._model, self._job.data, self._run, self._scored
+        images = scored.batches(data, model).images
         begin, end = run.rank.span(images)
         if begin == end:
             return images, None
         # no more images at once than a training step holds in memory
         batch_size = min(BATCH_SIZE, -(-self._job.recipe.batch_size // run.pace.accumulate))
-        return images, data.batches(config, size, images=end - begin, batch_size=batch_size, skip=begin, order=order)
+        mine = replace(scored, images=end - begin, skip=scored.skip + begin)
+        return images, mine.batches(data, model, batch_size)
 
     def _full_identity(self) -> dict[str, Any]:
-        """Return what a checkpoint must name to be resumed. Older ones name no order: it is the stratified one."""
-        part, order = self._images < self._job.data.size("val"), self._job.val_order
+        """Return what a checkpoint must name to be resumed; see `images_identity`."""
+        scored = replace(self._scored, images=self._images)
         return {
             "model": self._model.model_name,
             "img_size": list(self._model.img_size),
             "data": self._job.data.digest("train"),
-            "val": self._job.data.digest("val"),
+            "val": self._job.data.digest(scored.split),
             "weights": weights_digest(self._model),
-            "val_images": self._images,
-            **({"val_order": order} if part and order != STRATIFIED else {}),
+            **images_identity(scored, self._job.data.size(scored.split)),
             **asdict(self._job.recipe),
             **self._job.identity,
         }
@@ -200,7 +202,7 @@ class Trainer:
             top1, loss = self._score(self._model)
             curve[-1] |= {"top1": top1, "loss": loss}
         self._model.to("cpu").eval()
-        return _summarise(curve[:last], self._images, self._state.start)
+        return replace(_summarise(curve[:last], self._images, self._state.start), weights_epoch=len(curve))
 
     def _score_references(self) -> None:
         for name, reference in self._job.references.items():
@@ -231,6 +233,36 @@ class Trainer:
 
     def _score(self, model: PrunableModel) -> Scores:
         return self._job.measure(model, self._val, self._device, self._run.rank)
+
+
+def images_identity(images: ImageSet, there: int) -> dict[str, Any]:
+    """Return how a checkpoint names the images of its scores; `there` are in the split.
+
+    Older checkpoints name a number of images alone: the first of val, in the stratified order.
+    """
+    part = images.images < there
+    return {
+        "val_images": images.images,
+        **({"val_order": images.order} if part and images.order != STRATIFIED else {}),
+        **({"val_split": images.split} if images.split != VAL else {}),
+        **({"val_skip": images.skip} if images.skip else {}),
+    }
+
+
+def begun_images(out: Path, data: ImageData, order: str) -> ImageSet | None:
+    """Return the images that a run in a folder scores on; None if none was begun there, or its checkpoint is broken.
+
+    Args:
+        out: the folder.
+        data: the data set.
+        order: what to call the order where all of a split is scored, for then the checkpoint names none.
+    """
+    saved = read_identity(out / CHECKPOINT)
+    if saved is None or type(saved.get("val_images")) is not int:
+        return None
+    images, split, skip = saved["val_images"], saved.get("val_split", VAL), saved.get("val_skip", 0)
+    usual = order if images == data.size(split) else STRATIFIED
+    return ImageSet(split, images, skip, saved.get("val_order", usual))
 
 
 def _summarise(curve: list[dict[str, Any]], images: int, start: dict[str, Scores]) -> FitResult:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from results.records import Confirmation, Evaluation, Study, StudySpec
+from results.records import Confirmation, Evaluation, FineTuned, Study, StudySpec
 from results.store.database import open_database
 from results.store.store import Store
 from spaces import PruningSchedule, Stage, TokenLayout
@@ -117,7 +117,13 @@ def evaluations(make_evaluation: MakeEvaluation) -> list[Evaluation]:
         make_evaluation(f"{i + 1}:0.5,9:0.7;context=freeze", 400_000 + 60_000 * i, 0.9 + 0.012 * i, number=i)
         for i in range(5)
     ]
-    front[3] = make_evaluation("4:0.5,9:0.7;context=freeze", 580_000, 0.936, number=3, finetuned_top1=0.97)
+    front[3] = make_evaluation(
+        "4:0.5,9:0.7;context=freeze",
+        580_000,
+        0.936,
+        number=3,
+        finetuned=FineTuned(1, 0.97, 0.97, 0.97, 1000, "val, first 1,000"),
+    )
     rest = [make_evaluation(f"{i + 1}:0.4", 500_000 + 30_000 * i, 0.85 - 0.01 * i, number=5 + i) for i in range(6)]
     hopeless = make_evaluation("1:0.1", 450_000, 0.1, number=11)
     failed = make_evaluation("2:0.1", top1=None, state="failed", failure="OOM", error=EVIL, number=12)

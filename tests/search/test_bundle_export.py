@@ -18,6 +18,7 @@ from search.cli import run
 from search.commands.inspecting import token_pictures
 from search.data.dataset import open_data
 from search.data.image_order import ORDERS
+from search.data.image_set import ImageChoice, ImageSet
 from ssm_models.exporting import Parity
 from tests.ssm_models.conftest import pictures
 
@@ -147,7 +148,9 @@ def test_the_studys_images_are_in_its_order(study_url: str, order: str) -> None:
         point = store.front(study)[0]
     study, model = replace(study, spec=replace(study.spec, order=order)), ssm_models.build("vim_nano")
     digits = open_data("embedded").batches(model.pretrained_cfg, model.img_size, images=8, order=order)
-    assert torch.equal(parity_images(study, model, 8), next(iter(digits))[0])
+    chosen, images = parity_images(study, model, ImageChoice(images=8))
+    assert chosen == ImageSet("val", 8, 0, order)
+    assert torch.equal(images, next(iter(digits))[0])
     shown = token_pictures(study, point, 8)
     assert [picture.label for picture in shown] == [str(int(label)) for label in digits.labels]
 

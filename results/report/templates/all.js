@@ -14,7 +14,7 @@
     { key: "state", title: "State", text: true, show: (i) => data.state[i] },
     { key: "top1", title: `${data.score}, %`, first: "descending", show: (i) => percent(data.top1[i]) },
     { key: "low", title: "95 %", wide: true, first: "descending", show: (i) => (data.low[i] === null ? "–" : `${(100 * data.low[i]).toFixed(1)}–${(100 * data.high[i]).toFixed(1)}`) },
-    { key: "tuned", title: "Fine-tuned", wide: true, first: "descending", show: (i) => percent(data.tuned[i]) },
+    { key: "tuned", title: "Fine-tuned", wide: true, first: "descending", show: (i) => percent(data.tuned[i]) + (data.tuned_on[i] === null ? "" : ` (${data.tuned_on[i]})`) },
     { key: "share", title: "Share", show: (i) => data.share[i].toFixed(3) },
     { key: "images", title: "Images", wide: true, first: "descending", show: (i) => data.images[i].toLocaleString("en") },
     { key: "origin", title: "Origin", text: true, wide: true, show: (i) => data.origin[i] },

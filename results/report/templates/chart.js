@@ -24,7 +24,7 @@
     if (point.search) lines.push(`${shown(point.search.y)} in the search (${grouped(point.search.images)} images)`);
     if (point.unconfirmed) lines.push("not confirmed");
     lines.push(`${point.share.toFixed(3)} of dense, ${escape(point.flops)}FLOPs`);
-    if (point.before !== undefined) lines.push(`${shown(point.before)} before fine-tuning`);
+    if (point.before !== undefined) lines.push(`${shown(point.before)} before fine-tuning; both on ${escape(point.on)}${escape(point.spread)}`);
     if (point.agreement !== null) lines.push(`${point.agreement.toFixed(1)} % agreement with dense`);
     if (point.latency_ratio !== null) lines.push(`${point.latency_ratio.toFixed(3)} of the dense latency`);
     if (point.latency !== null) lines.push(`${point.latency.toPrecision(3)} ms per image`);

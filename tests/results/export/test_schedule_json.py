@@ -13,15 +13,17 @@ from results import Confirmation, Evaluation, Study, StudySpec
 from results.export.schedule_json import export_schedule, front_row
 from results.files import write_json
 from results.intervals import wilson_interval
+from results.records import FineTuned
 from spaces import PruningSchedule
 
 MakeSpec = Callable[..., StudySpec]
 MakeEvaluation = Callable[..., Evaluation]
+TUNED = FineTuned(2, 0.97, 0.96, 0.98, 800, "val, 201–1,000")
 MOMENT = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 
 
 def test_the_exported_form(make_spec: MakeSpec, make_evaluation: MakeEvaluation, tmp_path: Path) -> None:
-    evaluation = make_evaluation("3:0.8,6:0.5;importance=l2", latency_ms=1.5, finetuned_top1=0.97, number=4)
+    evaluation = make_evaluation("3:0.8,6:0.5;importance=l2", latency_ms=1.5, finetuned=TUNED, number=4)
     form = export_schedule(evaluation, Study(1, MOMENT, make_spec()))
     write_json(tmp_path / "s.json", form)
     assert json.loads((tmp_path / "s.json").read_text()) == form
@@ -50,6 +52,7 @@ def test_a_row_of_the_front_has_the_documented_keys(make_evaluation: MakeEvaluat
     assert list(row) == [
         "schedule", "hash", "top1", "loss", "flops", "flops_ratio", "images", "latency_ms", "finetuned_top1",
         "top1_low", "top1_high", "confirmed", "search_top1", "search_images", "latency_ratio", "metric",
+        "finetuned_min", "finetuned_max", "finetuned_runs", "finetuned_images", "finetuned_on",
     ]  # fmt: skip
     assert (row["schedule"], row["hash"]) == ("3:0.8", PruningSchedule.parse("3:0.8").hash)
     assert (row["top1"], row["images"], row["latency_ratio"]) == (0.9, 1000, 0.75)

@@ -7,18 +7,20 @@ from datetime import UTC, datetime
 import pytest
 
 from results import Confirmation, Evaluation, Study, StudySpec
+from results.records import FineTuned
 from results.report.chart_json import chart_json, schedule_lines
 from results.report.front_chart import FrontChart, evenly_spaced, flops_text, tokens_by_block
 from spaces import PruningSchedule, Stage, TokenLayout
 
 MakeSpec = Callable[..., StudySpec]
 MakeEvaluation = Callable[..., Evaluation]
+TUNED = FineTuned(1, 0.97, 0.97, 0.97, 1000, "val, first 1,000")
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
 
 def test_the_chart_sorts_the_evaluations(make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:
     cheap = make_evaluation("1:0.5", flops=500_000, top1=0.9)
-    dear = make_evaluation("2:0.5", flops=700_000, top1=0.95, finetuned_top1=0.97)
+    dear = make_evaluation("2:0.5", flops=700_000, top1=0.95, finetuned=TUNED)
     worse = make_evaluation("3:0.5", flops=600_000, top1=0.85)
     hopeless = make_evaluation("4:0.5", flops=600_000, top1=0.1)
     failed = make_evaluation("5:0.5", top1=None, state="failed", failure="OOM")

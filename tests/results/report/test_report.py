@@ -8,6 +8,7 @@ import pytest
 
 from results import Confirmation, Evaluation, Study
 from results.intervals import wilson_interval
+from results.records import FineTuned
 from results.report.chart_json import chart_json
 from results.report.front_chart import FrontChart, tokens_by_block
 from results.report.report import Profile, Summary, write_report
@@ -60,7 +61,7 @@ def test_the_page_shows_confirmed_scores_and_counts_stopped_candidates(
 def test_fine_tuned_scores_are_compared_on_the_same_images(
     tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
 ) -> None:
-    """A fine-tuning is measured on the search's images, whatever the front was confirmed on."""
+    """Older fine-tunings are of the search's images, whatever the front was confirmed on; later ones say which."""
     score = Confirmation(evaluations[3].hash, 0.7, 1.0, 0.5, 5000, 1.0, 1.0, 0.8)
     evaluations[3] = replace(evaluations[3], confirmed=score)
     study = Study(1, NOW, make_spec(dense_top1=0.98), 12, 1, confirmed=1)
@@ -68,10 +69,19 @@ def test_fine_tuned_scores_are_compared_on_the_same_images(
     page = " ".join((tmp_path / "report.html").read_text().split('<script type="application/json"')[0].split())
     table = page.split('<table class="tuned-table')[1].split("</table>")[0]
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", table)
-    assert cells[:5] == ["93.60", "97.00", "+3.4", "−1.0", "0.580"]
+    assert cells[:6] == ["93.60", "97.00", "+3.4", "−1.0", "val, first 1,000", "0.580"]
     assert "−1.0 points at" in page, "also in the headline"
     drawn = chart_json(FrontChart.of(study, evaluations, DENSE))["tuned"]
     assert [(point["y"], point["before"]) for point in drawn] == [(97.0, pytest.approx(93.6))]
+
+    several = FineTuned(2, 0.95, 0.94, 0.96, 800, "val, 1,001–1,800", before_top1=0.9, dense_top1=0.97)
+    evaluations[3] = replace(evaluations[3], finetuned=several)
+    write_report(tmp_path / "report.html", study, evaluations, dense_confirmed=DENSE)
+    page = " ".join((tmp_path / "report.html").read_text().split('<script type="application/json"')[0].split())
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", page.split('<table class="tuned-table')[1].split("</table>")[0])
+    assert cells[:5] == ["90.00", "95.00 (94.00–96.00, 2 runs)", "+5.0", "−2.0", "val, 1,001–1,800"]
+    (drawn,) = chart_json(FrontChart.of(study, evaluations, DENSE))["tuned"]
+    assert (drawn["y"], drawn["before"], drawn["on"], drawn["images"]) == (95.0, 90.0, "val, 1,001–1,800", 800)
 
 
 def test_the_summary_uses_reported_scores(confirmed: tuple[Study, list[Evaluation]]) -> None:

@@ -72,6 +72,7 @@ def test_what_was_fine_tuned_is_exported_and_fine_tuned_again(
     assert finetune == (
         f"prunefront finetune {point.hash}.json --data embedded --checkpoint w.pth --epochs 7 --seed 5 --lr 0.001 "
         "--batch-size 32 --ema 0.99 --amp bf16 --workers 2 --distill 0.3 --temperature 3.0 --features 0.2 "
+        "--split val --images 1000 "
         "--out 'out/a b' --study digits"
     )
 

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, event
 
 from results import Confirmation, Evaluation, FineTune, Study, StudySpec, pareto_front
 from results.objectives import OBJECTIVES, best_evaluation, objective_value, objectives_front
+from results.records import FineTuned
 from results.store.store import Store
 from spaces import PruningSchedule
 from spaces.errors import StoreError, StudyExistsError, UnknownNameError, UsageError
@@ -172,7 +173,7 @@ def test_a_study_with_nonfinite_numbers_is_refused(store: Store, make_spec: Make
     assert store.studies() == []
 
 
-def test_an_evaluation_has_its_best_finetuned_score(
+def test_an_evaluation_has_the_mean_of_its_latest_fine_tunings(
     store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation
 ) -> None:
     study, other = store.create_study(make_spec()), store.create_study(make_spec(name="other"))
@@ -180,14 +181,20 @@ def test_an_evaluation_has_its_best_finetuned_score(
         store.record(each, make_evaluation("3:0.8"))
         store.record(each, make_evaluation("4:0.8", flops=720_000, top1=0.95))
     tuned = store.evaluations(study)[0]
-    store.record_finetune(study, make_finetune(tuned.hash, top1=0.97))
-    store.record_finetune(study, make_finetune(tuned.hash, top1=0.96, weights_digest="d" * 64))
-    assert [e.finetuned_top1 for e in store.evaluations(study)] == [0.97, None]
+    held_out = {"split": "val", "skip": 200, "images": 800, "before_top1": 0.9}
+    runs = [
+        make_finetune(tuned.hash, top1=0.99),  # of the images that chose the schedule
+        make_finetune(tuned.hash, top1=0.75, weights_digest="d" * 64, config={"seed": 0}, **held_out),
+        make_finetune(tuned.hash, top1=0.98, weights_digest="e" * 64, config={"seed": 0, "lr": 1}, **held_out),
+        make_finetune(tuned.hash, top1=0.5, weights_digest="f" * 64, config={"seed": 1, "workers": 2}, **held_out),
+    ]
+    for run in runs:
+        store.record_finetune(study, run)
+    expected = FineTuned(2, 0.625, 0.5, 0.75, 800, "val, 201–1,000", 0.9)
+    assert [e.finetuned for e in store.evaluations(study)] == [expected, None]
+    assert [e.finetuned_top1 for e in store.front(study)] == [0.625, None]
     assert [e.finetuned_top1 for e in store.evaluations(other)] == [None, None]
-    assert [e.finetuned_top1 for e in store.front(study)] == [0.97, None]
-    first, second = store.finetunes(study)
-    assert first == make_finetune(tuned.hash, finished_at=first.finished_at)
-    assert second.top1 == 0.96
+    assert [replace(one, finished_at=None) for one in store.finetunes(study)] == runs
 
 
 def test_a_finetuning_is_recorded_once(store: Store, make_spec: MakeSpec, make_evaluation: MakeEvaluation) -> None:

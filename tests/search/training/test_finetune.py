@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 import ssm_models
 from search.data.dataset import ImageData, open_data
+from search.data.image_set import ImageSet
 from search.training.finetune import finetune_model, finetune_recipe
 from search.training.finetune_job import FineTuneJob
 from search.training.training_run import Pace, TrainingRun
@@ -67,11 +69,18 @@ class TestFinetuneModel:
     def test_scores_are_over_the_given_number_of_images(self, data: ImageData, tmp_path: Path) -> None:
         model = nano()
         recipe = finetune_recipe(1, batch_size=12)
-        result = finetune_model(model, nano(), data, FineTuneJob(SCHEDULE, recipe, images=5), TrainingRun(tmp_path))
-        images, labels = next(iter(data.batches(model.pretrained_cfg, model.img_size, images=5)))
+        held_out = ImageSet("val", 5, skip=8)
+        job = FineTuneJob(SCHEDULE, recipe, images=held_out)
+        result = finetune_model(model, nano(), data, job, TrainingRun(tmp_path))
+        images, labels = next(iter(data.batches(model.pretrained_cfg, model.img_size, images=5, skip=8)))
         with torch.inference_mode():
             right = int((model.eval()(images).argmax(1) == labels).sum())
-        assert (result.record.images, result.record.top1) == (5, right / 5)
+        record = result.record
+        assert (record.images, record.top1) == (5, right / 5)
+        assert (record.split, record.skip, record.order) == ("val", 8, "shuffled")
+        assert (record.data_digest, record.before_top1) == (data.digest("val"), result.before[0])
+        written = json.loads((tmp_path / "finetune.json").read_text())
+        assert written["scored_on"] == {**asdict(held_out), "data_digest": data.digest("val")}
 
     def test_another_schedule_in_the_same_folder_is_refused(self, data: ImageData, tmp_path: Path) -> None:
         recipe = finetune_recipe(1, batch_size=12)

@@ -18,10 +18,14 @@ from results.records import Confirmation
 from results.store.store import Store
 from search.cli import run
 from search.config import SearchConfig
+from search.data.dataset import open_data
+from search.data.image_set import ImageSet
 from search.driver.search_setup import open_setup
+from search.models import open_model
 from search.training.finetune import FineTuneResult, finetune_model
 from search.training.finetune_job import FineTuneJob
-from search.training.successive_halving import HalvingPlan, halve, make_rungs, promising
+from search.training.held_out import HeldOutScore, score_held_out
+from search.training.successive_halving import HalvingPlan, Trained, halve, make_rungs, promising
 from search.training.trainer import FitResult
 from spaces import PruningSchedule, errors
 from tests.search.conftest import fill
@@ -94,9 +98,15 @@ class TestPromising:
             promising([dense, stopped, evaluation(0.4, 900, 0.9)], 2, 500)
 
 
-def result(of: Evaluation, before: float, top1: float) -> FineTuneResult:
-    fitted = FitResult(top1, 0.5, 100, top1, 1, 1.0, [], {})
-    return FineTuneResult(of.schedule, (before, 1.0), (0.9, 1.0), fitted, Path("w"), "d", {})
+REPORTED = ImageSet("val", 800, skip=200)
+
+
+def outcome(of: Evaluation, before: float, top1: float) -> Trained:
+    """A schedule after a rung, with scores on the images of the report that are a tenth lower."""
+    fitted = FitResult(top1 - 0.1, 0.5, 800, top1, 1, 1.0, [], {})
+    result = FineTuneResult(of.schedule, (before, 1.0), (0.9, 1.0), fitted, Path("w"), "d", {})
+    scores = (HeldOutScore(score, 1.0, (score, score), None) for score in (before, top1 - 0.1))
+    return Trained(result, top1, *scores)
 
 
 def play(tops: dict[str, list[float]], entered: list[Evaluation], eta: int, epochs: int) -> Any:
@@ -104,11 +114,12 @@ def play(tops: dict[str, list[float]], entered: list[Evaluation], eta: int, epoc
     trained: list[tuple[str, int]] = []
     finished: list[str] = []
 
-    def train(e: Evaluation, until: int) -> FineTuneResult:
+    def train(e: Evaluation, until: int) -> Trained:
         trained.append((e.hash, until))
-        return result(e, tops[e.hash][0], tops[e.hash][until])
+        return outcome(e, tops[e.hash][0], tops[e.hash][until])
 
-    halving = halve(entered, make_rungs(len(entered), epochs, eta), train, lambda r: finished.append(r.schedule.hash))
+    rungs = make_rungs(len(entered), epochs, eta)
+    halving = halve(entered, rungs, REPORTED, train, lambda r: finished.append(r.schedule.hash))
     return halving, trained, finished
 
 
@@ -124,19 +135,22 @@ class TestHalve:
         assert finished == [b]
         assert [contender.evaluation.hash for contender in halving.contenders] == [b, d, c, a]
         rows = halving.rows()
-        assert rows[0]["top1"] == 0.97
+        assert (rows[0]["epoch_4"], rows[0]["scored_on"]) == (0.97, "val, 201–1,000")
+        assert rows[0]["top1"] == pytest.approx(0.87), "on the images of the report, not on those that chose"
         assert [(row["before_top1"], row["epoch_1"], row["epoch_2"]) for row in rows] == [
             (0.4, 0.8, 0.82), (0.2, 0.9, 0.7), (0.3, 0.7, None), (0.5, 0.6, None),
         ]  # fmt: skip
         # of the six pairs before and after one epoch, ab, ac, ad, bd and cd are discordant, bc is concordant
-        assert halving.correlation == pytest.approx((1 - 5) / 6)
+        assert halving.correlation is not None
+        assert halving.correlation.tau == pytest.approx((1 - 5) / 6)
+        assert (halving.correlation.low, halving.correlation.schedules, halving.correlation.images) == (None, 4, 800)
         assert halving.finished_correlation is None
 
     def test_ties_go_to_the_cheaper(self) -> None:
         two = [evaluation(0.2, 500, 0.9), evaluation(0.3, 400, 0.8)]
         halving, trained, _ = play({e.hash: [0.5, 0.7, 0.7] for e in two}, two, 2, 2)
         assert trained[-1] == (two[1].hash, 2)
-        assert halving.correlation is None  # all equal
+        assert halving.correlation is not None and halving.correlation.tau is None  # all equal
 
     @given(seed=st.integers(0, 10**6), many=st.integers(1, 12), eta=st.integers(2, 4))
     def test_finishers_led_in_every_rung(self, seed: int, many: int, eta: int) -> None:
@@ -221,7 +235,8 @@ class TestCommand:
         stamp = (out / first / "last.pt").stat().st_mtime_ns
         table = printed("finetune", *db, *learn)
         assert "3 schedules; 3 to epoch 1, 2 to epoch 2" in table
-        assert "Kendall's τ" in table
+        assert "Kendall's τ" in table and "these chosen schedules only" in table
+        assert "rungs are decided on val, first 10; all scores before and after are of val, 11–20" in table
         names = json.loads((out / "plan.json").read_text())["schedules"]
         assert names[0] == calls[0] == first
         with Store.open(f"sqlite:///{url}") as store:
@@ -241,7 +256,21 @@ class TestCommand:
             assert len(store.finetunes(store.study("s"))) == 2
         assert [row["hash"] in done for row in rows] == [True, True, False]
         best = rows[0]
-        assert best["top1"] == max(one.top1 for one in tuned)
+        assert [one.top1 for one in tuned if one.schedule_hash == best["hash"]] == [best["top1"]]
+        assert best["epoch_2"] == max(row["epoch_2"] for row in rows if row["epoch_2"] is not None)
+
+        # the study searched all of val, so one half of it chooses and the other half is reported
+        plan = json.loads((out / "plan.json").read_text())["images"]
+        assert plan["chosen_on"] == {"split": "val", "images": 10, "skip": 0, "order": "shuffled"}
+        assert plan["reported_on"] == {"split": "val", "images": 10, "skip": 10, "order": "shuffled"}
+        assert {(one.split, one.skip, one.images) for one in tuned} == {("val", 10, 10)}
+        source = open_data(data)
+        found = open_model("vim_nano", best["checkpoint"], source)
+        found.set_schedule(PruningSchedule.parse(best["schedule"]))
+        held_out = score_held_out(found, source, ImageSet("val", 10, skip=10))
+        assert held_out.top1 == best["top1"]
+        written = json.loads((out / "finetune.json").read_text())
+        assert (written["top1"], written["scored_on"]["skip"]) == (best["top1"], 10)
         assert (out / "model.safetensors").read_bytes() == Path(best["checkpoint"]).read_bytes()
         assert json.loads((out / "finetune.json").read_text())["schedule_hash"] == best["hash"]
         written = json.loads((out / "halving.json").read_text())["schedules"]
@@ -257,6 +286,13 @@ class TestCommand:
             (("--top", "2"), "name it with --study"),
             (("--top", "2", "--study", "digits", "--max-flops", "0.01"), "no schedule within the bounds"),
             (("--top", "0", "--study", "digits"), "top=0"),
+            (
+                ("--top", "2", "--study", "digits", "--split", "val"),
+                "decided on val, first 40; name others",
+            ),
+            (("--top", "2", "--study", "digits", "--split", "rest", "--skip", "9"), "--split val --skip 9"),
+            (("--top", "2", "--study", "digits", "--split", "all"), "unknown split 'all'"),
+            (("--top", "2", "--study", "digits", "--skip", "100"), "--split val --skip 100"),
             (("--top", "2", "--eta", "1", "--study", "digits"), "eta=1"),
             (("--top", "2", "--study", "digits", "--workers", "0"), "workers=0"),
             (("--top", "2", "--study", "digits", "--amp", "int8"), "unknown precision"),

@@ -1,5 +1,6 @@
 """The training loop: gradient accumulation, half precision, pausing and resuming, evaluating now and then."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from search.data.dataset import ImageData, open_data
+from search.data.image_set import ImageSet
 from search.training.checkpoint import CHECKPOINT
 from search.training.observer import SilentObserver, TrainingObserver
 from search.training.recipe import Recipe
@@ -163,12 +165,17 @@ class TestFolder:
             fit(data, tmp_path, RECIPE)
 
     def test_a_run_on_another_part_of_val_is_refused(self, data: ImageData, tmp_path: Path) -> None:
-        part: dict[str, Any] = {"val_images": 3, "pace": Pace(until=1)}
-        fit(data, tmp_path / "old", RECIPE, val_order="stratified", **part)
-        fit(data, tmp_path / "old", RECIPE, val_order="stratified", val_images=3)
-        with pytest.raises(errors.UsageError, match="val_order None there, 'shuffled' now"):
-            fit(data, tmp_path / "old", RECIPE, **part)
-        fit(data, tmp_path / "all", RECIPE, val_order="stratified", pace=Pace(until=1))
+        part, old = ImageSet("val", 3), ImageSet("val", 3, order="stratified")
+        fit(data, tmp_path / "old", RECIPE, images=old, pace=Pace(until=1))
+        fit(data, tmp_path / "old", RECIPE, images=old)
+        for other, words in (
+            (part, "val_order None there, 'shuffled' now"),
+            (replace(old, skip=3), "val_skip None there, 3 now"),
+        ):
+            with pytest.raises(errors.UsageError, match=words):
+                fit(data, tmp_path / "old", RECIPE, images=other, pace=Pace(until=1))
+        whole = ImageSet("val", data.size(), order="stratified")
+        fit(data, tmp_path / "all", RECIPE, images=whole, pace=Pace(until=1))
         fit(data, tmp_path / "all", RECIPE)  # all of val, in whichever order
 
     def test_a_run_on_other_val_images_is_refused(self, tmp_path: Path) -> None:

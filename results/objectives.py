@@ -13,7 +13,7 @@ from spaces.errors import UsageError
 OBJECTIVES: Mapping[str, bool] = {"top1": True, "flops": False, "loss": False, "agreement": True, "latency": False}
 
 
-def objective_value(evaluation: Evaluation, objective: str) -> float | None:
+def objective_value(evaluation: Evaluation, objective: str, *, searched: bool = False) -> float | None:
     """Return the value of an objective for an evaluation; None if it has none.
 
     FLOPs are those of one image. The other objectives come from the reported score, which is the confirmed one if
@@ -27,6 +27,7 @@ def objective_value(evaluation: Evaluation, objective: str) -> float | None:
     Args:
         evaluation: an evaluation in any state.
         objective: a name from `OBJECTIVES`.
+        searched: take the search's score, by which fronts are chosen, even if there is a confirmed one.
 
     Returns:
         Top-1 and agreement in 0..1, FLOPs as a count, loss as the mean cross-entropy in nats, and latency as a share
@@ -36,8 +37,30 @@ def objective_value(evaluation: Evaluation, objective: str) -> float | None:
         return float(evaluation.flops)
     if evaluation.state != "done":
         return None
-    score: float | None = getattr(evaluation.reported, "latency_ratio" if objective == "latency" else objective)
+    source = evaluation if searched else evaluation.reported
+    score: float | None = getattr(source, "latency_ratio" if objective == "latency" else objective)
     return score
+
+
+def search_front(evaluations: Sequence[Evaluation], objectives: Sequence[str]) -> list[int]:
+    """Return the indices of the front, best in the first objective first, by the search's scores alone.
+
+    Confirmed scores never choose it: a front that is chosen again by the scores that are reported would be biased
+    upwards a second time (docs/statistics.md).
+    """
+    points = [[objective_value(e, name, searched=True) for name in objectives] for e in evaluations]
+    return objectives_front(points, objectives)
+
+
+def dominated_points(front: Sequence[Evaluation], objectives: Sequence[str]) -> frozenset[str]:
+    """Return the hashes of those points of a front that another one beats by the confirmed scores.
+
+    Points without a confirmed score neither beat others nor are beaten.
+    """
+    confirmed = [e for e in front if e.confirmed is not None]
+    points = [[objective_value(e, name) for name in objectives] for e in confirmed]
+    best = {confirmed[i].hash for i in objectives_front(points, objectives)}
+    return frozenset(e.hash for e in confirmed if e.hash not in best)
 
 
 def objectives_front(points: Sequence[Sequence[float | None]], objectives: Sequence[str]) -> list[int]:
@@ -80,7 +103,9 @@ def share_interval(evaluation: Evaluation, objective: str) -> tuple[float, float
 def best_evaluation(
     evaluations: Sequence[Evaluation], *, max_flops: int | None = None, min_top1: float | None = None
 ) -> Evaluation:
-    """Return the evaluation with the highest reported top-1 within the bounds; if several tie, the cheapest.
+    """Return the evaluation with the highest top-1 in the search within the bounds; if several tie, the cheapest.
+
+    A confirmed score does not choose, so that it stays unbiased; but `min_top1` asks for it where there is one.
 
     Args:
         evaluations: in any order; those that are not done do not count.
@@ -90,29 +115,28 @@ def best_evaluation(
     Raises:
         UsageError: no evaluation is within the bounds; the message names the closest.
     """
-    done = [(top1, e) for e in evaluations if (top1 := objective_value(e, "top1")) is not None]
+    done = [(top1, e) for e in evaluations if (top1 := objective_value(e, "top1", searched=True)) is not None]
     if not done:
         raise UsageError("no finished evaluation to choose from: run `prunefront search` for this study first")
     affordable = [(top1, e) for top1, e in done if max_flops is None or e.flops <= max_flops]
     if not affordable:
-        top1, cheapest = min(done, key=lambda one: (one[1].flops, -one[0]))
+        _, cheapest = min(done, key=lambda one: (one[1].flops, -one[0]))
         raise UsageError(
-            f"no schedule costs at most {max_flops} FLOPs: the cheapest is {_describe(cheapest, top1)}; "
-            "raise --max-flops"
+            f"no schedule costs at most {max_flops} FLOPs: the cheapest is {_describe(cheapest)}; raise --max-flops"
         )
-    top1, best = min(affordable, key=lambda one: (-one[0], one[1].flops))
-    if min_top1 is not None and top1 < min_top1:
+    good = [(top1, e) for top1, e in affordable if min_top1 is None or (e.reported.top1 or 0.0) >= min_top1]
+    if not good:
         bound = "" if max_flops is None else f" at no more than {max_flops} FLOPs"
-        label = METRICS[best.metric].label
+        best = min((e for _, e in affordable), key=lambda e: (-(e.reported.top1 or 0.0), e.flops))
         raise UsageError(
-            f"no schedule has a {label} of at least {min_top1:g}{bound}: the best is {_describe(best, top1)}; "
-            "lower --min-top1"
+            f"no schedule has a {METRICS[best.metric].label} of at least {min_top1:g}{bound}: the best is "
+            f"{_describe(best)}; lower --min-top1"
         )
-    return best
+    return min(good, key=lambda one: (-one[0], one[1].flops))[1]
 
 
-def _describe(evaluation: Evaluation, top1: float) -> str:
-    label = METRICS[evaluation.metric].label
+def _describe(evaluation: Evaluation) -> str:
+    label, top1 = METRICS[evaluation.metric].label, evaluation.reported.top1 or 0.0
     return (
         f"{evaluation.schedule.text or 'the dense model'} "
         f"({evaluation.flops} FLOPs, {evaluation.flops_ratio:.3f} of dense, {label} {top1:.4f})"

@@ -152,6 +152,8 @@ class Confirmation:
         latency_ms: median latency in ms per image.
         latency_ratio: latency as a share of the dense model's, measured alternately.
         finished_at: in UTC; the store sets it if it is None.
+        outcomes: `numpy.packbits` of one bit per image, in order: whether the answer is right. None where an image is
+            more than right or wrong, and for confirmations that earlier versions wrote.
     """
 
     schedule_hash: str
@@ -163,6 +165,7 @@ class Confirmation:
     latency_ms: float
     latency_ratio: float
     finished_at: datetime | None = None
+    outcomes: bytes | None = None
 
 
 @dataclass(frozen=True)

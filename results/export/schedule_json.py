@@ -1,7 +1,9 @@
 """An evaluation as a row of JSON, and its schedule in the JSON form that `export` writes."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from results.front_scores import FrontScores
 from results.objectives import share_interval
 from results.records import Confirmation, Evaluation, Study
 
@@ -47,11 +49,42 @@ def front_row(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | None = None) -> dict[str, Any]:
+def front_rows(front: Sequence[Evaluation], study: Study, dense: Confirmation | None = None) -> list[dict[str, Any]]:
+    """Return `front_row` of each point of a front, with what the confirming images say of it.
+
+    `confirmed_on` names these images, and `confirmed_on_searched` says whether those are among them that chose the
+    front. `dense_difference` is the top-1 less the dense model's on the same images, paired; its interval (`…_low`,
+    `…_high`) holds for all points at once with 95 %. `dominated`: another point is better by the confirmed scores.
+
+    Args:
+        front: all of it, since the intervals hold for all points at once.
+        study: the study.
+        dense: the dense model's confirmed score, if there is one.
+    """
+    scores = FrontScores.of(front, study.spec, dense)
+    return [front_row(evaluation) | _confirmed_row(evaluation, scores) for evaluation in front]
+
+
+def _confirmed_row(evaluation: Evaluation, scores: FrontScores) -> dict[str, Any]:
+    confirmed, difference = evaluation.confirmed is not None, scores.differences.get(evaluation.hash)
+    return {
+        "confirmed_on": scores.images if confirmed else None,
+        "confirmed_on_searched": scores.searched if confirmed else None,
+        "dominated": evaluation.hash in scores.dominated,
+        "dense_difference": None if difference is None else difference.value,
+        "dense_difference_low": None if difference is None else difference.low,
+        "dense_difference_high": None if difference is None else difference.high,
+    }
+
+
+def export_schedule(
+    evaluation: Evaluation, study: Study, dense: Confirmation | None = None, *, chosen_by_score: bool = False
+) -> dict[str, Any]:
     """Return the JSON form of an evaluation's schedule, with its metrics and its provenance.
 
     `img_size` is one number for square images, else [height, width], in pixels. The metrics are those of `front_row`,
-    and the dense model's for comparison.
+    and the dense model's for comparison. `chosen_on_these_images` says whether the images of the score also chose the
+    schedule: then it is too high on average.
 
     To write the best schedule under a budget to a file:
 
@@ -62,11 +95,13 @@ def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | 
         evaluation: an evaluation that is done.
         study: the study that it belongs to.
         dense: the dense model's confirmed score, if there is one; it is compared with a confirmed evaluation.
+        chosen_by_score: whether a bound on the reported score chose the evaluation.
 
     Returns:
         The format `prunefront.schedule`, version 1, which `PruningSchedule.from_dict` reads.
     """
-    spec, row = study.spec, front_row(evaluation)
+    (row,) = front_rows([evaluation], study, dense)
+    spec = study.spec
     height, width = spec.img_size
     form = evaluation.schedule.as_dict()
     return {
@@ -80,6 +115,7 @@ def export_schedule(evaluation: Evaluation, study: Study, dense: Confirmation | 
         "metrics": {
             **{name: value for name, value in row.items() if name not in ("schedule", "hash")},
             "agreement": evaluation.reported.agreement,
+            "chosen_on_these_images": chosen_by_score or not evaluation.confirmed or row["confirmed_on_searched"],
             "dense_top1": dense.top1 if dense is not None and evaluation.confirmed else spec.dense_top1,
             "dense_flops": spec.dense_flops,
         },

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from results.objectives import objective_value, objectives_front
+from results.objectives import search_front
 from results.records import Confirmation, Evaluation, Study
 from results.report.axes import Axis, axes
 from spaces import PruningSchedule, TokenLayout
@@ -45,8 +45,7 @@ class FrontChart:
         """Sort the evaluations; those without a value on one of the axes are left out."""
         x, y = axes(study.spec.objectives, study.spec.metric)
         done = [e for e in evaluations if e.state == "done" and None not in (x.value(e), y.value(e))]
-        points = [[objective_value(e, name) for name in study.spec.objectives] for e in done]
-        chosen = set(objectives_front(points, study.spec.objectives))
+        chosen = set(search_front(done, study.spec.objectives))
         return cls(
             study,
             x,

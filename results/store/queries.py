@@ -20,7 +20,6 @@ from results.objectives import objectives_front
 from results.records import STATES, Study
 from results.store.row_mapping import (
     CONFIRMATION_COLUMNS,
-    CONFIRMED_OBJECTIVES,
     EVALUATION_COLUMNS,
     FINETUNE_COLUMNS,
     SAME_SCHEDULE,
@@ -75,31 +74,18 @@ def finetunes_count(study: Study) -> ScalarSelect[int]:
     return select(func.count()).where(FineTuneRow.study_id == study.id).scalar_subquery()
 
 
-def reported_rows(
+def searched_rows(
     connection: Connection, study: Study, objectives: Sequence[str], *conditions: ColumnExpressionArgument[bool]
 ) -> list[Row[Any]]:
-    """Return (id, the reported value of each objective) of the evaluations that are done, in their order."""
+    """Return (id, the search's value of each objective) of the evaluations that are done, in their order."""
+    columns = (SEARCH_OBJECTIVES[name] for name in objectives)
     done = (EvaluationRow.study_id == study.id, EvaluationRow.state == "done", *conditions)
-    searched = select(EvaluationRow.id, *(SEARCH_OBJECTIVES[name] for name in objectives)).where(*done)
-    confirmed = (
-        select(EvaluationRow.id, *((SEARCH_OBJECTIVES | CONFIRMED_OBJECTIVES)[name] for name in objectives))
-        .join_from(ConfirmationRow, EvaluationRow, SAME_SCHEDULE)
-        .where(ConfirmationRow.study_id == study.id, *conditions)
-    )
-    rows = connection.execute(searched.order_by(EvaluationRow.number)).all()
-    # There are few confirmations: one query for them is cheaper than an outer join over all evaluations.
-    replaced = {row.id: row for row in connection.execute(confirmed)}
-    return [replaced.get(row.id, row) for row in rows]
+    found = select(EvaluationRow.id, *columns).where(*done).order_by(EvaluationRow.number)
+    return list(connection.execute(found).all())
 
 
-def bounded_front(connection: Connection, study: Study, max_flops: int | None, min_top1: float | None) -> list[int]:
-    """Return the ids of the evaluations on the front of those within the bounds, computed from all of them."""
+def bounded_front(connection: Connection, study: Study, max_flops: int) -> list[int]:
+    """Return the ids of the front of those evaluations that cost at most so much, computed from all of them."""
     objectives = study.spec.objectives
-    names = list(dict.fromkeys([*objectives, "flops", "top1"]))
-    flops, top1 = (1 + names.index(name) for name in ("flops", "top1"))  # the id comes first
-    rows = [
-        row
-        for row in reported_rows(connection, study, names)
-        if (max_flops is None or row[flops] <= max_flops) and (min_top1 is None or row[top1] >= min_top1)
-    ]
-    return [rows[i].id for i in objectives_front([row[1 : 1 + len(objectives)] for row in rows], objectives)]
+    rows = searched_rows(connection, study, objectives, EvaluationRow.flops <= max_flops)
+    return [rows[i].id for i in objectives_front([row[1:] for row in rows], objectives)]

@@ -29,12 +29,6 @@ SEARCH_OBJECTIVES: dict[str, InstrumentedAttribute[Any]] = {
     "agreement": EvaluationRow.agreement,
     "latency": EvaluationRow.latency_ratio,
 }
-CONFIRMED_OBJECTIVES: dict[str, InstrumentedAttribute[Any]] = {
-    "top1": ConfirmationRow.top1,
-    "loss": ConfirmationRow.loss,
-    "agreement": ConfirmationRow.agreement,
-    "latency": ConfirmationRow.latency_ratio,
-}
 
 # --- from rows ------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeDecorator
 
 from results.records import FAILURES, STATES
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0007")  # every schema, oldest first
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")  # every schema, oldest first
 VERSION_TABLE = "prunefront_version"  # not alembic's default name: Optuna's databases use that
 
 
@@ -192,6 +192,7 @@ class ConfirmationRow(Base):
     latency_ms: Mapped[float]
     latency_ratio: Mapped[float]
     finished_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    outcomes: Mapped[bytes | None]
 
 
 class FineTuneRow(Base):

@@ -221,24 +221,23 @@ class Store:
         return found
 
     def front(self, study: Study, max_flops: int | None = None, min_top1: float | None = None) -> list[Evaluation]:
-        """Return the best evaluations within the bounds by the study's objectives, cheapest first.
+        """Return the best evaluations by the study's objectives and the search's scores, cheapest first.
 
         With two or more objectives this is the Pareto front: of evaluations that are equal in all of them, the
         earliest. With one objective it is every evaluation that shares the best value. Only evaluations that are
-        done count, each with its reported score: the confirmed one if there is one, else that of the search.
+        done count. Confirmed scores do not choose; `min_top1` leaves out points whose reported score is lower.
 
         Args:
             study: the study.
             max_flops: the most FLOPs an evaluation may cost, for one image.
             min_top1: the least reported top-1, in 0..1.
         """
-        bounds = {name: bound for name, bound in (("flops", max_flops), ("top1", min_top1)) if bound is not None}
-        if bounds.keys() <= set(study.spec.objectives):
-            # A point that dominates one within such a bound is within it too, so the whole front is enough.
+        if max_flops is None or "flops" in study.spec.objectives:
+            # A point that dominates one within the bound is within it too, so the whole front is enough.
             on_front: ColumnExpressionArgument[bool] = EvaluationRow.on_front
         else:
             with store_errors(self.where), self._engine.connect() as connection:
-                on_front = EvaluationRow.id.in_(bounded_front(connection, study, max_flops, min_top1))
+                on_front = EvaluationRow.id.in_(bounded_front(connection, study, max_flops))
         found = [
             evaluation
             for evaluation in self._evaluations(study, evaluations_query(study).where(on_front))
@@ -248,7 +247,7 @@ class Store:
         return sorted(found, key=lambda evaluation: evaluation.flops)
 
     def best(self, study: Study, *, max_flops: int | None = None, min_top1: float | None = None) -> Evaluation:
-        """Return the evaluation with the highest reported top-1 within the bounds; if several tie, the cheapest.
+        """Return the evaluation with the highest top-1 in the search within the bounds; if several tie, the cheapest.
 
         Args:
             study: the study.
@@ -258,7 +257,7 @@ class Store:
         Raises:
             UsageError: no evaluation is within the bounds; the message names the closest.
         """
-        # The front of top-1 and FLOPs contains the best and the cheapest under any bound.
+        # The front of top-1 and FLOPs contains the best and the cheapest under any bound on FLOPs.
         front_suffices = set(study.spec.objectives) == {"top1", "flops"}
         candidates = self.front(study) if front_suffices else self.evaluations(study)
         return best_evaluation(candidates, max_flops=max_flops, min_top1=min_top1)
@@ -359,7 +358,6 @@ class Store:
         with self._study_lock(study) as connection:
             if connection.execute(update(ConfirmationRow).where(same).values(values)).rowcount == 0:
                 connection.execute(insert(ConfirmationRow).values(values))
-            front_flags.flag_all(connection, study)
 
     def confirmation(self, study: Study, schedule_hash: str) -> Confirmation | None:
         """Return the confirmed score of a schedule, or None; the dense model is the empty schedule."""

@@ -1,7 +1,7 @@
 """`prunefront export`: a point of a study as a schedule file, or as a bundle with graphs for other runtimes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from results.records import Confirmation, Evaluation
     from results.records import Study as StudyRecord
@@ -93,15 +93,24 @@ def export(
 
         check_replaceable(bundle)
     if out is not None:
-        write_json(out, export_schedule(point, found, dense))
-        label, confirmed = METRICS[point.metric].label, ", confirmed" if point.confirmed else ""
-        score = f"{label} {point.reported.top1:.4f}{confirmed}"
+        content = export_schedule(point, found, dense, chosen_by_score=min_top1 is not None)
+        write_json(out, content)
+        score = f"{METRICS[point.metric].label} {point.reported.top1:.4f}{_about(content['metrics'])}"
         say(f"wrote {out}: {point.schedule.text or 'dense'}, {score}, {point.flops_ratio:.3f} of dense FLOPs")
     if bundle is not None:
         from search.bundle_export import choose_weights
 
         weights = choose_weights(found, point, finetunes, checkpoint)
         _export_bundle(bundle, found, point, weights, dense, targets, choice)
+
+
+def _about(metrics: "Mapping[str, Any]") -> str:
+    """Return what is to be known of an exported score: its images, and whether they chose the schedule."""
+    if not metrics["confirmed"]:
+        return " on the images that chose it"
+    if metrics["chosen_on_these_images"]:
+        return f" on {metrics['confirmed_on']}, which also chose it"
+    return f", confirmed on {metrics['confirmed_on']}"
 
 
 def _known_targets(names: "Sequence[str]") -> list[str]:

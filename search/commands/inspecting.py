@@ -14,6 +14,7 @@ from search.commands.options import (
     MaxFlops,
     MinTop1,
     Study,
+    about_front,
     check_top1,
     database,
     file_path,
@@ -90,8 +91,9 @@ def front(
 ) -> None:
     """Print the Pareto front of a study, cheapest first."""
     from results.export.frames import full_row, to_parquet
-    from results.export.schedule_json import front_row
+    from results.export.schedule_json import front_rows
     from results.files import write_whole
+    from results.front_scores import FrontScores
     from results.report.plot import check_plot_path, plot_front
     from results.store.store import Store
 
@@ -108,10 +110,11 @@ def front(
             ]
         else:
             listed = store.front(found, limit, min_top1)
+        dense = _dense(store, found)
         if plot is not None:
-            plot_front(plot, found, store.evaluations(found, done_only=False), _dense(store, found))
+            plot_front(plot, found, store.evaluations(found, done_only=False), dense)
             say(f"wrote {plot}")
-    rows = [full_row(e) if all else front_row(e) for e in listed]
+    rows = [full_row(e) for e in listed] if all else front_rows(listed, found, dense)
     columns = ALL_COLUMNS if all else FRONT_COLUMNS
     if out is not None:
         parquet = format is FrontFormat.parquet
@@ -120,6 +123,9 @@ def front(
         return
     marked, empty = found.confirmed > 0, f"{study}: no evaluation within the bounds"
     print_front(rows, Format(format), marked=marked, columns=columns, empty=empty)
+    if not all and format is FrontFormat.table:
+        for line in about_front(FrontScores.of(listed, found.spec, dense), len(listed)):
+            say(line)
 
 
 def _check_out(form: FrontFormat, out: Path | None) -> None:

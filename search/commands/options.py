@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from search.commands.output import Column, Columns, Format, compact_flops, print
 from search.config import DEFAULT_DB, SearchConfig, SearchOutputs
 from spaces import FlopsBudget
 from spaces.errors import BudgetError, UsageError
+
+if TYPE_CHECKING:
+    from results.front_scores import FrontScores
 
 
 def file_path(text: str) -> Path:
@@ -80,12 +83,13 @@ FRONT_COLUMNS = {
     "hash": Column("hash"),
 }
 INTERVAL_COLUMNS = {"interval": Column("95 % interval", right=True)}
+DIFFERENCE_COLUMNS = {"difference": Column("points over dense", right=True)}
 LATENCY_COLUMNS = {"latency_ratio": Column("ms of dense", share_text, right=True)}
 FINETUNED_COLUMNS = {
     "finetuned_range": Column("range (runs)", right=True),
     "finetuned_on": Column("fine-tuned on"),
 }
-CONFIRMED_COLUMNS = {"confirmed": Column("confirmed", lambda confirmed: "yes" if confirmed else "no")}
+CONFIRMED_COLUMNS = {"shown_confirmed": Column("confirmed")}
 
 
 def print_front(
@@ -116,12 +120,27 @@ def print_front(
         shown[name] = column
         if name == "top1":
             shown |= INTERVAL_COLUMNS | (CONFIRMED_COLUMNS if marked else {})
+            if any(row.get("dense_difference") is not None for row in rows):
+                shown |= DIFFERENCE_COLUMNS
         if name == "finetuned_top1" and any(row["finetuned_runs"] for row in rows):
             shown |= FINETUNED_COLUMNS
         if name == "latency_ms" and any(row["latency_ratio"] is not None for row in rows):
             shown |= LATENCY_COLUMNS
-    texts = [{"interval": _interval_text(row), "finetuned_range": _range_text(row)} for row in rows]
+    texts = [{**_shown(row), "finetuned_range": _range_text(row)} for row in rows]
     print_rows([{**row, **more} for row, more in zip(rows, texts, strict=True)], shown, form, empty=empty)
+
+
+def about_front(scores: "FrontScores", points: int) -> list[str]:
+    """Return the lines that say what the confirmed scores of a front are of; none if nothing is confirmed."""
+    if scores.images is None:
+        return []
+    chose = ", with those of the search, which chose the front" if scores.searched else ", which chose nothing"
+    lines = [f"confirmed on {scores.images}{chose}"]
+    if scores.differences:
+        lines.append(f"points over dense: paired by images; the 95 % intervals hold for all {points} at once")
+    if (volume := scores.hypervolume) is not None:
+        lines.append(f"hypervolume on these images: {volume.value:.4f} ({volume.low:.4f}–{volume.high:.4f})")
+    return lines
 
 
 def scored(columns: Columns, metric: str) -> Columns:
@@ -132,9 +151,18 @@ def scored(columns: Columns, metric: str) -> Columns:
     }
 
 
-def _interval_text(row: Mapping[str, Any]) -> str | None:
+def _shown(row: Mapping[str, Any]) -> dict[str, str | None]:
     low, high = row["top1_low"], row["top1_high"]
-    return None if low is None else f"{share_text(low)}–{share_text(high)}"
+    confirmed = ("dominated" if row.get("dominated") else "yes") if row["confirmed"] else "no"
+    difference = row.get("dense_difference")
+    return {
+        "interval": None if low is None else f"{share_text(low)}–{share_text(high)}",
+        "shown_confirmed": confirmed,
+        "difference": None
+        if difference is None
+        else f"{100 * difference:+.2f} ({100 * row['dense_difference_low']:+.2f} to "
+        f"{100 * row['dense_difference_high']:+.2f})",
+    }
 
 
 def _range_text(row: Mapping[str, Any]) -> str | None:

@@ -9,10 +9,11 @@ import typer
 
 from search.commands.flags import takes_settings
 from search.commands.mirroring import read_evaluations
-from search.commands.options import FormatOption, database, file_path, note_ray_address, print_front
+from search.commands.options import FormatOption, about_front, database, file_path, note_ray_address, print_front
 from search.commands.output import Format, say
 from search.config import SearchConfig, SearchOutputs
 from search.settings import build, given_flags, given_keys
+from spaces import PruningSchedule
 
 if TYPE_CHECKING:
     from search.driver.tracking import Tracker
@@ -37,7 +38,8 @@ def search(
     settings, outputs = build(SearchConfig, given), build(SearchOutputs, given)
 
     from results.export.optuna_mirror import Mirror
-    from results.export.schedule_json import front_row
+    from results.export.schedule_json import front_rows
+    from results.front_scores import FrontScores
     from results.store.store import Store
     from search.driver.progress import SearchProgress
     from search.driver.runner import run_search
@@ -57,5 +59,9 @@ def search(
         say(f"{settings.study}: run the same command to resume")
         raise typer.Exit(outcome.exit_code)
     with Store.open(url) as store:
-        rows = [front_row(e) for e in store.front(outcome.study)]
-    print_front(rows, format, marked=outcome.study.confirmed > 0)
+        front = store.front(found)
+        dense = store.confirmation(found, PruningSchedule().hash)
+    print_front(front_rows(front, found, dense), format, marked=found.confirmed > 0)
+    if format is Format.table:
+        for line in about_front(FrontScores.of(front, found.spec, dense), len(front)):
+            say(line)

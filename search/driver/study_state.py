@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from results import Evaluation
-from results.objectives import objective_value, objectives_front
+from results.objectives import search_front
 from results.records import Confirmation
 from search.evaluation.protocol import unpack
 from spaces import PruningSchedule, TokenLayout
@@ -66,7 +66,7 @@ class StudyState:
         self._computations[self.computation(evaluation.schedule)] = evaluation.hash
         self.counts[evaluation.state] += 1
         if self._front is not None and evaluation.state == "done":
-            self._front = self._best([*self._front, self._with_confirmation(evaluation)])
+            self._front = self._best([*self._front, evaluation])
         if evaluation.state == "done" and self.race and evaluation.outcomes is not None:
             self._add_bar(evaluation.flops, unpack(evaluation.outcomes, evaluation.images))
 
@@ -96,23 +96,17 @@ class StudyState:
         return self._confirmed
 
     def confirm(self, confirmation: Confirmation) -> None:
-        """Replace a score by the confirmed one, which may be lower and uncover points behind it."""
+        """Add a confirmed score; the front stays as the search chose it."""
         self._confirmed[confirmation.schedule_hash] = confirmation
-        self._front = None
 
     def front(self) -> list[Evaluation]:
-        """Return the Pareto front by the confirmed scores where there are any, else by the search's."""
+        """Return the Pareto front by the search's scores, each point with its confirmed one if there is one."""
         if self._front is None:
-            done = [evaluation for evaluation in self._evaluations.values() if evaluation.state == "done"]
-            self._front = self._best([self._with_confirmation(evaluation) for evaluation in done])
-        return self._front
-
-    def _with_confirmation(self, evaluation: Evaluation) -> Evaluation:
-        return replace(evaluation, confirmed=self._confirmed.get(evaluation.hash))
+            self._front = self._best([e for e in self._evaluations.values() if e.state == "done"])
+        return [replace(e, confirmed=self._confirmed.get(e.hash)) for e in self._front]
 
     def _best(self, evaluations: list[Evaluation]) -> list[Evaluation]:
-        points = [[objective_value(evaluation, name) for name in self._objectives] for evaluation in evaluations]
-        return [evaluations[i] for i in objectives_front(points, self._objectives)]
+        return [evaluations[i] for i in search_front(evaluations, self._objectives)]
 
     def _add_bar(self, flops: int, outcomes: NDArray[np.bool_]) -> None:
         right = int(outcomes.sum())
@@ -125,8 +119,8 @@ class StudyState:
 class Confirmer:
     """Chooses which point of the front is measured again, on the images held back for it; not thread-safe.
 
-    The best of many noisy scores is biased upwards, so a point's score may fall and uncover others behind it. The
-    front is confirmed when all its points are, including those.
+    The front is what the search chose, and all of it is confirmed. A point whose score falls stays on it: a front
+    that is chosen again by confirmed scores would report the best of noisy scores once more.
 
     Args:
         state: of the study.

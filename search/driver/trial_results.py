@@ -39,4 +39,5 @@ def confirmation_of(schedule: PruningSchedule, result: Measurement) -> Confirmat
         seconds=result.seconds,
         latency_ms=result.latency_ms,
         latency_ratio=result.latency_ratio,
+        outcomes=result.outcomes,
     )

@@ -48,12 +48,14 @@ def test_confirmed_scores_are_drawn_and_the_searchs_own_are_kept(
     lucky = replace(lucky, confirmed=Confirmation(lucky.hash, 0.92, 0.3, 0.93, 5000, 1.0, 1.0, 0.8))
     dense = Confirmation(PruningSchedule().hash, 0.97, 0.1, 1.0, 5000, 1.0, 1.0, 0.8)
     chart = FrontChart.of(Study(1, NOW, make_spec(), done=2, confirmed=2), [lucky, plain], dense)
-    assert chart.front == [lucky, plain], "by the search's scores the second would be dominated"
+    assert (chart.front, chart.others) == ([lucky], [plain]), "by the search's scores the second is dominated"
     assert (chart.dense_top1, chart.dense_height) == (0.97, 97.0)
+    better = make_evaluation("3:0.5", 600_000, 0.97)
+    chart = FrontChart.of(Study(1, NOW, make_spec(), done=2, confirmed=2), [lucky, better], dense)
     drawn = chart_json(chart)
     first, second = drawn["front"]
     assert (first["y"], first["images"], first["search"]) == (92.0, 5000, {"y": 96.0, "images": 1000})
-    assert (second["y"], second["images"], second["search"]) == (94.0, 1000, None)
+    assert (second["y"], second["images"], second["search"]) == (97.0, 1000, None)
     assert (first["unconfirmed"], second["unconfirmed"]) == (False, True)
     assert first["high"] - first["low"] < second["high"] - second["low"], "more images, a narrower bar"
     assert (drawn["dense"]["y"], drawn["dense"]["search"]) == (97.0, {"y": 98.0, "images": 1000})

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import TypeVar
 
+from results.front_scores import FrontScores
 from results.objectives import search_front
 from results.records import Confirmation, Evaluation, Study
 from results.report.axes import Axis, axes
@@ -82,6 +84,11 @@ class FrontChart:
     def confirming(self) -> bool:
         """Whether the study has confirmed scores, so that points without one are marked."""
         return self.study.confirmed > 0
+
+    @cached_property
+    def scores(self) -> FrontScores:
+        """What the confirming images say of the front."""
+        return FrontScores.of(self.front, self.study.spec, self.dense_confirmed)
 
     @property
     def dense_top1(self) -> float:

@@ -122,9 +122,9 @@ class Summary:
     """The headline figures of the report.
 
     Attributes:
-        best: the point of the front with the highest top-1 within the budget; None if there is none.
-        near: the cheapest point of the front whose top-1 is at most one point below the dense model's; None if there
-            is none.
+        best: the point of the front with the highest top-1 in the search within the budget; None if there is none.
+        near: the cheapest point of the front whose top-1 in the search is at most one point below the dense model's;
+            None if there is none.
         tuned: the evaluation with the highest mean top-1 after fine-tuning; None if there is none.
         images: how many images the reported scores were measured on.
         noise: half the width of the 95 % interval of the dense top-1, in 0..1; None if the metric is not a share of
@@ -142,7 +142,7 @@ class Summary:
         """Pick the figures from a chart."""
         spec = chart.study.spec
         within = [e for e in chart.front if e.flops <= spec.limit]
-        close = [e for e in chart.front if _top1(e) >= chart.dense_top1 - 0.01 and not e.schedule.dense]
+        close = [e for e in chart.front if _top1(e) >= spec.dense_top1 - 0.01 and not e.schedule.dense]
         images = spec.confirm_images if chart.confirming else spec.images
         low, high = wilson_interval(chart.dense_top1, images)
         of_images = METRICS[spec.metric].of_images
@@ -156,7 +156,8 @@ class Summary:
 
 
 def _top1(evaluation: Evaluation) -> float:
-    return evaluation.reported.top1 or 0.0
+    """Return the score that picks; the confirmed one, which is shown, would be too high if it did."""
+    return evaluation.top1 or 0.0
 
 
 def _settings(study: Study) -> list[tuple[str, str]]:

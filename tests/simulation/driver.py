@@ -58,6 +58,7 @@ class SimulatedDriver:
         self.complete = False
         self.error: Exception | None = None
         self.tasks: dict[str, dict[str, Any]] = {}  # in flight
+        self.connections: dict[int, Any] = {}  # to the database, that it has used
         self._inbox: list[tuple[str, dict[str, Any] | None]] = []
         self._finished, self._changed, self._asked_at, self._count = False, True, 0.0, 0
 
@@ -207,6 +208,13 @@ class SimulatedDriver:
         self.tasks.clear()
         with suppress(Killed):
             self.close()
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """End the transactions that are under way, as a database does when a process is gone."""
+        for connection in self.connections.values():
+            with suppress(Exception):  # it is closed
+                connection.rollback()
 
     def fail(self, error: Exception) -> None:
         """End with an error of the session's start."""

@@ -72,8 +72,8 @@ class Rates:
 class Border(Protocol):
     """What a world does where its drivers meet the database and the disk."""
 
-    def before(self, statement: str, errors: Any) -> None:
-        """Act before a statement or a commit; may raise."""
+    def before(self, statement: str, errors: Any, connection: Any) -> None:
+        """Act before a statement or a commit on a connection; may raise."""
 
     def after(self, statement: str, errors: Any) -> None:
         """Act after a statement or a commit took effect; may raise."""
@@ -91,12 +91,12 @@ def bordered(border: Border) -> Iterator[None]:
     execute, commit = DefaultDialect.do_execute, DefaultDialect.do_commit
 
     def do_execute(dialect: Any, cursor: Any, statement: str, parameters: Any, context: Any = None) -> None:
-        border.before(statement, dialect.dbapi)
+        border.before(statement, dialect.dbapi, cursor.connection)
         execute(dialect, cursor, statement, parameters, context)
         border.after(statement, dialect.dbapi)
 
     def do_commit(dialect: Any, connection: Any) -> None:
-        border.before("COMMIT", dialect.dbapi)
+        border.before("COMMIT", dialect.dbapi, connection.driver_connection)
         commit(dialect, connection)
         border.snapshot(connection)
         border.after("COMMIT", dialect.dbapi)

@@ -41,7 +41,7 @@ EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 SNAPSHOTS = 6  # commits that a standby may lack
 LONGEST_SESSION = 3000.0  # seconds that a search may take once nothing goes wrong any more
 MOST_RESUMES = 4  # without faults until the study is complete
-MOST_DRIVERS = 6  # with faults
+MOST_DRIVERS = 4  # with faults
 
 
 class World:
@@ -79,10 +79,10 @@ class World:
         self._snapshots: deque[bytes] = deque(maxlen=SNAPSHOTS)
         draw = self.chance
         self.sampler = draw.choice(["random", "nsga2", "nsga2"])
-        self.trials, self.group = draw.randint(4, 16), draw.randint(1, 3)
+        self.trials, self.group = draw.randint(3, 9), draw.randint(1, 3)
         self.patience = draw.choice([0.0, 20.0, 60.0, 200.0])
         self.space, self.starts = _space(), _starts()
-        self._ends = draw.uniform(60, 500)  # of the faults
+        self._ends = draw.uniform(40, 200)  # of the faults
 
     # --- time -------------------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ class World:
         )
         for count, call in kinds:
             for _ in range(count):
-                self.at(self.chance.uniform(0, 120), call)
+                self.at(self.chance.uniform(0, 60), call)
 
     def _all_over(self) -> bool:
         return all(driver.over for driver in self.drivers)
@@ -236,6 +236,7 @@ class World:
 
     def _check_doomed(self) -> None:
         if self._stack and self._stack[-1][0].doomed:
+            self._stack[-1][0].disconnect()
             raise Killed
 
     # --- workers ----------------------------------------------------------------------------------------
@@ -316,10 +317,11 @@ class World:
 
     # --- the border -------------------------------------------------------------------------------------
 
-    def before(self, statement: str, errors: Any) -> None:
+    def before(self, statement: str, errors: Any, connection: Any) -> None:
         """Act before a statement or a commit of the driver that is acting."""
         if not self._stack:
             return
+        self._stack[-1][0].connections[id(connection)] = connection
         self._check_doomed()
         if not self.faulty:
             return
@@ -329,7 +331,7 @@ class World:
         if chance.random() < rates.kill:
             self.log(f"{driver} is killed before {statement[:40]!r}")
             driver.doomed = True
-            raise Killed
+            self._check_doomed()
         if chance.random() < (rates.stall_locked if locked else rates.stall) and not self.server:
             self._stall(driver, statement, exp(chance.uniform(log(0.1), log(100))))
         if chance.random() < rates.suspend and not locked:
@@ -357,7 +359,7 @@ class World:
         if self.chance.random() < self.rates.kill:
             self.log(f"{driver} is killed after {statement[:40]!r}")
             driver.doomed = True
-            raise Killed
+            self._check_doomed()
         if statement == "COMMIT" and self.chance.random() < self.rates.lost_reply:
             self.log(f"{driver} does not hear of its commit")
             raise lost_connection(errors)
@@ -401,6 +403,7 @@ class World:
             for where, name, value in (
                 (claims, "database_now", lambda connection: EPOCH + timedelta(seconds=self.database_time)),
                 (claims, "has_ended", self._has_ended),
+                (lease_module, "Thread", mock.Mock),  # the world sends the heartbeats
                 (lease_module, "versions", dict),
                 (store_module, "this_process", lambda: self._stack[-1][0].process),
                 (database, "BUSY_SECONDS", 0),

@@ -102,8 +102,8 @@ class SimulatedDriver:
             clock=lambda: world.now,
             chance=world.chance,
         )
-        last = max((evaluation.number for evaluation in known), default=-1)
-        self.records = StudyRecords(self.store, self.study, self.lease.driver, self.spool, patience, after=last)
+        last = known[-1] if known else None
+        self.records = StudyRecords(self.store, self.study, self.lease.driver, self.spool, patience, last)
         self.searcher = self._searcher(known)
         self.watchdog = TrialTimeout(self.searcher.trials, clock=lambda: world.now, kill=self._kill_worker)
         self.state = SEARCHING

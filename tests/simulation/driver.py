@@ -20,7 +20,7 @@ from search.evaluation.protocol import Failure
 from search.runtime.watchdog import TrialTimeout
 from search.samplers.registry import make_sampler
 from spaces import PruningSchedule
-from spaces.errors import DatabaseError, PrunefrontError
+from spaces.errors import DatabaseError
 from tests.search import fakes
 from tests.simulation import invariants
 from tests.simulation.faults import Killed
@@ -28,10 +28,10 @@ from tests.simulation.faults import Killed
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-POLL = 5.0  # seconds until a driver that waits asks again
+POLL = 10.0  # seconds until a driver that waits asks again
 TICK = 1.0  # seconds between two looks for overdue trials
 NO_THREAD = 1e6  # seconds: the lease's own thread never beats, the world does
-CANDIDATE_SECONDS = 6.0  # time limit
+LIMIT = 6.0  # seconds of a candidate's time, at the pace of 1
 OPENED, SEARCHING, ENDED, DEAD = "opened", "searching", "ended", "dead"
 
 
@@ -122,7 +122,7 @@ class SimulatedDriver:
             CandidateSource(world.space, sampler, world.starts, seed),
             StudyState(fakes.OBJECTIVES, fakes.LAYOUT, known, dense),
             self.records,
-            SearchPlan(world.trials, world.group, True, Timeouts(CANDIDATE_SECONDS, 2 * CANDIDATE_SECONDS)),
+            SearchPlan(world.trials, world.group, True, Timeouts(LIMIT * world.pace, 2 * LIMIT * world.pace)),
             Reporting(self._observe, self._note),
         )
 
@@ -218,10 +218,11 @@ class SimulatedDriver:
 
     def fail(self, error: Exception) -> None:
         """End with an error of the session's start."""
-        self.error = error
-        with suppress(PrunefrontError):
+        self.error, self.state = error, ENDED
+        try:
             self.close()
-        self.state = ENDED
+        except Killed:
+            self.die()
 
     def _observe(self, snapshot: Snapshot, recorded: Any) -> None:
         for evaluation in recorded:

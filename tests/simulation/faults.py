@@ -3,7 +3,7 @@
 import errno
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from io import FileIO
@@ -58,7 +58,7 @@ class Rates:
         """Draw the kinds of one history."""
         most = cls(
             kill=0.006, error=0.02, lost_reply=0.1, outage=0.004, full=0.003, stall=0.05, stall_locked=0.001,
-            suspend=0.006, dies=0.15, hangs=0.1, twice=0.2, late=0.1, fails=0.1, refused=0.02,
+            suspend=0.02, dies=0.15, hangs=0.1, twice=0.2, late=0.1, fails=0.1, refused=0.02,
             failovers=2, jumps=2, kills=2, stops=2,
         )  # fmt: skip
         drawn: dict[str, Any] = {}
@@ -150,5 +150,3 @@ def _sqlite_error(errors: Any, message: str, code: int) -> Exception:
     error.sqlite_errorcode = code  # type: ignore[attr-defined]
     return error
 
-
-Call = Callable[[], None]

@@ -38,6 +38,7 @@ from tests.simulation.driver import SimulatedDriver, spoilt
 from tests.simulation.faults import Killed, Rates, bordered, full_disk, lost_connection, no_space
 
 EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
+BEAT_SECONDS = 15.0  # between two heartbeats; fewer than in truth, where they cost nothing
 SNAPSHOTS = 6  # commits that a standby may lack
 LONGEST_SESSION = 3000.0  # seconds that a search may take once nothing goes wrong any more
 MOST_RESUMES = 4  # without faults until the study is complete
@@ -81,8 +82,9 @@ class World:
         self.sampler = draw.choice(["random", "nsga2", "nsga2"])
         self.trials, self.group = draw.randint(3, 9), draw.randint(1, 3)
         self.patience = draw.choice([0.0, 20.0, 60.0, 200.0])
+        self.pace = draw.choice([1.0, 4.0, 10.0])  # of the workers: a task takes up to four times as many seconds
         self.space, self.starts = _space(), _starts()
-        self._ends = draw.uniform(40, 200)  # of the faults
+        self._ends = draw.uniform(40, 100 + 30 * self.pace)  # of the faults
 
     # --- time -------------------------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class World:
         )
         for count, call in kinds:
             for _ in range(count):
-                self.at(self.chance.uniform(0, 60), call)
+                self.at(self.chance.uniform(0, 30 + 10 * self.pace), call)
 
     def _all_over(self) -> bool:
         return all(driver.over for driver in self.drivers)
@@ -180,7 +182,7 @@ class World:
         self._act(driver, "main", driver.start)
         if not driver.over:
             self.at(0.0, lambda: self._step(driver))
-            self.at(claims.BEAT_SECONDS, lambda: self._beat(driver))
+            self.at(BEAT_SECONDS, lambda: self._beat(driver))
         return driver
 
     def _step(self, driver: SimulatedDriver) -> None:
@@ -201,7 +203,7 @@ class World:
             self.at(max(1.0, driver.suspended_until - self.now), lambda: self._beat(driver))
             return
         self._act(driver, "beat", driver.beat)
-        self.at(claims.BEAT_SECONDS, lambda: self._beat(driver))
+        self.at(BEAT_SECONDS, lambda: self._beat(driver))
 
     def _act(self, driver: SimulatedDriver, thread: str, call: Callable[[], object]) -> None:
         """Let a driver do something; it may be killed meanwhile."""
@@ -249,11 +251,11 @@ class World:
     def work(self, driver: SimulatedDriver, trial_id: str, task: dict[str, Any]) -> None:
         """Let a worker do a task, well or not."""
         chance, rates = self.chance, self.rates if self.faulty else Rates()
-        seconds = exp(chance.uniform(log(0.2), log(4.0)))
+        seconds = self.pace * exp(chance.uniform(log(0.2), log(4.0)))
         result = fakes.measured(task)
         if chance.random() < rates.hangs:
             if chance.random() < 0.5:  # it answers when it was given up, or just when it is killed
-                self.at(chance.uniform(5, 40), lambda: driver.hear(trial_id, result))
+                self.at(self.pace * chance.uniform(5, 20), lambda: driver.hear(trial_id, result))
             return
         if chance.random() < rates.dies:
             self.at(seconds, lambda: driver.hear(trial_id, None))
@@ -261,7 +263,7 @@ class World:
                 self.at(seconds + chance.uniform(0, 3), lambda: driver.hear(trial_id, result))
             return
         if chance.random() < rates.late:
-            seconds += chance.uniform(0, 30)
+            seconds += self.pace * chance.uniform(0, 15)
         assert result is not None
         if chance.random() < rates.fails and task["task"] == "search":
             result = spoilt(result, chance.randrange(3))
@@ -335,7 +337,7 @@ class World:
         if chance.random() < (rates.stall_locked if locked else rates.stall) and not self.server:
             self._stall(driver, statement, exp(chance.uniform(log(0.1), log(100))))
         if chance.random() < rates.suspend and not locked:
-            seconds = exp(chance.uniform(log(1), log(300)))
+            seconds = exp(chance.uniform(log(10), log(300)))
             driver.suspended_until = self.now + seconds
             self._stall(driver, statement, seconds)
         if chance.random() < rates.outage:

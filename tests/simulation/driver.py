@@ -122,7 +122,7 @@ class SimulatedDriver:
             CandidateSource(world.space, sampler, world.starts, seed),
             StudyState(fakes.OBJECTIVES, fakes.LAYOUT, known, dense),
             self.records,
-            SearchPlan(world.trials, world.group, True, Timeouts(LIMIT * world.pace, 2 * LIMIT * world.pace)),
+            SearchPlan(world.trials, world.group, world.confirms, Timeouts(LIMIT * world.pace, 2 * LIMIT * world.pace)),
             Reporting(self._observe, self._note),
         )
 

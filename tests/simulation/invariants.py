@@ -1,7 +1,6 @@
 """What must hold, whatever goes wrong."""
 
 import sqlite3
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +58,7 @@ def check_end(world: "World") -> None:
     with Store.open(world.url) as store:
         study = store.study("s")
         found = store.evaluations(study, done_only=False)
-        assert (study.running, study.queued) == (0, 0), f"{study.running} are running, {study.queued} are queued"
+        assert study.running == 0, f"{study.running} are still claimed"  # others may be queued: the room was given away
         assert len(found) == world.trials, f"{len(found)} evaluations of {world.trials}"
         check_resumable(world, found)
         by_hash = {evaluation.hash: evaluation for evaluation in found}
@@ -71,23 +70,22 @@ def check_end(world: "World") -> None:
             said = (evaluation.number, evaluation.state, evaluation.top1, evaluation.attempts)
             assert said == (there.number, there.state, there.top1, there.attempts), f"{said} is now {there}"
         if not world.failovers:
-            _check_runs(world, by_hash)
+            _check_runs(world, {e.hash: e for e in store.evaluations(study, done_only=False, unfinished=True)})
         dense = store.confirmation(study, PruningSchedule().hash)
         state = StudyState(fakes.OBJECTIVES, fakes.LAYOUT, found, dense)
         assert len({state.computation(evaluation.schedule) for evaluation in found}) == len(found)
         front = store.front(study)
         assert {e.hash for e in front} == {e.hash for e in state.front()}, "the stored front is not the pure one"
         unconfirmed = [evaluation.schedule.text for evaluation in front if evaluation.confirmed is None]
-        assert not unconfirmed, f"{unconfirmed} are on the front and not confirmed"
-        assert dense is not None or not front
+        if world.confirms:
+            assert not unconfirmed, f"{unconfirmed} are on the front and not confirmed"
+            assert dense is not None or not front
         confirmed = sum(evaluation.confirmed is not None for evaluation in found if evaluation.state == "done")
         assert study.confirmed == confirmed + (dense is not None), "a score is confirmed of nothing that stands"
 
 
 def _check_runs(world: "World", found: dict[str, Evaluation]) -> None:
-    """Check that every run was counted as an attempt: none was for nothing that the database knew."""
-    unknown = world.runs.keys() - found.keys()
-    assert not unknown, f"{unknown} ran and have no result"
-    for schedule_hash, runs in Counter(world.runs).items():
+    """Check that every run was counted as an attempt."""
+    for schedule_hash, runs in world.runs.items():
         attempts = found[schedule_hash].attempts
         assert runs <= attempts, f"{found[schedule_hash].schedule.text} ran {runs} times in {attempts} attempts"

@@ -82,6 +82,7 @@ class World:
         self.sampler = draw.choice(["random", "nsga2", "nsga2"])
         self.trials, self.group = draw.randint(3, 9), draw.randint(1, 3)
         self.patience = draw.choice([0.0, 20.0, 60.0, 200.0])
+        self.confirms = draw.random() < 0.5
         self.pace = draw.choice([1.0, 4.0, 10.0])  # of the workers: a task takes up to four times as many seconds
         self.space, self.starts = _space(), _starts()
         self._ends = draw.uniform(40, 100 + 30 * self.pace)  # of the faults
@@ -229,7 +230,7 @@ class World:
     def _replace(self) -> None:
         """Somebody resumes the study, sooner or later."""
         complete = self.drivers[-1].complete
-        if len(self.drivers) < MOST_DRIVERS and self.chance.random() < (0.2 if complete else 0.9):
+        if len(self.drivers) < MOST_DRIVERS and self.chance.random() < (0.05 if complete else 0.9):
             self.at(self.chance.choice([1.0, 10.0, 90.0]), lambda: self._start() and None)
 
     def _check_error(self, driver: SimulatedDriver) -> None:

@@ -5,8 +5,10 @@ import multiprocessing
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+from tests.simulation.races import RACES
 from tests.simulation.world import play, template
 
 
@@ -18,13 +20,16 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--stop", action="store_true", help="stop at the first one that ends badly")
+    parser.add_argument("--race", choices=sorted(RACES), help="put back a fault that was mended")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=memory()) as folder:
+    race = RACES[given.race]() if given.race else nullcontext()
+    with race, tempfile.TemporaryDirectory(dir=memory()) as folder:
         if given.seed is not None:
             print("\n".join(play(given.seed, Path(folder)).trace))
             return 0
         began = time.monotonic()
-        failed = play_all(range(given.first, given.first + given.seeds), Path(folder), given.workers, given.stop)
+        seeds = range(given.first, given.first + given.seeds)
+        failed = play_all(seeds, Path(folder), given.workers, given.stop)
     print(f"{given.seeds} histories, {len(failed)} ended badly, {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
 

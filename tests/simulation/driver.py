@@ -59,6 +59,8 @@ class SimulatedDriver:
         self.error: Exception | None = None
         self.tasks: dict[str, dict[str, Any]] = {}  # in flight
         self.connections: dict[int, Any] = {}  # to the database, that it has used
+        self.started: dict[str, tuple[float, str]] = {}  # when each task was given out, and its kind
+        self.heard_at: dict[str, float] = {}  # when the first word of each came
         self._inbox: list[tuple[str, dict[str, Any] | None]] = []
         self._finished, self._changed, self._asked_at, self._count = False, True, 0.0, 0
 
@@ -90,6 +92,7 @@ class SimulatedDriver:
         self.lease = Lease(self.store, study, every=NO_THREAD).__enter__()
         self.beat_at = world.database_time
         self.spool.take_in(self.store, self._note)
+        invariants.check_spools(world, self.store, study)
         self.study = self.store.study("s")
         known = self.store.evaluations(self.study, done_only=False)
         invariants.check_resumable(world, known)
@@ -135,6 +138,7 @@ class SimulatedDriver:
     def step(self) -> float | None:
         """Take a step of Tune's loop; return when the next one is due, in seconds, or None at the end."""
         searcher = self.searcher
+        self.watchdog.on_step_begin(0, [])  # before it hears of anything, as Tune does
         inbox, self._inbox = self._inbox, []
         for trial_id, result in inbox:
             self.world.log(f"{self} hears of {trial_id}: {'death' if result is None else 'results'}")
@@ -143,7 +147,6 @@ class SimulatedDriver:
             (self.watchdog.on_trial_error if result is None else self.watchdog.on_trial_complete)(0, [], trial)
             searcher.on_trial_complete(trial_id, result, error=result is None)
             self._changed = True
-        self.watchdog.on_step_begin(0, [])
         if self._changed or self.world.now - self._asked_at >= POLL:
             self._ask()
         if self._finished and not self.tasks:
@@ -162,6 +165,7 @@ class SimulatedDriver:
                 return
             self.world.handed_out(self, trial_id, task)
             self.tasks[trial_id] = task
+            self.started[trial_id] = (self.world.now, task["task"])
             trial: Any = SimpleNamespace(
                 trial_id=trial_id, temporary_state=SimpleNamespace(ray_actor=trial_id)
             )
@@ -171,9 +175,13 @@ class SimulatedDriver:
     def hear(self, trial_id: str, result: dict[str, Any] | None) -> None:
         """Take what a worker reports; None if it died."""
         self._inbox.append((trial_id, result))
+        self.heard_at.setdefault(trial_id, self.world.now)
 
     def _kill_worker(self, trial_id: Any) -> None:
         self.world.log(f"{self} kills the worker of {trial_id}")
+        if self.started[trial_id][1] == "search":
+            answered = any(heard == trial_id and result is not None for heard, result in self._inbox)
+            invariants.check_kill(self.world, self, trial_id, answered)
         self.world.at(self.world.chance.uniform(0, 2), lambda: self.hear(trial_id, None))
 
     def beat(self) -> None:
@@ -230,6 +238,8 @@ class SimulatedDriver:
                 self.world.acknowledged[evaluation.hash] = evaluation
             elif not self.spool.lost:
                 self.world.spooled[evaluation.hash] = evaluation
+                assert self.spool.path is not None
+                self.world.spool_files.setdefault(self.spool.path, set()).add(evaluation.hash)
 
     def _note(self, text: str) -> None:
         self.world.log(f"{self}: {text}")

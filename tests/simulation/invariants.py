@@ -5,7 +5,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results import Evaluation
+from results import Evaluation, Study
+from results.records import FINISHED
 from results.store import claims
 from results.store.store import Store
 from search.driver.study_state import StudyState
@@ -38,6 +39,25 @@ def check_task(world: "World", driver: "SimulatedDriver", task: dict[str, Any]) 
                 continue
             silent = world.database_time - other.beat_at
             assert silent > claims.LEASE_SECONDS, f"{driver} runs {text} while {other} does, heard {silent:.0f} s ago"
+
+
+def check_kill(world: "World", driver: "SimulatedDriver", trial_id: str, answered: bool) -> None:
+    """Check that a driver that was held up itself does not kill a worker that has answered in time."""
+    begun, _ = driver.started[trial_id]
+    limit = driver.searcher.trials.time_limit(trial_id)
+    assert limit is not None
+    if answered:
+        seconds = driver.heard_at[trial_id] - begun
+        assert seconds > limit - 2, f"{driver} kills the worker of {trial_id}, which answered after {seconds:.0f} s"
+
+
+def check_spools(world: "World", store: Store, study: Study) -> None:
+    """Check that a spool that is gone left all its results in the database."""
+    for path in [path for path in world.spool_files if not path.exists()]:
+        for schedule_hash in world.spool_files.pop(path):
+            known = store.evaluation(study, schedule_hash)
+            there = known is not None and known.state in FINISHED
+            assert there or world.failovers, f"{path.name} is gone with the result of {schedule_hash}"
 
 
 def check_error(driver: "SimulatedDriver") -> None:

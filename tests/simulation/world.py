@@ -70,6 +70,7 @@ class World:
         self.drivers: list[SimulatedDriver] = []
         self.acknowledged: dict[str, Evaluation] = {}
         self.spooled: dict[str, Evaluation] = {}
+        self.spool_files: dict[Path, set[str]] = {}  # which results each holds
         self.runs: Counter[str] = Counter()
         self.failovers = 0
         self.faulty = True

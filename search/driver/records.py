@@ -166,19 +166,20 @@ class StudyRecords:
             StoreError: the database lacks results that it had. What is known here is then wrong, and so are numbers
                 of evaluations: they are given again.
         """
-        last, known = self._last, 0 if self._last is None else 1
-        after = -1 if last is None else last.number
-        news = self._store.news(self._study, self._driver, after - known, self._claims)
-        same = [(e.hash, e.finished_at) for e in news.finished[:known]] == [(e.hash, e.finished_at) for e in [last] if e]
-        if not same or not self._written <= {evaluation.hash for evaluation in news.finished}:
+        known = [] if self._last is None else [self._last]  # read once more, since it may be lost
+        after = known[0].number - 1 if known else -1
+        news = self._store.news(self._study, self._driver, after, self._claims)
+        again, finished = news.finished[: len(known)], news.finished[len(known) :]
+        same = [(e.hash, e.finished_at) for e in known] == [(e.hash, e.finished_at) for e in again]
+        if not same or not self._written <= {evaluation.hash for evaluation in finished}:
             raise StoreError(
                 f"database {self._store.where}: has lost results that it had, as happens when a standby takes over "
                 "without the last commits; the same command searches on from what there is"
             )
         self._written.clear()
-        if news.finished:
-            self._last = news.finished[-1]
-        return replace(news, finished=news.finished[known:])
+        if finished:
+            self._last = finished[-1]
+        return replace(news, finished=finished)
 
     @patient
     def evaluation(self, schedule_hash: str) -> Evaluation | None:

@@ -115,7 +115,7 @@ class SimulatedDriver:
 
     def _searcher(self, known: list[Evaluation]) -> ScheduleSearcher:
         world = self.world
-        seed = world.seed + self.lease.driver.others
+        seed, limit = world.seed + self.lease.driver.others, LIMIT * world.pace
         sampler = make_sampler(
             world.sampler, world.space, fakes.OBJECTIVES, seed=seed, trials=world.trials, recorded=len(known)
         )
@@ -125,7 +125,7 @@ class SimulatedDriver:
             CandidateSource(world.space, sampler, world.starts, seed),
             StudyState(fakes.OBJECTIVES, fakes.LAYOUT, known, dense),
             self.records,
-            SearchPlan(world.trials, world.group, world.confirms, Timeouts(LIMIT * world.pace, 2 * LIMIT * world.pace)),
+            SearchPlan(world.trials, world.group, world.confirms, Timeouts(limit, 2 * limit)),
             Reporting(self._observe, self._note),
         )
 
@@ -166,9 +166,7 @@ class SimulatedDriver:
             self.world.handed_out(self, trial_id, task)
             self.tasks[trial_id] = task
             self.started[trial_id] = (self.world.now, task["task"])
-            trial: Any = SimpleNamespace(
-                trial_id=trial_id, temporary_state=SimpleNamespace(ray_actor=trial_id)
-            )
+            trial: Any = SimpleNamespace(trial_id=trial_id, temporary_state=SimpleNamespace(ray_actor=trial_id))
             self.watchdog.on_trial_start(0, [], trial)
             self.world.work(self, trial_id, task)
 
@@ -250,5 +248,3 @@ def spoilt(results: dict[str, Any], index: int) -> dict[str, Any]:
     found = list(results["results"])
     found[index % len(found)] = Failure("OOM", "OutOfMemoryError: full", 0.1)
     return {"results": found}
-
-

@@ -114,7 +114,9 @@ def bordered(border: Border) -> Iterator[None]:
         yield
 
 
-_SHARED: dict[str, Any] = {}  # dialects and compiled statements, since to compile them anew for each driver takes long
+_SHARED: dict[
+    str, Any
+] = {}  # dialects and compiled statements, since to compile them anew for each driver takes long
 
 
 def create_shared_engine(url: Any, **options: Any) -> Engine:
@@ -149,4 +151,3 @@ def _sqlite_error(errors: Any, message: str, code: int) -> Exception:
     error: Exception = errors.OperationalError(message)
     error.sqlite_errorcode = code  # type: ignore[attr-defined]
     return error
-

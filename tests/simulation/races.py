@@ -1,4 +1,4 @@
-"""Faults that were mended, put back to show that the simulation finds them: `python -m tests.simulation --race NAME`."""
+"""Mended faults, put back to show that the simulation finds them: `python -m tests.simulation --race NAME`."""
 
 import math
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """A world with one clock: its database, its drivers, their workers, and what goes wrong.
 
-Nothing runs at the same time. The world takes one event after another. A driver that waits, or that the world holds up
-between two statements, lets the world take the events of the time until it goes on: so other drivers come between any
-two statements.
+Nothing runs at the same time: the world takes one event after another. While a driver waits, or is held up between two
+statements, the world takes the events of that time. So other drivers may come between any two statements.
 """
 
 import heapq
@@ -149,7 +148,7 @@ class World:
         self.run_until(self.now + 2 * claims.LEASE_SECONDS + max(0.0, -self._jumped))
         for _ in range(MOST_RESUMES):
             driver = self._start("h0")
-            self.run_until(self.now + LONGEST_SESSION, lambda: driver.over)
+            self.run_until(self.now + LONGEST_SESSION, self._all_over)
             assert driver.over, "a resume does not end"
             self._check_error(driver)
             if driver.complete and not list(self.path.parent.parent.rglob("*.jsonl")):
@@ -331,7 +330,7 @@ class World:
             return
         driver, thread = self._stack[-1]
         chance, rates = self.chance, self.rates
-        locked = statement not in ("BEGIN IMMEDIATE", "BEGIN")
+        locked = not statement.startswith("BEGIN") and not (self.server and statement.endswith("FOR UPDATE"))
         if chance.random() < rates.kill:
             self.log(f"{driver} is killed before {statement[:40]!r}")
             driver.doomed = True

@@ -57,7 +57,7 @@ class Rates:
     def draw(cls, chance: random.Random) -> "Rates":
         """Draw the kinds of one history."""
         most = cls(
-            kill=0.006, error=0.02, lost_reply=0.1, outage=0.004, full=0.003, stall=0.05, stall_locked=0.001,
+            kill=0.006, error=0.02, lost_reply=0.1, outage=0.015, full=0.003, stall=0.05, stall_locked=0.001,
             suspend=0.02, dies=0.15, hangs=0.1, twice=0.2, late=0.1, fails=0.1, refused=0.02,
             failovers=2, jumps=2, kills=2, stops=2,
         )  # fmt: skip
@@ -114,9 +114,8 @@ def bordered(border: Border) -> Iterator[None]:
         yield
 
 
-_SHARED: dict[
-    str, Any
-] = {}  # dialects and compiled statements, since to compile them anew for each driver takes long
+# Dialects and compiled statements: to compile them anew for each driver takes long.
+_SHARED: dict[str, Any] = {}
 
 
 def create_shared_engine(url: Any, **options: Any) -> Engine:

@@ -1,7 +1,7 @@
 """A world with one clock: its database, its drivers, their workers, and what goes wrong.
 
-Nothing runs at the same time: the world takes one event after another. While a driver waits, or is held up between two
-statements, the world takes the events of that time. So other drivers may come between any two statements.
+Nothing runs at the same time: the world takes one event after another. While a driver waits, or is held up between
+two statements, the world takes the events of that time. So other drivers may come between any two statements.
 """
 
 import heapq
@@ -81,7 +81,7 @@ class World:
         draw = self.chance
         self.sampler = draw.choice(["random", "nsga2", "nsga2"])
         self.trials, self.group = draw.randint(3, 9), draw.randint(1, 3)
-        self.patience = draw.choice([0.0, 20.0, 60.0, 200.0])
+        self.patience = draw.choice([0.0, 0.0, 20.0, 100.0])
         self.confirms = draw.random() < 0.5
         self.pace = draw.choice([1.0, 4.0, 10.0])  # of the workers: a task takes up to four times as many seconds
         self.space, self.starts = _space(), _starts()

@@ -1,12 +1,13 @@
 # make quickstart   install, search on the embedded images, write quickstart/report.html
 # make docs         the documentation as a site, build/docs
+# make simulate     10,000 searches under simulated faults
 # make test         install if needed, run the tests, three files at a time
 PYTHON ?= python3
 BIN := .venv/bin
 DB := sqlite:///quickstart/prunefront.db
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart test lint bench docs
+.PHONY: install quickstart test simulate lint bench docs
 
 install: $(INSTALLED)
 
@@ -31,6 +32,10 @@ quickstart: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# The hash seed makes a history the same in every process.
+simulate: install
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.simulation --seeds 10000 --workers 2
 
 lint: install
 	$(BIN)/ruff check .

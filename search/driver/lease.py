@@ -34,7 +34,7 @@ class Lease:
     def __init__(self, store: Store, study: Study, every: float = BEAT_SECONDS) -> None:
         self._store, self._study, self._every = store, study, every
         self._over = Event()
-        self._thread = Thread(target=self._beat, name="prunefront lease", daemon=True)
+        self._thread = Thread(target=self._keep_beating, name="prunefront lease", daemon=True)
 
     def __enter__(self) -> Self:
         """Register, and start the heartbeat.
@@ -56,7 +56,11 @@ class Lease:
         with suppress(StoreError):
             self._store.leave(self._study, self.driver)
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
+        """Send one heartbeat; the thread does so regularly."""
+        with suppress(StoreError):  # the driver's own calls report it
+            self._store.beat(self.driver)
+
+    def _keep_beating(self) -> None:
         while not self._over.wait(self._every):
-            with suppress(StoreError):  # the driver's own calls report it
-                self._store.beat(self.driver)
+            self.beat()

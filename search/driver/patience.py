@@ -28,6 +28,7 @@ class Patience:
         hurry: asked while waiting; true ends the wait.
         note: called with a line for the user.
         sleep, clock: in seconds.
+        chance: of the waits; not seeded, since drivers that wait for the same server should try at different times.
         error: why the database was given up; None while it was not.
     """
 
@@ -37,9 +38,8 @@ class Patience:
     note: Callable[[str], None] = lambda text: None
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    chance: random.Random = field(default_factory=random.Random, repr=False)
     error: DatabaseError | None = field(default=None, init=False)
-    # Not seeded: drivers that wait for the same server should try at different times.
-    _random: random.Random = field(default_factory=random.Random, init=False, repr=False)
 
     def __call__(self, call: Callable[[], T]) -> T:
         """Return what a call returns, repeated while its failures are transient.
@@ -60,7 +60,7 @@ class Patience:
             self.note(f"warning: {error}; waiting for up to {self.seconds:g} s")
         while True:
             left = began + self.seconds - self.clock()
-            if not error.transient or left <= 0 or not self._wait(min(wait * self._random.uniform(0.5, 1), left)):
+            if not error.transient or left <= 0 or not self._wait(min(wait * self.chance.uniform(0.5, 1), left)):
                 self.error = error
                 self.lost()
                 raise error

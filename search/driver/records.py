@@ -89,18 +89,25 @@ class StudyRecords:
         driver: who searches.
         spool: takes the results that the database does not.
         patience: with the database.
-        after: number of the last evaluation that is known; -1 for none.
+        last: the evaluation that finished last, as far as is known; None if the study has none.
 
     Attributes:
         spool, patience: as given.
     """
 
     def __init__(
-        self, store: Store, study: Study, driver: Driver, spool: Spool, patience: Patience, after: int = -1
+        self,
+        store: Store,
+        study: Study,
+        driver: Driver,
+        spool: Spool,
+        patience: Patience,
+        last: Evaluation | None = None,
     ) -> None:
-        self._store, self._study, self._driver, self._after = store, study, driver, after
+        self._store, self._study, self._driver, self._last = store, study, driver, last
         self.spool, self.patience = spool, patience
         self._claims: dict[str, Claim] = {}
+        self._written: set[str] = set()  # hashes of results since the last news
 
     @patient
     def claim(self, evaluations: Sequence[Evaluation], trials: int) -> set[str]:
@@ -136,6 +143,8 @@ class StudyRecords:
         """
         written = self._store.record(self._study, evaluation, self._claims[evaluation.hash])
         del self._claims[evaluation.hash]
+        if written is not None:
+            self._written.add(written.hash)
         return written
 
     @spooled
@@ -151,11 +160,26 @@ class StudyRecords:
 
     @patient
     def news(self) -> News:
-        """Return what finished since the last call, and what other drivers are running."""
-        news = self._store.news(self._study, self._driver, self._after, self._claims)
-        if news.finished:
-            self._after = news.finished[-1].number
-        return news
+        """Return what finished since the last call, and what other drivers are running.
+
+        Raises:
+            StoreError: the database lacks results that it had. What is known here is then wrong, and so are numbers
+                of evaluations: they are given again.
+        """
+        known = [] if self._last is None else [self._last]  # read once more, since it may be lost
+        after = known[0].number - 1 if known else -1
+        news = self._store.news(self._study, self._driver, after, self._claims)
+        again, finished = news.finished[: len(known)], news.finished[len(known) :]
+        same = [(e.hash, e.finished_at) for e in known] == [(e.hash, e.finished_at) for e in again]
+        if not same or not self._written <= {evaluation.hash for evaluation in finished}:
+            raise StoreError(
+                f"database {self._store.where}: has lost results that it had, as happens when a standby takes over "
+                "without the last commits; the same command searches on from what there is"
+            )
+        self._written.clear()
+        if finished:
+            self._last = finished[-1]
+        return replace(news, finished=finished)
 
     @patient
     def evaluation(self, schedule_hash: str) -> Evaluation | None:

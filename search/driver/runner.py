@@ -149,8 +149,8 @@ class SearchSession:
             hurry=lambda: self._interruption.signal is not None,
             note=self._progress.note,
         )
-        last = max((evaluation.number for evaluation in self._known), default=-1)
-        return StudyRecords(self._store, self._study, self._driver, self._spool, patience, after=last)
+        last = self._known[-1] if self._known else None
+        return StudyRecords(self._store, self._study, self._driver, self._spool, patience, last)
 
     def _new_searcher(self, records: StudyRecords) -> ScheduleSearcher:
         config, setup = self._config, self._setup

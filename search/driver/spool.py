@@ -94,13 +94,16 @@ class Spool:
                 if file is None:
                     continue
                 records, cut = self._read(file, path)
-                new = sum(self._take(store, record, path) for record in records)
+                new = sum(self._take(store, record) for record in records)
                 held = sum(self._is_held(store, record) for record in records)
+                orphans = sum(self._is_orphan(store, record) for record in records)
                 if not held:
                     path.unlink()
             damage = "; its last line was cut short and is left out" if cut else ""
             wait = f"; {held} are still claimed by another driver: the file stays for the next start" if held else ""
-            note(f"took {new} results in from {path} ({len(records) - new - held} were known){damage}{wait}")
+            gone = f"; {orphans} confirmed scores are left out, their schedules have no result" if orphans else ""
+            known = len(records) - new - held - orphans
+            note(f"took {new} results in from {path} ({known} were known){gone}{damage}{wait}")
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[IO[str] | None]:
@@ -120,13 +123,20 @@ class Spool:
                 held = False
             yield file if held else None
 
-    def _take(self, store: Store, record: Evaluation | Confirmation, path: Path) -> bool:
+    def _take(self, store: Store, record: Evaluation | Confirmation) -> bool:
         if isinstance(record, Evaluation):
             return store.record(self._study, record) is not None
-        if store.confirmation(self._study, record.schedule_hash) is not None:
+        if store.confirmation(self._study, record.schedule_hash) is not None or self._is_orphan(store, record):
             return False
         store.confirm(self._study, record)
         return True
+
+    def _is_orphan(self, store: Store, record: Evaluation | Confirmation) -> bool:
+        """Return whether this is the confirmed score of a schedule whose result the database has lost."""
+        if isinstance(record, Evaluation) or record.schedule_hash == PruningSchedule().hash:
+            return False
+        known = store.evaluation(self._study, record.schedule_hash)
+        return known is None or known.state != "done"
 
     def _is_held(self, store: Store, record: Evaluation | Confirmation) -> bool:
         """Return whether a schedule still has no result, since a driver that may be at work has claimed it."""

@@ -155,6 +155,39 @@ def test_what_another_driver_queued_meanwhile_is_not_run_twice(store: Store, stu
     assert [(e.hash, e.attempts) for e in store.evaluations(study)] == [(second.hash, 1), (first.hash, 2)]
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_driver_ends_when_its_database_has_lost_results(
+    store: Store, study: Study, spool: Spool, tmp_path: Path, own: bool
+) -> None:
+    """A standby took over without the last commit, and numbers the next result as it numbered the lost one."""
+    records = claimed(store, study, spool)
+    assert records.record(evaluation(0))
+    store.close()
+    before = (tmp_path / "s.db").read_bytes()
+    assert records.record(evaluation(1))
+    if not own:
+        assert [e.number for e in records.news().finished] == [0, 1]
+    store.close()
+    (tmp_path / "s.db").write_bytes(before)
+    assert records.record(evaluation(2)) if own else store.record(study, evaluation(9))
+    with pytest.raises(StoreError, match="has lost results that it had"):
+        records.news()
+
+
+def test_a_spooled_score_of_a_schedule_without_a_result_is_left_out(
+    store: Store, study: Study, spool: Spool, url: str
+) -> None:
+    """The database has lost the result since; a resume would otherwise fail each time."""
+    spool.add(Confirmation(evaluation().hash, 0.5, 1.0, 0.5, 9, 1.0, 1.0, 1.0))
+    spool.close()
+    notes: list[str] = []
+    Spool(study, url).take_in(store, notes.append)
+    assert "took 0 results in" in notes[0]
+    assert notes[0].endswith("(0 were known); 1 confirmed scores are left out, their schedules have no result")
+    assert spool.path is not None
+    assert not spool.path.exists()
+
+
 class TestPatience:
     def test_it_waits_longer_each_time_and_reports_once(
         self, store: Store, study: Study, spool: Spool, waits: Waits

@@ -1,12 +1,16 @@
 # make quickstart   install, search on the embedded images, write quickstart/report.html
 # make docs         the documentation as a site, build/docs
+# make fuzz         a million hostile inputs, for hours; make fuzz INPUTS=20000 SEED=1 for some
+# make audit        known vulnerabilities of the pinned packages; needs the network
 # make test         install if needed, run the tests, three files at a time
 PYTHON ?= python3
 BIN := .venv/bin
+INPUTS ?= 1000000
+SEED ?= 0
 DB := sqlite:///quickstart/prunefront.db
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart test lint bench docs
+.PHONY: install quickstart test lint bench docs fuzz audit
 
 install: $(INSTALLED)
 
@@ -31,6 +35,14 @@ quickstart: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) --save fuzz-found
+
+audit: install
+	test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv build/audit && \
+	  build/audit/bin/python -m pip install --disable-pip-version-check -q pip-audit; }
+	build/audit/bin/python tests/audit.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -191,13 +191,13 @@ class Spool:
                 raise ValueError("is not of this version")
             if header != self._header:
                 raise ValueError(f"is of study {header.get('study')!r} with other settings")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"spool {path}: {error}{advice}") from None
         records: list[Evaluation | Confirmation] = []
         for number, line in enumerate(lines[1:], 2):
             try:
                 records.append(from_json(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError, PrunefrontError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PrunefrontError) as error:
                 raise StoreError(f"spool {path}: line {number} is damaged: {error}{advice}") from None
         return records, cut
 

@@ -19,6 +19,7 @@ from typing import Any
 from search.data.dataset import BATCH_SIZE, Batches, ImageData
 from search.data.image_order import DEFAULT_ORDER, STRATIFIED
 from search.data.preprocessing import Preprocessing
+from search.study_data import EXIF, ORIENTATION
 from search.training.batches import TrainingBatches
 from search.training.checkpoint import CHECKPOINT, Scores, TrainingState
 from search.training.epoch_loop import EpochLoop, Loss, lower_rate, make_mix, memory_advice
@@ -138,6 +139,7 @@ class Trainer:
             "val": self._job.data.digest("val"),
             "weights": weights_digest(self._model),
             "val_images": self._images,
+            ORIENTATION: EXIF,
             **({"val_order": order} if part and order != STRATIFIED else {}),
             **asdict(self._job.recipe),
             **self._job.identity,
@@ -177,7 +179,12 @@ class Trainer:
 
     def resume(self) -> None:
         """Restore the checkpoint, if there is one."""
-        self._state.restore(self._checkpoint, self._identity)
+        self._state.restore(self._checkpoint, self._identity, {ORIENTATION: self._orientation_before})
+
+    def _orientation_before(self) -> str:
+        """Return how the images were read for a checkpoint that does not say it: none but TIFF was turned."""
+        turned = any(self._job.data.first_turned(split) is not None for split in ("train", "val"))
+        return "as stored" if turned else EXIF
 
     def finish(self) -> FitResult:
         """Leave the weights in the model, on the CPU, and return how the training went.

@@ -1,13 +1,17 @@
 # make quickstart   install, search on the embedded images, write quickstart/report.html
 # make docs         the documentation as a site, build/docs
 # make simulate     10,000 searches under simulated faults
+# make fuzz         a million hostile inputs, for hours; make fuzz INPUTS=20000 SEED=1 for some
+# make audit        known vulnerabilities of the pinned packages; needs the network
 # make test         install if needed, run the tests, three files at a time
 PYTHON ?= python3
 BIN := .venv/bin
+INPUTS ?= 1000000
+SEED ?= 0
 DB := sqlite:///quickstart/prunefront.db
 INSTALLED := .venv/.installed
 
-.PHONY: install quickstart test simulate lint bench docs
+.PHONY: install quickstart test simulate fuzz audit lint bench docs
 
 install: $(INSTALLED)
 
@@ -36,6 +40,14 @@ test: install
 # The hash seed makes a history the same in every process.
 simulate: install
 	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.simulation --seeds 10000 --workers 2
+
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED) --save fuzz-found
+
+audit: install
+	test -x build/audit/bin/pip-audit || { $(BIN)/python -m venv build/audit && \
+	  build/audit/bin/python -m pip install --disable-pip-version-check -q pip-audit; }
+	build/audit/bin/python tests/audit.py
 
 lint: install
 	$(BIN)/ruff check .

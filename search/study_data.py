@@ -13,6 +13,7 @@ from spaces.errors import DataError
 # In the config of a study: how its images are read. Studies of version 0.2 lack both; they took classes in the order
 # of the data set, which is text order for folders, and left images unturned that are not in TIFF.
 CLASS_ORDER, ORIENTATION = "class_order", "orientation"
+EXIF = "exif"  # the orientation by which images are turned
 
 
 def reading(data: ImageData) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def reading(data: ImageData) -> dict[str, Any]:
     order = data.class_order
     if order not in (None, TEXT, NATURAL):
         order = str(Path(order).expanduser().absolute())
-    return {CLASS_ORDER: order, ORIENTATION: "exif"}
+    return {CLASS_ORDER: order, ORIENTATION: EXIF}
 
 
 def open_study_data(study: StudySpec, spec: str | None = None, class_order: str | None = None) -> ImageData:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from spaces.errors import BudgetError
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_TEXT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMGTkmgt]?)\s*\Z")
+_TEXT = re.compile(r"\s*((?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*([KMGTkmgt]?)\s*\Z")
 _LOWEST = 0.5  # share of the limit at which targets begin if the budget is not a range
 
 

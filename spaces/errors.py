@@ -8,11 +8,14 @@
     │   ├── BackendError           an unknown scan backend, or one that cannot run here; also a ValueError
     │   └── UnknownNameError       no model, data set, sampler, study … of that name
     ├── CheckpointError            unreadable weights, or weights of another model
+    │   └── CheckpointNotFoundError    no such file; also a UsageError
     ├── DataError                  missing or broken images, or images of the wrong kind
+    │   └── DataNotFoundError          no such folder; also a UsageError
     ├── FlopsError                 an operator of unknown cost
     ├── StoreError                 a database that cannot be read or written
     │   ├── StudyExistsError           the name of a new study is taken
-    │   ├── StudyMismatchError         a study that was started with other settings
+    │   ├── StudyMismatchError         a study that was started with other settings; also a UsageError
+    │   ├── DatabaseNotFoundError      no such file; also a UsageError
     │   └── DatabaseError              an error of the database itself, possibly transient
     ├── SearchError                a search that cannot continue
     ├── EvaluationError            a candidate that could not be evaluated; the search continues
@@ -81,8 +84,16 @@ class CheckpointError(PrunefrontError):
     """Weights that cannot be read safely, or weights of another model."""
 
 
+class CheckpointNotFoundError(CheckpointError, UsageError):
+    """There is no such file of weights."""
+
+
 class DataError(PrunefrontError):
     """Missing or broken images, or images of the wrong kind."""
+
+
+class DataNotFoundError(DataError, UsageError):
+    """There is no such folder of images."""
 
 
 class FlopsError(PrunefrontError):
@@ -97,8 +108,12 @@ class StudyExistsError(StoreError):
     """The name of a new study is taken."""
 
 
-class StudyMismatchError(StoreError):
+class StudyMismatchError(StoreError, UsageError):
     """A study that was started with settings other than the present ones."""
+
+
+class DatabaseNotFoundError(StoreError, UsageError):
+    """There is no such database file, or no folder for it."""
 
 
 class DatabaseError(StoreError):

@@ -1,7 +1,6 @@
 """Pruning schedules: where tokens are dropped, how many stay, and by which method; with a text and a JSON form."""
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spaces.errors import ScheduleError
+from spaces.json_files import read_object
 
 FORMAT = "prunefront.schedule"
 VERSION = 1
@@ -315,15 +315,7 @@ def read_schedule_file(path: str | Path) -> dict[str, Any]:
     Raises:
         ScheduleError: the file cannot be read or is not a JSON object.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
-    except OSError as error:
-        raise ScheduleError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ScheduleError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ScheduleError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
+    return read_object(path, ScheduleError)
 
 
 def _canonical(steps: list[PruningStep], method: PruningMethod) -> tuple[list[PruningStep], PruningMethod]:
@@ -389,13 +381,3 @@ def _step_from_dict(index: int, step: object) -> PruningStep:
         return PruningStep(step["after"], step["keep"], step.get("context"))
     except ScheduleError as error:
         raise ScheduleError(f"steps[{index}]: {error}") from None
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a decoded JSON object; ValueError if it holds a key twice, of which `json` would drop one."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name[:40]!r} appears twice in one object")
-        found[name] = value
-    return found

@@ -13,9 +13,10 @@ Digests detect damaged and mixed-up files. They do not prove who wrote them.
 import ctypes
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from uuid import uuid4
 
 from spaces import PruningSchedule
 from spaces.errors import ExportError
+from spaces.json_files import read_object
+from spaces.paths import is_file
 from ssm_models.base import PrunableModel
 from ssm_models.checkpoints import load_checkpoint, save_checkpoint
 from ssm_models.registry import LONGEST_SIDE, instantiate
@@ -37,8 +40,10 @@ WEIGHTS, SCHEDULE, PREPROCESSING, CONFIG, CARD = (
     "config.json",
     "README.md",
 )
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # Pillow's
+CROP_MODES = ("center", "squash", "border")  # timm's
+_MOST_CROP = 10.0
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
-_MOST_JSON = 10_000_000  # bytes; guards against hostile files
 
 
 @contextmanager
@@ -144,7 +149,7 @@ def load_bundle(directory: str | Path) -> PrunableModel:
     """
     folder = Path(directory)
     check_bundle(folder)
-    config = _read_json(folder / CONFIG)
+    config = read_object(folder / CONFIG, ExportError)
     args = config.get("model_args")
     name = config.get("architecture")
     if not isinstance(name, str) or not isinstance(args, dict):
@@ -159,8 +164,7 @@ def load_bundle(directory: str | Path) -> PrunableModel:
     model = instantiate(name, classes, (height, width), in_chans=channels)
     load_checkpoint(model, folder / WEIGHTS)
     model.set_schedule(PruningSchedule.from_file(folder / SCHEDULE))
-    given = _read_json(folder / PREPROCESSING)
-    model.pretrained_cfg = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    model.pretrained_cfg = _preprocessing(folder)
     return model.eval()
 
 
@@ -171,9 +175,9 @@ def check_bundle(folder: Path) -> None:
         ExportError: the folder is not a bundle, the bundle is newer than this version, or a file is missing or
         changed.
     """
-    if not (folder / MANIFEST).is_file():
+    if not is_file(folder / MANIFEST):
         raise ExportError(f"bundle {folder}: no {MANIFEST} in it: not a bundle, or not a whole one")
-    files = _files(_read_json(folder / MANIFEST), folder)
+    files = _files(read_object(folder / MANIFEST, ExportError), folder)
     for needed in (WEIGHTS, SCHEDULE, PREPROCESSING, CONFIG):
         if needed not in files:
             raise ExportError(f"bundle {folder}: {MANIFEST} does not list {needed}")
@@ -181,7 +185,7 @@ def check_bundle(folder: Path) -> None:
         if name == CARD:
             continue
         path = folder / name
-        if not path.is_file():
+        if not is_file(path):
             raise ExportError(f"bundle {folder}: {name} is missing")
         if _sha256(path) != digest:
             raise ExportError(f"bundle {folder}: {name} is not what was written: its SHA-256 differs")
@@ -218,11 +222,36 @@ def _check_replaceable(target: Path) -> None:
     found = {path.name for path in target.iterdir()}
     if not found:
         return
-    files = _files(_read_json(target / MANIFEST), target) if MANIFEST in found else {}
+    files = _files(read_object(target / MANIFEST, ExportError), target) if MANIFEST in found else {}
     if others := sorted(found - files.keys() - ({MANIFEST, CARD} if files else set())):
         raise ExportError(f"bundle {target}: holds {others[0]!r}, which is of no bundle; name a new folder")
     if CARD in found and files.get(CARD, "") != _sha256(target / CARD):
         raise ExportError(f"bundle {target}: its {CARD} was edited; move it away, or name a new folder")
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Return timm's `pretrained_cfg` of a bundle; ExportError if images could not be prepared by it."""
+    given = read_object(folder / PREPROCESSING, ExportError)
+    checks: dict[str, Callable[[Any], bool]] = {
+        "mean": lambda value: _three(value, -math.inf),
+        "std": lambda value: _three(value, 0.0),
+        "interpolation": lambda value: value in INTERPOLATIONS,
+        "crop_pct": lambda value: _finite(value) and 0 < value <= _MOST_CROP,
+        "crop_mode": lambda value: value in CROP_MODES,
+    }
+    needed = ("mean", "std")
+    for name, fits in checks.items():
+        if not (fits(given[name]) if name in given else name not in needed):
+            raise ExportError(f"bundle {folder}: {PREPROCESSING}: {name} is {given.get(name)!r}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+
+
+def _three(value: object, above: float) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(_finite(one) and one > above for one in value)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6  # no NaN either
 
 
 def _sides(size: object, folder: Path) -> tuple[int, int]:
@@ -246,17 +275,3 @@ def _sha256(path: Path) -> str:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MOST_JSON:
-            raise ExportError(f"{path}: larger than {_MOST_JSON} bytes")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ExportError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data

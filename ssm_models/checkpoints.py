@@ -4,18 +4,22 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from spaces.errors import CheckpointError
+from spaces.errors import CheckpointError, CheckpointNotFoundError
+from spaces.paths import exists, is_file
 from ssm_models.base import PrunableModel
 from ssm_models.hub import downloaded, on_hub
 from ssm_models.registry import (
@@ -36,10 +40,10 @@ RANDOM = "random"  # weights drawn from a seed, for speed and FLOPs
 AUTHORS = "authors"  # those that the authors have on the Hugging Face hub
 
 
-def is_file(checkpoint: str) -> bool:
+def is_path(checkpoint: str) -> bool:
     """Return whether a checkpoint is named by a path, which depends on the working directory.
 
-    >>> is_file("vim.pth"), is_file("random"), is_file("authors"), is_file("hf:hustvl/Vim-tiny-midclstok")
+    >>> is_path("vim.pth"), is_path("random"), is_path("authors"), is_path("hf:hustvl/Vim-tiny-midclstok")
     (True, False, False, False)
     """
     return checkpoint not in (RANDOM, AUTHORS) and not on_hub(checkpoint)
@@ -77,11 +81,11 @@ def _content(path: str | Path) -> tuple[object, dict[str, str], str, str | None]
         shown, mark, name = path.partition("#")
         return *read_file(downloaded(shown)), shown, name if mark else None
     path, chosen = Path(path), None
-    if not path.exists() and "#" in path.name:
+    if not exists(path) and "#" in path.name:
         name, _, chosen = path.name.rpartition("#")
         path = path.with_name(name)
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: no such file")
+    if not is_file(path):
+        raise CheckpointNotFoundError(f"checkpoint {path}: no such file")
     return *read_file(path), str(path), chosen
 
 
@@ -100,7 +104,8 @@ def load_checkpoint(model: PrunableModel, source: str | Path | Mapping[str, Any]
         model: changed in place.
         source: a file, as for `read_checkpoint`, or a state dict with the authors' keys, whatever prefixes wrappers
             gave them.
-        new_head: keep the model's own head, with a warning, if the weights have one of other classes, or none.
+        new_head: keep the model's own head, with a warning, if the weights have one of other classes, or none; also
+            adapt weights for colours to the model's number of channels, as timm does.
 
     Raises:
         CheckpointError: the weights cannot be read, or belong to another model; the model is unchanged.
@@ -161,7 +166,7 @@ def _load(
     Raises:
         CheckpointError: they are not for the model, or for images of unknown size; the model is unchanged.
     """
-    given = _without_head(model, state, where) if new_head else state
+    given = _with_channels(model, _without_head(model, state, where), where) if new_head else state
     _check(model, _adapted(model, given, None), where, positions=False)
     adapted = _adapted(model, given, _weights_size(model, given, where) if img_size is None else img_size)
     _check(model, adapted, where)
@@ -256,6 +261,24 @@ def _without_head(model: PrunableModel, state: dict[str, Tensor], where: str) ->
     return {key: value for key, value in adapted.items() if key not in others} | {key: own[key] for key in keys}
 
 
+def _with_channels(model: PrunableModel, state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return weights for colours with the model's number of channels, as timm makes them, and say so."""
+    own, channels = model.state_dict(), model.in_chans
+    first = [
+        key
+        for key, value in state.items()
+        if channels != 3
+        and key in own
+        and value.dim() == own[key].dim() == 4
+        and (value.shape[1], own[key].shape[1]) == (3, channels)
+        and value.shape[0] == own[key].shape[0]
+    ]
+    if first:
+        how = "summed" if channels == 1 else "repeated"
+        warnings.warn(f"{where}: {', '.join(first)}: its 3 channels are {how} for images of {channels}", stacklevel=4)
+    return state | {key: adapt_input_conv(channels, state[key]) for key in first}
+
+
 def _truncates(given: Tensor, own: Tensor) -> bool:
     return own.is_floating_point() and not given.is_floating_point()
 
@@ -279,14 +302,36 @@ def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
 
 def _likely_model(state: Mapping[str, Tensor]) -> str | None:
     """Return the model whose weights have all these names and mostly these shapes."""
+    patterns = _patterns(state)
     for name in list_models():
-        with torch.device("meta"):
-            own = instantiate(name).state_dict()
+        outline = _patterns(_shapes(_smallest(model_info(name).family)))
+        if len(outline & patterns) < len(outline) / 4:
+            continue  # of another family, whose larger models need not be built
+        own = _shapes(name)
         if own.keys() == state.keys():
-            same = sum(own[key].shape == state[key].shape for key in own)
+            same = sum(own[key] == state[key].shape for key in own)
             if same >= len(own) - 3:  # head and position embeddings vary with the task
                 return name
     return None
+
+
+def _patterns(keys: Iterable[str]) -> frozenset[str]:
+    """Return keys with a sign in place of numbers, which differ with the depth of a model."""
+    return frozenset(re.sub(r"\d+", "#", key) for key in keys)
+
+
+@cache
+def _smallest(family: type[PrunableModel]) -> str:
+    """Return the name of a family's model that is built fastest."""
+    names = [name for name in list_models() if model_info(name).family is family]
+    return min(names, key=lambda name: ("nano" not in name, name))
+
+
+@cache
+def _shapes(name: str) -> dict[str, torch.Size]:
+    """Return the shapes of a model's weights; cached, because building all models takes seconds."""
+    with torch.device("meta"):
+        return {key: value.shape for key, value in instantiate(name).state_dict().items()}
 
 
 def build(
@@ -364,7 +409,7 @@ def _size(metadata: Mapping[str, str], where: str) -> tuple[int, int] | None:
         return None
     try:
         height, width = json.loads(metadata["img_size"])
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         height = width = None
     if all(type(side) is int and 0 < side <= LONGEST_SIDE for side in (height, width)):
         return height, width
@@ -375,7 +420,7 @@ def trained_classes(metadata: Mapping[str, str]) -> list[str] | None:
     """Return the class names that weights were trained on, if their file's metadata lists them."""
     try:
         names = json.loads(metadata.get("classes", "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return names if isinstance(names, list) and all(isinstance(one, str) for one in names) else None
 

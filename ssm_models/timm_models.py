@@ -7,6 +7,7 @@ from typing import Any
 from timm.models import register_model
 
 from spaces import PruningSchedule
+from spaces.paths import is_folder
 from ssm_models import bundle
 from ssm_models.base import PrunableModel
 from ssm_models.checkpoints import load_checkpoint
@@ -95,7 +96,7 @@ def weights_file(info: ModelInfo, named: str | None = None) -> Path:
     if named is None:
         return shipped_weights(info)
     path = Path(named)
-    if not path.is_dir():
+    if not is_folder(path):
         return path
     bundle.check_bundle(path)
     return path / bundle.WEIGHTS

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -36,14 +37,17 @@ from sqlalchemy.pool import QueuePool
 
 from results.files import SQLITE_MAGIC
 from results.store.schema import REVISIONS, VERSION_TABLE, Base
-from spaces.errors import DatabaseError, StoreError, UsageError
+from spaces.errors import DatabaseError, DatabaseNotFoundError, StoreError, UsageError
 
+LONGEST_ADDRESS = 2_000  # characters
 BUSY_SECONDS = 60.0  # the longest wait for another writer's lock
 _ADVICE = {
     "locked": "another program has held the lock for a minute; try again when it has finished",
     "disk I/O error": "check its disk and the free space; what was recorded is safe",
     "full": "free some space and run the same command again; what was recorded is safe",
     "malformed": "the database is damaged; copy it and try `sqlite3 FILE .recover`",
+    "read-only transaction": "the server is a standby, or set to read only: name the primary one with --db",
+    "session is read-only": "the server is a standby, or set to read only: name the primary one with --db",
     "readonly": "the file or its folder cannot be written; check their permissions",
     "unable to open": "check the path and its permissions",
 }
@@ -89,13 +93,57 @@ def open_database(address: str, create: bool) -> tuple[Engine, str]:
     return engine, where
 
 
+@contextmanager
+def unchanged(address: str) -> Iterator[str]:
+    """Yield the address of a database with the same studies and the current schema, without upgrading any.
+
+    It is the same address, except for an SQLite file of an older schema, of which a copy is upgraded. So whoever may
+    still refuse what a user asked for can read the studies before.
+
+    Raises:
+        UsageError, StoreError: as for `open_database`.
+    """
+    url = parse_address(address)
+    if url.get_backend_name() != "sqlite":
+        yield address
+        return
+    where = url.database or ""
+    path = Path(where).absolute()
+    _refuse_foreign_sqlite(path, where)
+    engine = _sqlite_engine(_sqlite_uri(path))
+    try:
+        with store_errors(where), engine.connect() as connection:
+            revision = _revision(connection)
+        if revision not in REVISIONS[:-1]:
+            yield address
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "copy.db"
+            with (
+                store_errors(where),
+                closing(engine.raw_connection()) as raw,
+                closing(sqlite3.connect(copy)) as target,
+            ):
+                source = raw.driver_connection
+                assert isinstance(source, sqlite3.Connection)
+                source.backup(target)
+            yield f"sqlite:///{copy}"
+    finally:
+        engine.dispose()
+
+
 def parse_address(address: str) -> URL:
     """Parse the address of a database.
 
     Raises:
         UsageError: it is neither `sqlite:///FILE` nor `postgresql://…`. The message contains no password.
     """
-    shown = re.sub(r"(?<=://).*@", "***@", address)
+    if len(address) > LONGEST_ADDRESS:
+        raise UsageError(f"database: an address of {len(address):,} characters; expected at most {LONGEST_ADDRESS:,}")
+    if "\0" in address or "%00" in address or address.encode(errors="replace").decode() != address:
+        raise UsageError("database: the address holds a NUL, or bytes that are not valid UTF-8")
+    # What stands before an @ may be a password, however the rest is misspelled.
+    shown = re.sub(r"(?s)\A(\w[\w+]*://)?.*@", r"\1***@", address)
     shown = re.sub(r"(?i)(\w*(?:password|secret)\w*=)[^&]*", r"\1***", shown)
     advice = "expected sqlite:///FILE or postgresql://USER@HOST/NAME"
     try:
@@ -183,7 +231,8 @@ def _create_sqlite(path: Path, where: str) -> None:
             for suffix in ("", "-wal", "-shm", "-journal"):
                 Path(f"{temporary}{suffix}").unlink(missing_ok=True)
     except OSError as error:
-        raise StoreError(f"database {where}: cannot be created: {error.strerror or error}") from None
+        kind = DatabaseNotFoundError if isinstance(error, FileNotFoundError) else StoreError
+        raise kind(f"database {where}: cannot be created: {error.strerror or error}") from None
 
 
 def _fill_sqlite(path: Path, where: str) -> None:
@@ -256,7 +305,7 @@ def _check_sqlite_header(path: Path, where: str) -> None:
         with path.open("rb") as file:
             header, size = file.read(100), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
-        raise StoreError(
+        raise DatabaseNotFoundError(
             f"database {where}: does not exist; choose another with --db, or create it with `prunefront search`"
         ) from None
     except OSError as error:

@@ -98,12 +98,10 @@ def _devices() -> Iterator[Check]:
 def _surroundings() -> Iterator[Check]:
     """What a container or a batch system sets or forbids."""
     from search.commands.streams import takes_unicode
-    from search.runtime.limits import memory_limit
     from search.runtime.ray_folders import SHARED_MEMORY, shared_memory_missing
     from ssm_models.scan.backends import available
 
-    memory = memory_limit()
-    yield Check("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB")
+    yield _memory()
     yield _temporary_files()
     missing = shared_memory_missing()
     store = f"{missing}; Ray keeps its objects in the folder for temporary files" if missing else "large enough"
@@ -115,6 +113,21 @@ def _surroundings() -> Iterator[Check]:
         yield Check("RAY_ADDRESS", f"{address}: only used with --ray-address auto")
     if not takes_unicode(sys.stdout):
         yield Check("output", f"{sys.stdout.encoding}: other signs are escaped; PYTHONIOENCODING=utf-8 shows them")
+
+
+def _memory() -> Check:
+    from search.driver.memory import ONE_WORKER
+    from search.runtime.limits import memory_limit, usable_memory
+
+    limit, usable = memory_limit(), usable_memory()
+    if limit is None or usable is None:
+        return Check("memory", "unknown")
+    text = f"{limit / 2**30:.1f} GiB" + (f", {usable / 2**30:.1f} GiB of it free" if usable < limit else "")
+    if usable < ONE_WORKER:
+        return Check(
+            "memory", f"{text}: too little, a search with one worker needs about {ONE_WORKER / 2**30:.1f} GiB"
+        )
+    return Check("memory", text)
 
 
 def _temporary_files() -> Check:

@@ -96,7 +96,7 @@ def evaluate(
     source = open_data(data, class_order=class_order)
     network = open_model(model, checkpoint, source, size_to_open(img_size, checkpoint, file))
     if file is not None:
-        check_belongs(file, schedule, img_size=network.img_size)
+        check_belongs(file, schedule, img_size=network.img_size, num_classes=network.num_classes)
     network.set_schedule(
         chosen
     )  # before the images are read, so that a schedule that does not fit is refused at once
@@ -147,7 +147,7 @@ def flops(
     import ssm_models
 
     size = size_of_images(file) if img_size is None else parse_img_size(img_size)
-    network = ssm_models.create_model(model, img_size=size).eval()
+    network = ssm_models.create_model(model, (file or {}).get("num_classes"), size).eval()
     if file is not None:
         check_belongs(file, schedule, img_size=network.img_size)
     network.set_schedule(chosen)

@@ -1,11 +1,11 @@
 """Schedules that users give as text or file, and the check that a file is for the model at hand."""
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from search.config import given_size
 from spaces import PruningSchedule
 from spaces.errors import ScheduleError
+from spaces.paths import is_file
 from spaces.schedule import read_schedule_file
 
 if TYPE_CHECKING:
@@ -18,25 +18,35 @@ def read_schedule(text_or_file: str) -> tuple[PruningSchedule, dict[str, Any] | 
     Raises:
         ScheduleError: it is neither the text form nor a file of the JSON form.
     """
-    if not (text_or_file.endswith(".json") or "/" in text_or_file or os.path.isfile(text_or_file)):  # noqa: PTH113
+    if not (text_or_file.endswith(".json") or "/" in text_or_file or is_file(text_or_file)):
         return PruningSchedule.parse(text_or_file), None
     content = read_schedule_file(text_or_file)
     return PruningSchedule.from_dict(content, text_or_file), content
 
 
 def check_belongs(
-    content: dict[str, Any], where: str, *, model: str | None = None, img_size: tuple[int, int] | None = None
+    content: dict[str, Any],
+    where: str,
+    *,
+    model: str | None = None,
+    img_size: tuple[int, int] | None = None,
+    num_classes: int | None = None,
 ) -> None:
     """Check that a schedule file is for the model at hand; a field that it leaves out fits any model.
 
     Raises:
-        ScheduleError: a field is of the wrong kind, or names another model or image size.
+        ScheduleError: a field is of the wrong kind, or names another model, image size or number of classes.
     """
     named, size = content.get("model"), content.get("img_size")
     if named is not None and not isinstance(named, str):
         raise ScheduleError(f"{where}: model is {named!r}, expected a name")
     if model is not None and named not in (None, model):
         raise ScheduleError(f"{where}: model is {named!r}, but --model is {model!r}: a schedule is for one model")
+    classes = content.get("num_classes")
+    if classes is not None and not (type(classes) is int and 0 < classes <= 1_000_000):
+        raise ScheduleError(f"{where}: num_classes is {classes!r}, expected a number of classes")
+    if num_classes is not None and classes not in (None, num_classes):
+        raise ScheduleError(f"{where}: num_classes is {classes}, but this model has {num_classes} classes")
     if size is None:
         return
     sides = size if isinstance(size, list) else [size, size]

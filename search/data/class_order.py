@@ -6,7 +6,9 @@ outputs make its accuracy meaningless, so where the two differ one must be chose
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 from spaces.errors import DataError, UsageError
@@ -42,14 +44,19 @@ def is_ambiguous(names: Sequence[str]) -> bool:
     return list(names) == sorted_names(names, TEXT) != sorted_names(names, NATURAL)
 
 
-def natural_key(name: str) -> list[str | int]:
+def natural_key(name: str) -> list[str | int | Decimal]:
     """Return what timm sorts class names by: lower case, with digits as numbers.
 
     >>> natural_key("Class10b")
     ['class', 10, 'b']
     """
     parts = _DIGITS.split(name.lower())
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+    return [_number(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def _number(digits: str) -> int | Decimal:
+    """Return the value of digits; an int takes quadratic time, and Python refuses more than 4,300 digits."""
+    return int(digits) if len(digits) < 4_000 else Decimal(digits)
 
 
 def agrees(names: Sequence[str], trained: Sequence[str]) -> bool:
@@ -58,8 +65,20 @@ def agrees(names: Sequence[str], trained: Sequence[str]) -> bool:
     >>> agrees(["cat", "dog"], ["cat", "cow"]), agrees(["cat", "dog"], ["dog", "cat"])
     (True, False)
     """
-    place = {name: index for index, name in enumerate(trained)}
-    return all(place.get(name, index) == index for index, name in enumerate(names))
+    return misplaced(names, trained) is None
+
+
+def misplaced(names: Sequence[str], trained: Sequence[str]) -> int | None:
+    """Return the first place in `names` of a name that `trained` has elsewhere; None if there is none.
+
+    Several classes may have one name, as ImageNet's two cranes: each must be where one of them is.
+
+    >>> misplaced(["crane", "cat", "crane"], ["crane", "dog", "crane"]), misplaced(["crane", "cat"], ["cat", "crane"])
+    (None, 0)
+    """
+    known = set(trained)
+    there = [index < len(trained) and trained[index] == name for index, name in enumerate(names)]
+    return next((index for index, name in enumerate(names) if not there[index] and name in known), None)
 
 
 def choices_text(names: Sequence[str]) -> str:
@@ -86,10 +105,11 @@ def _listed(names: Sequence[str], path: Path) -> list[str]:
     except UnicodeDecodeError:
         raise DataError(f"--class-order {path}: is no text in UTF-8") from None
     listed = [line.strip() for line in lines if line.strip()]
-    if twice := next((name for name in listed if listed.count(name) > 1), None):
+    count, known = Counter(listed), set(names)
+    if twice := next((name for name in listed if count[name] > 1), None):
         raise DataError(f"--class-order {path}: names class {twice!r} twice")
-    if missing := next((name for name in names if name not in listed), None):
+    if missing := next((name for name in names if name not in count), None):
         raise DataError(f"--class-order {path}: does not name class {missing!r}; it must list each class of the data")
-    if extra := next((name for name in listed if name not in names), None):
+    if extra := next((name for name in listed if name not in known), None):
         raise DataError(f"--class-order {path}: names {extra!r}, which is no class of the data")
     return listed

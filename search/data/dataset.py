@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from search.data.class_order import NATURAL, TEXT, agrees, choices_text, is_ambiguous, sorted_names
+from search.data.class_order import NATURAL, TEXT, agrees, choices_text, is_ambiguous, misplaced, sorted_names
 from search.data.classification import CLASSIFICATION
 from search.data.decoding import MEMORY_LIMIT, chunked, read_images, stream_images
 from search.data.image_order import DEFAULT_ORDER, image_order
@@ -203,7 +203,7 @@ class ImageData:
                 learned.
         """
         known = trained or []
-        open_order = self.class_order is None and self.task is CLASSIFICATION  # other tasks' data states its order
+        open_order = self.class_order is None and not self._source.declares_order
         if open_order and is_ambiguous(self.classes):
             fitting = [order for order in (TEXT, NATURAL) if agrees(sorted_names(self.classes, order), known)]
             if len(fitting) == 1:
@@ -224,13 +224,13 @@ class ImageData:
             trained: names of the classes, in the order of the outputs. Names that the data set lacks are ignored.
             weights: what the message calls the weights.
         """
-        place = {name: index for index, name in enumerate(trained)}
-        for index, name in enumerate(self.classes):
-            if place.get(name, index) != index:
-                raise DataError(
-                    f"{self.spec}: class {name!r} is number {index + 1}, but {weights} learned it as number "
-                    f"{place[name] + 1}; bring the classes into the order that it was trained with: --class-order"
-                )
+        index = misplaced(self.classes, trained)
+        if index is not None:
+            name = self.classes[index]
+            raise DataError(
+                f"{self.spec}: class {name!r} is number {index + 1}, but {weights} learned it as number "
+                f"{trained.index(name) + 1}; bring the classes into the order that it was trained with: --class-order"
+            )
 
     def check_model(self, model: "PrunableModel") -> None:
         """Raise a DataError unless a model has this task and this number of classes."""

@@ -9,9 +9,8 @@ from pathlib import Path
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import BITSPERSAMPLE, IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
-from spaces.errors import DataError
+from spaces.errors import DataError, PrunefrontError
 
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 # By orientation. `ImageOps.exif_transpose` does the same, but writes the other tags anew and fails on malformed ones.
 _TURNS = {
@@ -43,8 +42,11 @@ def opened(content: Content, where: str) -> Iterator[Image.Image]:
     try:
         with Image.open(content) as image:
             yield image
-    except BROKEN as error:
-        reason = " ".join(str(error).split()) if not isinstance(content, io.BytesIO) else type(error).__name__
+    except PrunefrontError:
+        raise
+    except Exception as error:  # Pillow's readers have no base class for what a broken file makes them raise
+        reason = " ".join(str(error).split()) if not isinstance(content, io.BytesIO) else ""
+        reason = reason or type(error).__name__
         raise DataError(f"{where}: not a readable image ({reason}); replace or remove it") from None
 
 
@@ -84,6 +86,26 @@ def is_deep(image: Image.Image) -> bool:
     return False
 
 
+def stored_range(image: Image.Image) -> tuple[int | None, bool]:
+    """Return how Pillow changes the values of an opened grey file; palette indices stay as they are.
+
+    Returns:
+        The highest value that the file can hold, if Pillow stretches it to the highest of its mode, else None; and
+        whether Pillow inverts the values.
+    """
+    for codec, _, _, arguments in getattr(image, "tile", ()):
+        values = arguments if isinstance(arguments, tuple) else (arguments,)
+        raw = next((value for value in values if isinstance(value, str)), "")
+        kind, _, detail = raw.partition(";")
+        if codec in ("ppm", "ppm_plain") and isinstance(values[-1], int) and image.mode != "1":
+            return (None if values[-1] in (255, 65535) else values[-1]), False
+        if kind in ("L", "1", "I") and "I" in detail:
+            return None, True
+        if kind == "L" and detail[:1] in ("2", "4"):
+            return 2 ** int(detail[0]) - 1, False
+    return None, False
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Load an image and turn it as its EXIF orientation says. Pillow turns TIFF itself, and then drops the tag."""
     image.load()
@@ -103,7 +125,7 @@ def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an opened image, 1 to 8; 1 if there is none, or none that can be read."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except BROKEN:  # viewers show such files as they are
+    except Exception:  # of a malformed tag, whatever it is; viewers show such files as they are
         return 1
     return found if found in range(1, 9) else 1
 

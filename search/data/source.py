@@ -72,6 +72,10 @@ class Source(Protocol):
         """Names of the classes, by label."""
 
     @property
+    def declares_order(self) -> bool:
+        """Whether the data set itself numbers its classes; otherwise their names are sorted."""
+
+    @property
     def augmentation(self) -> Augmentation:
         """The transforms of a training image that keep its class."""
 
@@ -92,6 +96,7 @@ class ClassificationSource:
 
     task = "classification"
     colours: Sequence[Colour] = ()
+    declares_order = True
 
 
 class ClassificationSplit:

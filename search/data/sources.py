@@ -11,8 +11,9 @@ import numpy as np
 
 from search.data.source import DIGITS, OBJECTS, Augmentation, ClassificationSource, Split
 from search.data.splits import ArraySplit, FileSplit, TableSplit
-from search.data.walk import SUFFIXES, ClassWalk, is_folder, scan
-from spaces.errors import DataError, UnknownNameError
+from search.data.walk import SUFFIXES, ClassWalk, leads_to_folder, scan
+from spaces.errors import DataError, DataNotFoundError, UnknownNameError
+from spaces.paths import is_file, is_folder
 
 
 class EmbeddedSource(ClassificationSource):
@@ -53,11 +54,15 @@ class EmbeddedSource(ClassificationSource):
 class FolderSource(ClassificationSource):
     """`PATH/train/CLASS/*.jpg`, the same in `val` and `test`; a split may be missing until it is needed."""
 
+    declares_order = False
+
     def __init__(self, path: Path) -> None:
-        if not path.is_dir():
-            raise DataError(f"{path}: no such folder; expected {path}/val/CLASS/*.jpg and {path}/train/CLASS/*.jpg")
+        if not is_folder(path):
+            raise DataNotFoundError(
+                f"{path}: no such folder; expected {path}/val/CLASS/*.jpg and {path}/train/CLASS/*.jpg"
+            )
         self.path = path
-        found = [name for name in ("train", "val") if (path / name).is_dir()]
+        found = [name for name in ("train", "val") if is_folder(path / name)]
         if not found:
             raise DataError(f"{path}: neither train/ nor val/ in it; expected {path}/val/CLASS/*.jpg")
         self._first = found[0]
@@ -68,14 +73,14 @@ class FolderSource(ClassificationSource):
 
     def split(self, name: str) -> Split:
         """List the files of a split, by class and name."""
-        if not (self.path / name).is_dir():
+        if not is_folder(self.path / name):
             raise DataError(f"{self.path}: no {name}/ in it; expected {self.path}/{name}/CLASS/*.jpg")
         self._check_classes(name)
         root = self.path / name
         labels: list[int] = []
         paths: list[Path] = []
         walk = ClassWalk(root)
-        walk.left_out.misplaced += [root / entry.name for entry in scan(root) if not is_folder(entry)]
+        walk.left_out.misplaced += [root / entry.name for entry in scan(root) if not leads_to_folder(entry)]
         for label, class_name in enumerate(self.classes):
             mine = walk.images(class_name)
             if not mine:
@@ -189,7 +194,7 @@ class HubSource(ClassificationSource):
         except ImportError:
             raise DataError(f"hf:{name} needs the package datasets: pip install datasets") from None
         try:
-            if (Path(name) / "dataset_dict.json").is_file():
+            if is_file(Path(name) / "dataset_dict.json"):
                 self._splits = datasets.load_from_disk(name)
             else:
                 self._splits = datasets.load_dataset(name)
@@ -203,6 +208,8 @@ class HubSource(ClassificationSource):
         self._undecoded = datasets.Image(decode=False)
         self.classes: list[str] = list(features[self._label].names)
         self.augmentation = DIGITS if all(name.isdigit() for name in self.classes) else OBJECTS
+        # Its loader for folders of images sorts their names as text, so the numbers of its classes mean nothing.
+        self.declares_order = next(iter(self._splits.values())).info.builder_name != "imagefolder"
 
     def split(self, name: str) -> Split:
         """Open a split; the first of `VAL` that there is stands for `val`."""
@@ -229,7 +236,7 @@ class HubSource(ClassificationSource):
 
 
 def _class_folders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in scan(path) if is_folder(entry))
+    return sorted(entry.name for entry in scan(path) if leads_to_folder(entry))
 
 
 def _first(name: Any) -> Any:

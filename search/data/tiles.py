@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from search.data.image_files import decode, is_deep, opened, orientation, upright, upright_size
+from search.data.image_files import decode, is_deep, opened, orientation, stored_range, upright, upright_size
 from search.data.source import Augmentation, Colour
 from search.data.splits import FileSplit
-from search.data.walk import LeftOut, has_suffix, is_folder, is_readable, scan
-from spaces.errors import DataError
+from search.data.walk import LeftOut, has_suffix, is_readable, leads_to_folder, scan
+from spaces.errors import DataError, DataNotFoundError
+from spaces.paths import is_folder
 
 NO_CLASS = 255  # value of a mask's pixels without a class, so there are at most 255 classes
 
@@ -72,7 +73,7 @@ class Legend:
             raise DataError(f"{path}: not readable as JSON ({error})") from None
         try:
             return cls._of(content)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{path}: {reason}") from None
 
@@ -82,9 +83,9 @@ class Legend:
         window, overlap = content.get("window", 256), content.get("overlap", 0.5)
         if not 1 <= len(classes) <= NO_CLASS:
             raise ValueError(f"{len(classes)} classes: expected 1 to {NO_CLASS}")
-        if not (isinstance(window, int) and 1 <= window <= _MOST_SIDE):
+        if not (type(window) is int and 1 <= window <= _MOST_SIDE):
             raise ValueError(f"window {window!r}: expected pixels, such as 256")
-        if not (isinstance(overlap, int | float) and 0 <= overlap <= 0.9):
+        if not (type(overlap) in (int, float) and 0 <= overlap <= 0.9):
             raise ValueError(f"overlap {overlap!r}: expected a share from 0 to 0.9")
         by_colour = "id" not in classes[0]
         key = "color" if by_colour else "id"
@@ -118,12 +119,30 @@ class Legend:
             if not self.by_colour and mask.mode not in ("P", "L", "1") and not wide:
                 raise DataError(f"{path}: a mask of colours ({mask.mode}); give the classes colours in {DESCRIPTION}")
             if not self.by_colour:
-                return np.asarray(upright(mask)).astype(np.int64)
+                return _as_written(mask, path)
             rgb = np.asarray(upright(mask).convert("RGB"), dtype=np.int64)
             return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
 
 
+def _as_written(mask: Image.Image, path: Path) -> NDArray[np.int64]:
+    """Return the values (H, W) of an opened file of one channel, which Pillow stretches to its mode's range.
+
+    Raises:
+        DataError: the file holds them inverted, so that it is uncertain what they mean.
+    """
+    highest, inverted = stored_range(mask)
+    if inverted:
+        raise DataError(f"{path}: its grey values are stored inverted (0 is white); write its ids as 8-bit PNG")
+    found = np.asarray(upright(mask)).astype(np.int64)
+    if highest is None:
+        return found
+    full = 65535 if mask.mode.startswith("I") else 255
+    return np.rint(found * highest / full).astype(np.int64)
+
+
 def _name(given: Any) -> str:
+    if not isinstance(given, str | int | float):
+        raise ValueError("name: expected a text")
     name = str(given)
     if name.encode(errors="replace").decode() != name:
         raise ValueError(f"name {name!r}: is no text in UTF-8")
@@ -134,13 +153,15 @@ def _value(given: Any, by_colour: bool) -> int:
     if by_colour:
         red, green, blue = _rgb(given)
         return red << 16 | green << 8 | blue
-    if not isinstance(given, int) or not 0 <= given < 2**16:
+    if type(given) is not int or not 0 <= given < 2**16:
         raise ValueError(f"id {given!r}: expected a whole number")
     return given
 
 
 def _rgb(colour: Any) -> tuple[int, int, int]:
     red, green, blue = ImageColor.getrgb(str(colour))[:3]  # ValueError: unknown color specifier
+    if not all(0 <= value <= 255 for value in (red, green, blue)):
+        raise ValueError(f"color {colour!r}: expected values from 0 to 255")
     return red, green, blue
 
 
@@ -279,11 +300,12 @@ class TileSource:
     """
 
     task = "segmentation"
+    declares_order = True
     augmentation = FROM_ABOVE
 
     def __init__(self, path: Path, decoded_limit: int = DECODED_LIMIT) -> None:
-        if not path.is_dir():
-            raise DataError(f"{path}: no such folder; expected {path}/train/images and {path}/train/masks")
+        if not is_folder(path):
+            raise DataNotFoundError(f"{path}: no such folder; expected {path}/train/images and {path}/train/masks")
         self.path = path
         self.legend = Legend.read(path / DESCRIPTION)
         self.classes = self.legend.names
@@ -338,13 +360,13 @@ def starts(length: int, window: int, overlap: float) -> list[int]:
 
 def _by_stem(folder: Path, notes: list[str]) -> Mapping[str, Path]:
     """Return the images in a folder by name without suffix, and add to the notes what is left out."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DataError(f"{folder}: no such folder; expected images and masks of the same names")
     left_out = LeftOut(folder)
     paths: list[Path] = []
     for entry in scan(folder):
         path = folder / entry.name
-        if is_folder(entry):
+        if leads_to_folder(entry):
             left_out.misplaced.append(path)
         elif has_suffix(entry.name) and is_readable(entry):
             paths.append(path)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from search.data.image_files import BROKEN
 from spaces.errors import DataError
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -36,7 +35,7 @@ def scan(folder: Path) -> list["os.DirEntry[str]"]:
         raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from None
 
 
-def is_folder(entry: "os.DirEntry[str]") -> bool:
+def leads_to_folder(entry: "os.DirEntry[str]") -> bool:
     """Return whether an entry is a folder or a link to one; a link that leads in a circle is none."""
     try:
         return entry.is_dir()
@@ -153,7 +152,7 @@ class ClassWalk:
                 continue
             visited.add(real)
             yield folder, real
-            for entry in filter(is_folder, scan(folder)):
+            for entry in filter(leads_to_folder, scan(folder)):
                 path = folder / entry.name
                 if not entry.is_symlink():
                     pending.append(path)
@@ -164,7 +163,7 @@ class ClassWalk:
 
     def _files(self, folder: Path) -> Iterator["os.DirEntry[str]"]:
         for entry in scan(folder):
-            if is_folder(entry):
+            if leads_to_folder(entry):
                 continue
             if has_suffix(entry.name) and is_readable(entry):
                 yield entry
@@ -206,7 +205,7 @@ def _is_image(path: Path) -> bool:
     try:
         with Image.open(path):
             return True
-    except BROKEN:
+    except Exception:  # Pillow has no base class for what a broken file makes it raise
         return False
 
 

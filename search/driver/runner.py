@@ -13,6 +13,7 @@ from typing import Self
 from results import Evaluation
 from search.config import SearchConfig
 from search.driver.lease import Lease
+from search.driver.memory import memory_note
 from search.driver.outcome import SearchOutcome
 from search.driver.patience import Patience
 from search.driver.progress import SearchProgress, Snapshot
@@ -57,7 +58,7 @@ def run_search(
 
     Raises:
         UsageError, CheckpointError, DataError, StoreError: something that the settings name is wrong; nothing has
-            been recorded then, but a database of an earlier schema may have been upgraded.
+            been recorded then, but a PostgreSQL database of an earlier schema may have been upgraded.
         SearchError: too many evaluations failed in a row, or all did, or Ray failed.
     """
     if config.ray_address is not None:
@@ -101,8 +102,9 @@ class SearchSession:
                 self._progress.note(note)
             self._spool = stack.enter_context(closing(Spool(study, self._url)))
             self._driver = stack.enter_context(Lease(store, study)).driver
-            if warning := check_dense(self._dense, self._setup):
-                self._progress.note(warning)
+            for warning in (check_dense(self._dense, self._setup), self._memory_note()):
+                if warning is not None:
+                    self._progress.note(warning)
             self._spool.take_in(store, self._progress.note)
             self._study = store.study(study.name)
             self._known = store.evaluations(self._study, done_only=False)
@@ -141,6 +143,9 @@ class SearchSession:
         )
         self._tracking.end(outcome)
         return outcome
+
+    def _memory_note(self) -> str | None:
+        return memory_note(self._config, self._setup.model, self._setup.images.images)
 
     def _new_records(self) -> StudyRecords:
         patience = Patience(

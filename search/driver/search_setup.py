@@ -25,7 +25,7 @@ from spaces import PruningSchedule
 from spaces.errors import UsageError
 from spaces.space import SearchSpace, make_space
 from ssm_models import CostTable, PrunableModel
-from ssm_models.checkpoints import is_file
+from ssm_models.checkpoints import is_path
 
 SHARES_OF_IMAGES = ("top1", "agreement")  # objectives in which two candidates can race image by image
 
@@ -138,7 +138,7 @@ class SearchSetup:
         """Return the fields of `StudySpec` without the dense model's metrics."""
         config, model = self.config, self.model
         checkpoint = config.checkpoint
-        if checkpoint is not None and is_file(checkpoint):
+        if checkpoint is not None and is_path(checkpoint):
             checkpoint = str(Path(checkpoint).absolute())
         return {
             "name": config.study,

@@ -201,13 +201,13 @@ class Spool:
                 raise ValueError("is not of this version")
             if header != self._header:
                 raise ValueError(f"is of study {header.get('study')!r} with other settings")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"spool {path}: {error}{advice}") from None
         records: list[Evaluation | Confirmation] = []
         for number, line in enumerate(lines[1:], 2):
             try:
                 records.append(from_json(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError, PrunefrontError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PrunefrontError) as error:
                 raise StoreError(f"spool {path}: line {number} is damaged: {error}{advice}") from None
         return records, cut
 
@@ -228,13 +228,13 @@ def from_json(line: dict[str, Any]) -> Evaluation | Confirmation:
     values = dict(values)
     if values.get("finished_at"):
         values["finished_at"] = datetime.fromisoformat(values["finished_at"])
+    if values.get("outcomes") is not None:
+        values["outcomes"] = base64.b64decode(values["outcomes"], validate=True)
     if kind == "confirmation":
         return Confirmation(**values)
     if kind != "evaluation":
         raise ValueError(f"kind {kind!r}")
     values["schedule"] = PruningSchedule.parse(values["schedule"])
-    if values.get("outcomes") is not None:
-        values["outcomes"] = base64.b64decode(values["outcomes"], validate=True)
     return Evaluation(**values)
 
 

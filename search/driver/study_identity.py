@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from results.records import Study, StudySpec
-from results.store.database import parse_address
+from results.store.database import parse_address, unchanged
 from results.store.store import Store
 from search.driver.search_setup import SearchSetup
 from search.evaluation.metrics import DenseAnswers
@@ -47,7 +47,7 @@ def open_study(setup: SearchSetup, url: str) -> tuple[Store, Study, DenseAnswers
     address = parse_address(url)
     # An existing file is checked at once; a new one is made when all else has been checked.
     if address.get_backend_name() == "sqlite" and os.path.lexists(address.database or ""):
-        with Store.open(url) as store, suppress(UnknownNameError):
+        with unchanged(url) as same, Store.open(same) as store, suppress(UnknownNameError):
             setup = setup.in_order(_same_study(store, setup).spec.order)
     dense, latency = setup.dense_answers()
     measured: dict[str, Any] = {
@@ -79,7 +79,7 @@ def begun_study(url: str, name: str) -> StudySpec | None:
     if sqlite and not os.path.lexists(address.database or ""):
         return None
     try:
-        with suppress(UnknownNameError), Store.open(url) as store:
+        with suppress(UnknownNameError), unchanged(url) as same, Store.open(same) as store:
             return store.study(name).spec
     except StoreError as error:
         if sqlite or (isinstance(error, DatabaseError) and error.transient):

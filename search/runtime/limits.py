@@ -7,6 +7,7 @@ from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")  # lines of hierarchy:controllers:path
+MEMORY = Path("/proc/meminfo")
 _UNLIMITED = 2**60  # bytes; cgroup version 1 writes a number for no limit
 
 
@@ -22,6 +23,20 @@ def memory_limit() -> int | None:
     with suppress(AttributeError, ValueError, OSError):  # not available on every system
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(limits, default=None)
+
+
+def usable_memory() -> int | None:
+    """Return the bytes of memory that this process may use and that are free or can be freed; None if unknown."""
+    found = [limit for limit in (memory_limit(), _free_memory()) if limit is not None]
+    return min(found, default=None)
+
+
+def _free_memory() -> int | None:
+    try:
+        lines = MEMORY.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):  # not Linux
+        return None
 
 
 def _cpu_quotas() -> Iterator[float]:

@@ -3,7 +3,7 @@
 import io
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ WEIGHTS = "model.safetensors"  # after the last epoch
 PLAN = "plan.json"  # in the folder of a successive halving
 # Weight decay must not pull the dynamics of the state-space model, biases or position embeddings towards zero.
 NO_DECAY = ("*A_log*", "*A_b_log*", "*pos_embed*", "*cls_token*", "*direction_Bs*", "*dt_projs_bias*", "*conv_bias*")
+
+_NOT_WHOLE = "not the checkpoint of a training; remove it to start again"
 
 Scores = tuple[float, float]
 """(score in 0..1, mean cross-entropy)"""
@@ -92,8 +94,15 @@ class TrainingState:
         torch.save(state, buffer)
         write_whole(path, buffer.getvalue())
 
-    def restore(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def restore(
+        self, path: Path, identity: Mapping[str, Any], unsaid: Mapping[str, Callable[[], Any]] | None = None
+    ) -> None:
         """Load the checkpoint if the file exists.
+
+        Args:
+            path: the file.
+            identity: as for `save`.
+            unsaid: for keys that older checkpoints lack, returns what these stand for.
 
         Raises:
             CheckpointError: it is broken.
@@ -106,19 +115,25 @@ class TrainingState:
             saved = json.loads(state["identity"])
             curve, start = json.loads(state["curve"]), json.loads(state["start"])
             parts = [state[name] for name in ("model", "ema", "optimiser", "scaler")]
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError):
-            raise CheckpointError(f"{path}: not the checkpoint of a training; remove it to start again") from None
-        if differences := _differences(saved, identity):
+            saved = dict(saved)
+        except Exception:  # torch has no base class for what a damaged file makes it raise
+            raise CheckpointError(f"{path}: {_NOT_WHOLE}") from None
+        missing = {name: value() for name, value in (unsaid or {}).items() if name not in saved}
+        if differences := _differences(saved | missing, identity):
             raise UsageError(
                 f"{path.parent} holds a training of other settings: {'; '.join(differences)}; choose another folder"
             )
         weights, averaged, optimiser, scaler = parts
-        self.model.load_state_dict(weights)
-        if self.ema is not None:
-            self.ema.module.load_state_dict(averaged)
-        self.optimiser.load_state_dict(optimiser)
-        self.scaler.load_state_dict(scaler)
-        self.curve, self.start = curve, {name: (scores[0], scores[1]) for name, scores in start.items()}
+        try:
+            self.model.load_state_dict(weights)
+            if self.ema is not None:
+                self.ema.module.load_state_dict(averaged)
+            self.optimiser.load_state_dict(optimiser)
+            self.scaler.load_state_dict(scaler)
+            self.curve = [dict(row) for row in curve]
+            self.start = {name: (float(scores[0]), float(scores[1])) for name, scores in start.items()}
+        except Exception:  # as above; the identity is right, so what it holds is damaged
+            raise CheckpointError(f"{path}: {_NOT_WHOLE}") from None
 
 
 def read_identity(path: Path) -> dict[str, Any] | None:

@@ -22,6 +22,8 @@ def make_folder(out: Path) -> None:
     """Make a folder if it does not exist; raise a TrainingError if that fails."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except RecursionError:  # pathlib makes one folder in another
+        raise TrainingError(f"{str(out)[:80]}…: too many folders in one another") from None
     except OSError as error:
         raise TrainingError(f"{out}: the folder cannot be made ({error.strerror or error})") from None
 

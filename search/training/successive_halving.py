@@ -282,8 +282,10 @@ class HalvingPlan:
     def _read(self, path: Path) -> list[str]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            saved, hashes = dict(content["settings"]), [str(name) for name in content["schedules"]]
-        except (OSError, ValueError, KeyError, TypeError):
+            saved, hashes = dict(content["settings"]), list(content["schedules"])
+            if not hashes or not all(isinstance(name, str) for name in hashes):
+                raise ValueError("no schedules")
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise CheckpointError(f"{path}: not the plan of a fine-tuning; remove it to start again") from None
         differences = [
             f"{k} {saved.get(k)!r} there, {v!r} now" for k, v in self.settings.items() if saved.get(k) != v

@@ -21,6 +21,7 @@ from search.data.dataset import BATCH_SIZE, Batches, ImageData
 from search.data.image_order import STRATIFIED
 from search.data.image_set import VAL, ImageSet
 from search.data.preprocessing import Preprocessing
+from search.study_data import EXIF, ORIENTATION
 from search.training.batches import TrainingBatches
 from search.training.checkpoint import CHECKPOINT, Scores, TrainingState, read_identity
 from search.training.epoch_loop import EpochLoop, Loss, lower_rate, make_mix, memory_advice
@@ -141,6 +142,7 @@ class Trainer:
             "val": self._job.data.digest(scored.split),
             "weights": weights_digest(self._model),
             **images_identity(scored, self._job.data.size(scored.split)),
+            ORIENTATION: EXIF,
             **asdict(self._job.recipe),
             **self._job.identity,
         }
@@ -179,7 +181,12 @@ class Trainer:
 
     def resume(self) -> None:
         """Restore the checkpoint, if there is one."""
-        self._state.restore(self._checkpoint, self._identity)
+        self._state.restore(self._checkpoint, self._identity, {ORIENTATION: self._orientation_before})
+
+    def _orientation_before(self) -> str:
+        """Return how the images were read for a checkpoint that does not say it: none but TIFF was turned."""
+        turned = any(self._job.data.first_turned(split) is not None for split in ("train", "val"))
+        return "as stored" if turned else EXIF
 
     def finish(self) -> FitResult:
         """Leave the weights in the model, on the CPU, and return how the training went.

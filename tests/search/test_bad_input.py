@@ -66,7 +66,7 @@ def search(**changes: str | None) -> list[str]:
         (2, {"model": "vim_nan"}, "unknown model 'vim_nan': did you mean 'vim_nano'?"),
         (2, {"model": None}, "--model is missing"),
         (2, {"data": "cifar"}, "unknown data set 'cifar'"),
-        (1, {"data": "folder:nowhere"}, "nowhere"),
+        (2, {"data": "folder:nowhere"}, "nowhere"),
         (2, {"sampler": "nsga"}, "--sampler: unknown sampler 'nsga': did you mean 'nsga2'?"),
         (2, {"space": "stage"}, "unknown space 'stage': did you mean 'stages'?"),
         (2, {"space": "stages:99"}, "stages:99"),
@@ -99,9 +99,9 @@ def search(**changes: str | None) -> list[str]:
         (2, {"time_budget": "soon"}, "--time-budget 'soon': expected a time such as 90s"),
         (2, {"config": "none.toml"}, "none.toml: cannot be read"),
         (2, {"model": "vim_tiny"}, "ships no weights"),
-        (1, {"checkpoint": "none.safetensors"}, "none.safetensors: no such file"),
+        (2, {"checkpoint": "none.safetensors"}, "none.safetensors: no such file"),
         (2, {"db": "mysql://host/x"}, "expected sqlite:///FILE or postgresql://"),
-        (1, {"db": "sqlite:///no/such/folder/x.db"}, "no/such/folder"),
+        (2, {"db": "sqlite:///no/such/folder/x.db"}, "no/such/folder"),
         (2, {"format": "xml"}, "'xml' is not one of"),
     ],
 )
@@ -310,7 +310,7 @@ def test_an_unreadable_database(refused: Check, tmp_path: Path, study_url: str, 
 
 
 def test_a_database_that_is_not_there(refused: Check) -> None:
-    assert "prunefront.db" in refused(1, "studies")
+    assert "prunefront.db" in refused(2, "studies")
 
 
 def test_an_unknown_study(refused: Check, study_url: str) -> None:
@@ -341,7 +341,7 @@ def test_where_one_of_two_cannot_be_written_neither_is(refused: Check, study_url
 
 
 def test_a_study_of_other_settings(refused: Check, study_url: str) -> None:
-    line = refused(1, *search(study="digits", images="40", flops_budget="0.7", db=study_url))
+    line = refused(2, *search(study="digits", images="40", flops_budget="0.7", db=study_url))
     assert "study 'digits' was begun with other settings: --flops-budget" in line
 
 

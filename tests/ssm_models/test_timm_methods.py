@@ -6,7 +6,7 @@ import torch
 
 import ssm_models
 from spaces import PruningSchedule
-from spaces.errors import UsageError
+from spaces.errors import CheckpointError, UsageError
 from ssm_models import PrunableModel
 from tests.ssm_models.conftest import pictures
 
@@ -58,6 +58,23 @@ def test_no_classes_give_the_features_of_the_weights() -> None:
     with pytest.warns(UserWarning, match="are for 10 classes, the model has 3: it begins with a new head"):
         three = timm.create_model("vim_nano", pretrained=True, num_classes=3)
     assert torch.equal(three.norm_f.weight, whole.norm_f.weight) and three(images).shape == (2, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+@torch.inference_mode()
+def test_weights_for_colours_are_adapted_to_other_channels_as_in_timm(channels: int) -> None:
+    """The channels of the first convolution are summed for one channel, and repeated for others."""
+    with pytest.warns(UserWarning, match=r"patch_embed\.proj\.weight: its 3 channels are (summed|repeated)"):
+        model = timm.create_model("vim_nano", pretrained=True, in_chans=channels).eval()
+    whole = timm.create_model("vim_nano", pretrained=True).eval()
+    assert torch.equal(
+        model.patch_embed.proj.weight, timm.models.adapt_input_conv(channels, whole.patch_embed.proj.weight)
+    )
+    if channels == 1:
+        grey = torch.rand(2, 1, 28, 28)
+        assert torch.allclose(model(grey), whole(grey.expand(-1, 3, -1, -1)), atol=1e-4)
+    with pytest.raises(CheckpointError, match="misshapen"):
+        ssm_models.load_checkpoint(model, whole.state_dict())
 
 
 def test_dropout_before_the_head_in_training_alone() -> None:

@@ -200,6 +200,84 @@ def test_hostile_names_stay_text(
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
+HOSTILE = [
+    *(
+        "<script>hacked=1</script>",
+        "</title></style></textarea><svg onload=hacked=1>",
+        "<!--><img src=x onerror=hacked=1>",
+    ),
+    *(
+        '"><iframe srcdoc="<script>parent.hacked=1</script>">',
+        "' autofocus onfocus=hacked=1 '",
+        "]]><script>hacked=1//",
+    ),
+    *("<link rel=stylesheet href=http://evil.test/x.css>", "<base href=http://evil.test/>", "javascript:hacked=1"),
+    *("<meta http-equiv=refresh content='0;url=http://evil.test'>", "<a href='javascript:hacked=1'>click</a>"),
+    *(
+        "{{ 7*7 }}{% raw %}",
+        "${hacked=1}",
+        "%{texttemplate}<b>bold</b>",
+        "\\u003cscript\\u003ehacked=1",
+        "&lt;img&gt;",
+    ),
+    *("\u2028hacked=1\u2029", "\u202eright to left", "</script", "<math><mi//xlink:href='data:x,<script>hacked=1'>"),
+    *(
+        "<style>@import 'http://evil.test/y.css'</style>",
+        "url(http://evil.test/z.png)",
+        "a" * 3000,
+        "\ud83d\ude00",
+        "=1+1",
+    ),
+    *(
+        "<object data=http://evil.test>",
+        "<form action=http://evil.test><button id=go>",
+        "`${alert(1)}`",
+        "\\'-hacked=1//",
+    ),
+]
+
+
+def test_nothing_in_hostile_strings_runs_or_is_fetched(
+    open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    strings = [one.encode(errors="surrogatepass").decode("utf-8", "replace") for one in HOSTILE]
+    everything = " ".join(strings)
+    spec = make_spec(
+        name=everything,
+        data=f"folder:{everything}",
+        checkpoint=everything,
+        space=everything,
+        sampler=everything,
+        versions=dict(zip(strings, strings, strict=True)),
+        config={"trials": 1, "class_order": everything, "checkpoint": everything},
+    )
+    found = [make_evaluation(f"{i + 1}:0.5", top1=0.5, number=i, origin=one) for i, one in enumerate(strings[:11])]
+    found += [
+        make_evaluation(
+            f"1:0.{i + 11}", top1=None, state="failed", failure="ERROR", error=one, origin=one, number=20 + i
+        )
+        for i, one in enumerate(strings)
+    ]
+    pictures = [make_picture(one) for one in strings]
+    write_report(tmp_path / "report.html", Study(1, NOW, spec, 11, 1), found, pictures)
+    page = open_page(tmp_path / "report.html", 1280)
+    for heading in page.locator("th button").all():
+        if heading.is_visible():
+            heading.click()
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    assert (
+        page.evaluate(
+            "document.querySelectorAll('iframe, object, base, form, svg[onload], meta[http-equiv=refresh]').length"
+        )
+        == 0
+    )
+    assert page.evaluate(
+        "[...document.querySelectorAll('*')].every(e => ![...e.attributes].some(a => a.name.startsWith('on')))"
+    )
+    assert page.text_content("h1").split() == everything.split(), "shown as it is"
+
+
 def test_the_plot_page_renders(
     open_page: Callable[..., Any], tmp_path: Path, make_spec: MakeSpec, evaluations: list[Evaluation]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import JSON, Connection, Engine, MetaData, create_engine
 
 from results import Confirmation, Evaluation, StudySpec, pareto_front
+from results.store.database import unchanged
 from results.store.schema import REVISIONS, VERSION_TABLE
 from results.store.store import Store
 from spaces import PruningSchedule
@@ -33,6 +34,22 @@ def at_revision(url: str, revision: str) -> Engine:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
     return engine
+
+
+def test_a_look_at_an_older_database_leaves_it_as_it_is(tmp_path: Path, make_spec: MakeSpec) -> None:
+    path = tmp_path / "old.db"
+    engine = at_revision(f"sqlite:///{path}", "0001")
+    with engine.begin() as connection:
+        insert(connection, "studies", [study_row(make_spec(), 1)])
+    engine.dispose()
+    before = path.read_bytes()
+    with unchanged(f"sqlite:///{path}") as same, Store.open(same) as store:
+        assert [study.name for study in store.studies()] == ["digits 1"]
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["old.db"]
+    Store.open(f"sqlite:///{path}").close()
+    with unchanged(f"sqlite:///{path}") as same:
+        assert same == f"sqlite:///{path}", "of the current schema"
 
 
 def insert(connection: Connection, table: str, rows: list[dict[str, Any]]) -> None:

@@ -9,11 +9,26 @@ from hypothesis import strategies as st
 from timm.utils.misc import natural_key as timm_key
 
 from search.data.class_order import NATURAL, TEXT, is_ambiguous, natural_key, sorted_names
-from search.data.dataset import open_data
+from search.data.dataset import ImageData, open_data
+from search.data.source import OBJECTS, ClassificationSource, Split
 from spaces.errors import DataError, UsageError
 from tests.search.pictures import write_folder
 
 CFG = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+
+
+class Named(ClassificationSource):
+    """Classes without images."""
+
+    augmentation = OBJECTS
+
+    def __init__(self, classes: list[str], declares_order: bool) -> None:
+        self.classes, self.declares_order = classes, declares_order
+
+    def split(self, name: str) -> Split:
+        raise NotImplementedError
+
+
 NUMBERS = tuple(map(str, range(12)))
 IN_TEXT = sorted(NUMBERS)
 
@@ -147,6 +162,25 @@ class TestSettling:
         data = open_data(f"folder:{write_folder(tmp_path, ('n01440764', 'n02102040'))}")
         data.settle_order(None, "w.pth")
         assert data.class_order is None
+
+    def test_classes_of_one_name_must_be_where_one_of_them_is(self) -> None:
+        """ImageNet has two cranes, and weights that `train` wrote on it name both."""
+        names = ["10", "2", "crane", "cat", "crane"]
+        data = ImageData("names", Named(names, declares_order=True))
+        data.settle_order(names, "w.pth")
+        data.settle_order([*names[:3], "dog", "crane"], "w.pth")
+        with pytest.raises(DataError, match=r"class 'crane' is number 3, but w\.pth learned it as number 4"):
+            data.settle_order(["10", "2", "cat", "crane", "crane"], "w.pth")
+
+    @pytest.mark.parametrize("declared", [True, False])
+    def test_an_order_that_the_data_set_declares_is_not_asked_for(self, declared: bool) -> None:
+        data = ImageData("names", Named(IN_TEXT, declares_order=declared))
+        if declared:
+            data.settle_order(None, "w.pth")
+            assert data.classes == IN_TEXT
+            return
+        with pytest.raises(DataError, match="choose with --class-order"):
+            data.settle_order(None, "w.pth")
 
     def test_a_hub_folder_is_sorted_by_text_too(self, root: Path) -> None:
         pytest.importorskip("datasets")

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -132,6 +134,59 @@ def test_masks_of_other_kinds(root: Path, mode: str) -> None:
         (root / "classes.json").write_text(json.dumps(description(classes=classes, ignore=[])))
         mask = np.asarray(TileSource(root).split("val").mask(3))
     assert np.array_equal(mask, land[8:40, 16:48].astype(np.uint8))
+
+
+def grey_png(path: Path, values: np.ndarray, bits: int) -> None:
+    """Write a grey PNG of 2 or 4 bits, which Pillow reads and cannot write."""
+    height, width = values.shape
+    planes = np.unpackbits(values.astype(np.uint8)[..., None], axis=2)[..., 8 - bits :].reshape(height, -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in planes)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(inner)) + kind + inner + struct.pack(">I", zlib.crc32(kind + inner))
+            for kind, inner in parts.items()
+        )
+    )
+
+
+@pytest.mark.parametrize("form", ["2 bits", "4 bits", "pgm of 5", "pgm of 1000", "plain pgm of 3", "1 bit"])
+def test_ids_are_read_as_written(root: Path, form: str) -> None:
+    """Pillow stretches such values to 0 … 255, or 65535: an id of 1 would become 85."""
+    path = root / "val" / "masks" / "part_0.png"
+    _, land = landscape(100)
+    values = land.astype(np.uint8)
+    highest = 1000 if form == "pgm of 1000" else 5 if form == "pgm of 5" else 3
+    if "pgm" in form:
+        path.unlink()
+        path = path.with_suffix(".pgm")
+        head = f"{'P2' if 'plain' in form else 'P5'} 48 40 {highest}\n".encode()
+        text = " ".join(map(str, values.flat)).encode()
+        path.write_bytes(
+            head + (text if "plain" in form else values.astype(">u2" if highest > 255 else "u1").tobytes())
+        )
+    elif form == "1 bit":
+        Image.fromarray(land).save(path)
+    else:
+        grey_png(path, values, int(form[0]))
+    classes = [{"name": "water", "id": 0}, {"name": "land", "id": 1}]
+    (root / "classes.json").write_text(json.dumps(description(classes=classes, ignore=[])))
+    assert np.array_equal(np.asarray(TileSource(root).split("val").mask(3)), values[8:40, 16:48])
+
+
+def test_ids_that_are_stored_inverted_are_refused(root: Path) -> None:
+    path = root / "val" / "masks" / "part_0.png"
+    path.unlink()
+    Image.fromarray(landscape(100)[1]).save(path.with_suffix(".ppm"))  # of 1 bit, in which 1 is black
+    classes = [{"name": "water", "id": 0}, {"name": "land", "id": 1}]
+    (root / "classes.json").write_text(json.dumps(description(classes=classes, ignore=[])))
+    with pytest.raises(DataError, match=r"part_0\.ppm: its grey values are stored inverted"):
+        TileSource(root).split("val").mask(3)
 
 
 def small_image(root: Path) -> None:

@@ -1,11 +1,13 @@
 """The training loop: gradient accumulation, half precision, pausing and resuming, evaluating now and then."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -186,6 +188,27 @@ class TestFolder:
         light.rename(dark)
         (root / "val" / "swap").rename(light)
         with pytest.raises(errors.UsageError, match=r"val '.*' there, '.*' now"):
+            fit(open_data(f"folder:{root}"), tmp_path / "out", RECIPE)
+
+    @pytest.mark.parametrize("turned", [True, False])
+    def test_a_run_of_before_images_were_turned(self, tmp_path: Path, turned: bool) -> None:
+        """It goes on only if none of its images has an EXIF orientation."""
+        root = write_brightness(tmp_path / "images")
+        if turned:
+            path = next((root / "train").glob("*/*"))
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = 6
+            Image.open(path).save(path, exif=exif)
+        fit(open_data(f"folder:{root}"), tmp_path / "out", RECIPE, pace=Pace(until=1))
+        path = tmp_path / "out" / "last.pt"
+        state = torch.load(path, weights_only=True)
+        identity = json.loads(state["identity"])
+        assert identity.pop("orientation") == "exif"
+        torch.save(state | {"identity": json.dumps(identity)}, path)
+        if not turned:
+            fit(open_data(f"folder:{root}"), tmp_path / "out", RECIPE)
+            return
+        with pytest.raises(errors.UsageError, match="orientation 'as stored' there, 'exif' now"):
             fit(open_data(f"folder:{root}"), tmp_path / "out", RECIPE)
 
 

@@ -53,9 +53,9 @@ from results.store.row_mapping import (
     study_values,
 )
 from results.store.schema import ConfirmationRow, EvaluationRow, FineTuneRow, StudyRow
-from results.store.validation import check_evaluation, refuse_nonfinite
+from results.store.validation import check_confirmation, check_evaluation, refuse_nonfinite
 from spaces import PruningSchedule
-from spaces.errors import StoreError, StudyExistsError, UnknownNameError, UsageError
+from spaces.errors import StudyExistsError, UnknownNameError, UsageError
 
 
 class Store:
@@ -341,12 +341,9 @@ class Store:
 
         Raises:
             UsageError: the schedule is not dense, and the study has no evaluation of it that is done.
-            StoreError: a number is NaN or infinite, or there are no images.
+            StoreError: a number is NaN or infinite, or there are no images, or outcomes of others.
         """
-        where = f"confirmation of {confirmation.schedule_hash}"
-        refuse_nonfinite(where, confirmation)
-        if confirmation.images < 1:
-            raise StoreError(f"{where}: has {confirmation.images} images; expected at least one")
+        check_confirmation(confirmation)
         if confirmation.schedule_hash != PruningSchedule().hash:
             known = self.evaluation(study, confirmation.schedule_hash)
             if known is None or known.state != "done":

@@ -31,6 +31,17 @@ def check_evaluation(evaluation: Evaluation) -> None:
         )
 
 
+def check_confirmation(confirmation: Confirmation) -> None:
+    """Raise a StoreError if a confirmation has no images, or outcomes of others, or a number is NaN or infinite."""
+    where = f"confirmation of {confirmation.schedule_hash}"
+    refuse_nonfinite(where, confirmation)
+    images, outcomes = confirmation.images, confirmation.outcomes
+    if images < 1:
+        raise StoreError(f"{where}: has {images} images; expected at least one")
+    if outcomes is not None and len(outcomes) != (images + 7) // 8:
+        raise StoreError(f"{where}: {len(outcomes)} bytes of outcomes do not match {images} images")
+
+
 def refuse_nonfinite(where: str, record: StudySpec | Evaluation | Confirmation | FineTune) -> None:
     """Raise a StoreError if a number is NaN or infinite, or a mapping is not JSON; SQLite would store NaN as NULL."""
     for field in fields(record):

@@ -105,7 +105,7 @@ class ScheduleSearcher(Searcher):
     def snapshot(self) -> Snapshot:
         """How far the search is."""
         front = self._state.front()
-        points = [(e.flops_ratio, e.reported.top1) for e in front if e.reported.top1 is not None]
+        points = [(e.flops_ratio, e.top1) for e in front if e.top1 is not None]
         return Snapshot(
             done=self._state.counts["done"],
             stopped=self._state.counts["stopped"],
@@ -132,8 +132,7 @@ class ScheduleSearcher(Searcher):
         try:
             trial = None if self._halted else self._next_trial()
             if trial is None:
-                # A trial in flight may have to run again, or uncover what is to be confirmed; another driver may
-                # leave its schedules to this one.
+                # A trial in flight may have to run again; another driver may leave its schedules to this one.
                 waits = self.trials.running or (self._groups.elsewhere and not self.ending)
                 return None if waits and not self._halted else str(Searcher.FINISHED)
             self.trials.start(trial_id, trial)

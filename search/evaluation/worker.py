@@ -104,12 +104,15 @@ class CandidateRunner:
 
         dense = self._setup.dense
         known = DenseAnswers(Metrics(**dense.metrics), torch.from_numpy(dense.answers.copy()))
-        return self._new_evaluator(self._setup.images, known, self._setup.prefix_cache)
+        return self._new_evaluator(self._setup.images, known, self._setup.prefix_cache, self._setup.agreement)
 
     @cached_property
     def confirming_evaluator(self) -> "Evaluator":
-        """Of the images that the front is confirmed on; its model is that of `evaluator`."""
-        return self._new_evaluator(self._setup.confirm, None, 0)
+        """Of the images that the front is confirmed on; its model is that of `evaluator`.
+
+        Its outcomes are right answers whatever candidates race for: the difference of top-1 is taken from them.
+        """
+        return self._new_evaluator(self._setup.confirm, None, 0, False)
 
     def _result(self, schedule: PruningSchedule, metrics: "Metrics | Exception") -> Measurement | Failure:
         if isinstance(metrics, Exception):
@@ -122,7 +125,7 @@ class CandidateRunner:
             return Failure.of(error, metrics.seconds)
 
     @cached_property
-    def _new_evaluator(self) -> "Callable[[ImageSet, DenseAnswers | None, int], Evaluator]":
+    def _new_evaluator(self) -> "Callable[[ImageSet, DenseAnswers | None, int, bool], Evaluator]":
         """Open model and data once; torch is imported here.
 
         Raises:
@@ -148,7 +151,7 @@ class CandidateRunner:
         compare(setup.fingerprint, found, node_name())
         device = "cuda" if setup.gpu and torch.cuda.is_available() else "cpu"
 
-        def new_evaluator(chosen: ImageSet, dense: "DenseAnswers | None", cache: int) -> "Evaluator":
+        def new_evaluator(chosen: ImageSet, dense: "DenseAnswers | None", cache: int, agreement: bool) -> "Evaluator":
             batches = data.batches(
                 model.pretrained_cfg,
                 model.img_size,
@@ -160,7 +163,7 @@ class CandidateRunner:
             )
             return Evaluator(
                 model, batches, device, dense,
-                prefix_cache=cache, agreement=setup.agreement, error=setup.race_error,
+                prefix_cache=cache, agreement=agreement, error=setup.race_error,
             )  # fmt: skip
 
         return new_evaluator

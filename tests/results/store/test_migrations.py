@@ -178,3 +178,26 @@ def test_an_upgraded_database_takes_new_records(first_schema: str, make_evaluati
             study, make_evaluation("1:0.9", state="stopped", images=8, outcomes=b"\xff", estimate=0.5)
         )
         assert store.study(study.name).stopped == store.study(study.name).confirmed == 1
+
+
+def test_an_upgrade_chooses_the_front_by_the_searchs_scores_again(
+    url: str, make_spec: MakeSpec, make_evaluation: MakeEvaluation
+) -> None:
+    """Until 0005 a confirmed score replaced the search's: it dropped points and uncovered others."""
+    spec, points = make_spec(), [(400, 0.90), (500, 0.95), (600, 0.94)]
+    row = study_row(spec, 1) | {"flops_least": 1, "confirm_split": "rest", "confirm_images": 5000}
+    rows = [evaluation_row(1, i, *point) for i, point in enumerate(points)]
+    marks = [True, False, True]  # the second fell to 0.8 when it was confirmed
+    engine = at_revision(url, "0005")
+    with engine.begin() as connection:
+        insert(connection, "studies", [row | {"confirm_digest": "e" * 64}])
+        insert(connection, "evaluations", [r | {"on_front": mark} for r, mark in zip(rows, marks, strict=True)])
+        score = {"study_id": 1, "top1": 0.8, "loss": 0.4, "agreement": 0.9, "images": 5000, "seconds": 1.0}
+        score |= {"latency_ms": 1.0, "latency_ratio": 0.8, "finished_at": NOW}
+        insert(connection, "confirmations", [score | {"schedule_hash": rows[1]["schedule_hash"]}])
+    engine.dispose()
+    with Store.open(url) as store:
+        front = store.front(store.studies()[0])
+        assert [(e.number, e.top1, e.reported.top1) for e in front] == [(0, 0.90, 0.90), (1, 0.95, 0.8)]
+        assert front[1].confirmed is not None
+        assert front[1].confirmed.outcomes is None

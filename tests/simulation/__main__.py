@@ -30,7 +30,8 @@ def main() -> int:
         began = time.monotonic()
         seeds = range(given.first, given.first + given.seeds)
         failed = play_all(seeds, Path(folder), given.workers, given.stop)
-    print(f"{given.seeds} histories, {len(failed)} ended badly, {time.monotonic() - began:.0f} s")
+    count = 1 + max(failed) - given.first if given.stop and failed else given.seeds
+    print(f"{count} histories, {len(failed)} ended badly, {time.monotonic() - began:.0f} s")
     return 1 if failed else 0
 
 

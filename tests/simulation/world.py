@@ -73,7 +73,7 @@ class World:
         self.runs: Counter[str] = Counter()
         self.failovers = 0
         self.faulty = True
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._serial = itertools.count()
         self._stack: list[tuple[SimulatedDriver, str]] = []  # whose call is under way: its main thread or heartbeat
         self._away_until = self._full_until = 0.0
@@ -94,7 +94,7 @@ class World:
         """The database's clock in seconds, which may jump."""
         return self.now + self._jumped
 
-    def at(self, delay: float, call: Callable[[], None]) -> None:
+    def at(self, delay: float, call: Callable[[], object]) -> None:
         """Call something later."""
         heapq.heappush(self._events, (self.now + delay, next(self._serial), call))
 
@@ -231,7 +231,7 @@ class World:
         """Somebody resumes the study, sooner or later."""
         complete = self.drivers[-1].complete
         if len(self.drivers) < MOST_DRIVERS and self.chance.random() < (0.05 if complete else 0.9):
-            self.at(self.chance.choice([1.0, 10.0, 90.0]), lambda: self._start() and None)
+            self.at(self.chance.choice([1.0, 10.0, 90.0]), self._start)
 
     def _check_error(self, driver: SimulatedDriver) -> None:
         self.log(f"{driver} ended: {driver.state}, complete: {driver.complete}, error: {driver.error}")

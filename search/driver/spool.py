@@ -16,7 +16,8 @@ from dataclasses import fields
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from types import UnionType
+from typing import IO, Any, TypeVar, get_args, get_origin, get_type_hints
 from uuid import uuid4
 
 from results import Evaluation, Study
@@ -24,10 +25,12 @@ from results.records import UNFINISHED, Confirmation
 from results.store.database import parse_address
 from results.store.store import Store
 from search.driver.study_identity import IDENTITY
+from search.settings import LARGEST_INT
 from spaces import PruningSchedule
 from spaces.errors import PrunefrontError, StoreError
 
 FORMAT = 1
+Record = TypeVar("Record", Evaluation, Confirmation)
 MOST_BYTES = 2**30  # of a file that is read; a driver spools far less than this
 _SET_BY_STORE = ("number", "finetuned", "metric", "confirmed")  # fields of an evaluation
 
@@ -231,11 +234,28 @@ def from_json(line: dict[str, Any]) -> Evaluation | Confirmation:
     if values.get("outcomes") is not None:
         values["outcomes"] = base64.b64decode(values["outcomes"], validate=True)
     if kind == "confirmation":
-        return Confirmation(**values)
+        return _checked(Confirmation(**values))
     if kind != "evaluation":
         raise ValueError(f"kind {kind!r}")
     values["schedule"] = PruningSchedule.parse(values["schedule"])
-    return Evaluation(**values)
+    return _checked(Evaluation(**values))
+
+
+def _checked(record: Record) -> Record:
+    """Return a record; ValueError if a field is of another type than it is declared with, or no database takes it."""
+    for name, hint in get_type_hints(type(record)).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        allowed: tuple[Any, ...] = tuple(get_origin(kind) or kind for kind in kinds)
+        if float in allowed:
+            allowed = (*allowed, int)
+        value = getattr(record, name)
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise ValueError(f"{name} is a {type(value).__name__}")
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise ValueError(f"{name} is too large")
+        if isinstance(value, str):
+            value.encode()  # raises a ValueError for what is not UTF-8
+    return record
 
 
 def _plain(value: object) -> object:

@@ -58,6 +58,17 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a deep plan": ("halving-plan", DEEP.encode),
     "a deep line": ("spool", lambda: TARGETS["spool"].specimens()[0].replace(b'"study": "fuzzed"', DEEP.encode())),
     "a deep record": ("spool", lambda: TARGETS["spool"].specimens()[0] + DEEP.encode() + b"\n"),
+    **{
+        f"a spooled evaluation with {odd}": (
+            "spool",
+            lambda odd=odd: TARGETS["spool"].specimens()[0].replace(b'"images": 8', b'"images": ' + odd.encode()),
+        )
+        for odd in ('"8"', "1" * 30, "true", "[8]", '8, "state": "x"')
+    },
+    "a spooled text that is not UTF-8": (
+        "spool",
+        lambda: TARGETS["spool"].specimens()[0].replace(b'"origin": ""', b'"origin": "\\ud800"'),
+    ),
     "a shard with a long name": ("shard-index", lambda: json.dumps({"weight_map": {"x": "a" * 300}}).encode()),
     "a large schedule file": ("schedule-file", lambda: b'{"steps": "' + b"a" * 11_000_000 + b'"}'),
     "another model's training": (

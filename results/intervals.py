@@ -58,7 +58,7 @@ def paired_interval(better: int, worse: int, images: int, comparisons: int = 1) 
 
     >>> low, high = paired_interval(better=10, worse=30, images=1000)
     >>> round(low, 4), round(high, 4)
-    (-0.0325, -0.0074)
+    (-0.0326, -0.0073)
 
     Args:
         better: images on which only the first is right.

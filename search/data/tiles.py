@@ -8,7 +8,8 @@ colours (also through a palette), or each class has an `id`, and masks hold ids:
 bits. `ignore` lists the colours or ids of pixels without a class.
 
 Images are cut into windows of `window`×`window` pixels on the fly. Those of train overlap by the share `overlap`,
-those of val and test by as little as covers the image.
+those of val and test by as little as covers the image. Where these overlap, each pixel counts in the window whose
+centre is nearer; in the other it has no class, so that a score counts every pixel once.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +174,18 @@ def _default_colour(index: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Tile:
-    """A window of an image: number of the image, and the window's upper left corner in pixels."""
+    """A window of an image.
+
+    Attributes:
+        image: number of the image.
+        left, top: the window's upper left corner in pixels.
+        counted: (left, top, right, bottom) of its pixels that count, within the window; None if all do.
+    """
 
     image: int
     left: int
     top: int
+    counted: tuple[int, int, int, int] | None = None
 
 
 Decoded = tuple[Image.Image, NDArray[np.uint8]]
@@ -260,7 +269,13 @@ class TileSplit:
     def mask(self, index: int) -> Image.Image:
         """Return the class of each pixel of a tile, 8 bits each; DataError names its file if that is broken."""
         left, top, right, bottom = self._box(index)
-        return Image.fromarray(self.decoded[self._tiles[index].image][1][top:bottom, left:right])
+        found = self.decoded[self._tiles[index].image][1][top:bottom, left:right]
+        counted = self._tiles[index].counted
+        if counted is not None:
+            left, top, right, bottom = counted
+            whole, found = found, np.full_like(found, NO_CLASS)
+            found[top:bottom, left:right] = whole[top:bottom, left:right]
+        return Image.fromarray(found)
 
     def update(self, digest: "hashlib._Hash") -> None:
         """Feed images and masks as `FileSplit` does, and how they are read."""
@@ -268,6 +283,8 @@ class TileSplit:
         values = [legend.names, legend.by_colour, legend.values.tolist(), legend.labels.tolist(), legend.window]
         digest.update(json.dumps(values).encode())
         digest.update(json.dumps([(tile.image, tile.left, tile.top) for tile in self._tiles]).encode())
+        if counted := [tile.counted for tile in self._tiles if tile.counted is not None]:
+            digest.update(json.dumps(counted).encode())
         self._files.update(digest)
 
     def notes(self) -> Sequence[str]:
@@ -329,8 +346,16 @@ class TileSource:
                 raise DataError(f"{masks[stem]}: {found} pixels, but its image {path} has {width}×{height}{when}")
             if min(width, height) < window:
                 raise DataError(f"{path}: {width}×{height} pixels, smaller than the window of {window}")
-            corners = [(x, y) for y in starts(height, window, overlap) for x in starts(width, window, overlap)]
-            tiles += [Tile(number, x, y) for x, y in corners]
+            columns, rows = starts(width, window, overlap), starts(height, window, overlap)
+            tiles += (
+                [Tile(number, x, y) for y in rows for x in columns]
+                if name == "train"
+                else [
+                    Tile(number, x, y, _counted(across, down, window))
+                    for y, down in zip(rows, shares(rows, window), strict=True)
+                    for x, across in zip(columns, shares(columns, window), strict=True)
+                ]
+            )
             turned += mask_turn == 1 < turn
         if turned:
             notes.append(
@@ -356,6 +381,31 @@ def starts(length: int, window: int, overlap: float) -> list[int]:
     stride = max(1, int(window * (1 - overlap)))
     count = -(-(length - window) // stride) + 1
     return [round(i * (length - window) / max(1, count - 1)) for i in range(count)]
+
+
+def shares(starts: Sequence[int], window: int) -> list[tuple[int, int]]:
+    """Return the part (begin, end) of each window, from its start, that is nearer to its centre than to another's.
+
+    The parts cover what the windows cover, and each place once.
+
+    >>> shares([0, 30, 60], window=40)
+    [(0, 35), (5, 35), (5, 40)]
+
+    Args:
+        starts: where the windows begin, rising.
+        window: their length.
+    """
+    ends = [(one + window + other) // 2 for one, other in pairwise(starts)]  # halfway through what two share
+    begins = [starts[0], *ends]
+    return [
+        (begin - start, end - start)
+        for start, begin, end in zip(starts, begins, [*ends, starts[-1] + window], strict=True)
+    ]
+
+
+def _counted(across: tuple[int, int], down: tuple[int, int], window: int) -> tuple[int, int, int, int] | None:
+    box = across[0], down[0], across[1], down[1]
+    return None if box == (0, 0, window, window) else box
 
 
 def _by_stem(folder: Path, notes: list[str]) -> Mapping[str, Path]:

@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numba import float32, int64, njit, types
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from ssm_models.scan.cpu_kernels import cache_folder
 
 _FAST_IN_TORCH = 3  # the longest side of a kernel for which torch's own backward pass is as fast
 _TILE = 64  # channels that are summed together: a fixed number, so that the inner loop becomes vector instructions
@@ -24,7 +21,8 @@ _TILE = 64  # channels that are summed together: a fixed number, so that the inn
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int] | None = None) -> Tensor:
     """Convolve each channel with its own kernel; the same values as `F.conv2d`, with gradients up to rounding.
 
-    The backward pass is torch's for other precisions than float32, on other devices, and for small kernels.
+    The backward pass is torch's for other precisions than float32, on other devices, for small kernels and without
+    numba.
 
     Args:
         x: (b, D, H, W).
@@ -46,6 +44,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tupl
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and _kernel() is not None
     )
     if ours:
         out: Tensor = _DepthwiseConv.apply(x, weight, bias, padding)
@@ -87,12 +86,21 @@ def _weight_gradient(x: Tensor, grad: Tensor, sides: torch.Size, padding: tuple[
     if missing:
         seen, upstream = F.pad(seen, (0, missing)), F.pad(upstream, (0, missing))
     out = np.zeros((*sides, channels + missing), np.float32)
-    _kernel()(seen.contiguous().numpy(), upstream.contiguous().numpy(), *padding, out)
+    kernel = _kernel()
+    assert kernel is not None  # or torch's backward pass would have been taken
+    kernel(seen.contiguous().numpy(), upstream.contiguous().numpy(), *padding, out)
     return torch.from_numpy(out[:, :, :channels]).permute(2, 0, 1).unsqueeze(1).contiguous()
 
 
 @cache
-def _kernel() -> Callable[..., None]:
+def _kernel() -> Callable[..., None] | None:
+    """Return the compiled loop; None where numba cannot be imported, as the scan does without it."""
+    try:
+        from numba import float32, int64, njit, types
+
+        from ssm_models.scan.cpu_kernels import cache_folder
+    except ImportError:
+        return None
     four, three = types.Array(float32, 4, "C"), types.Array(float32, 3, "C")
     compiled: Callable[..., None] = njit(
         types.void(four, four, int64, int64, three),
@@ -114,7 +122,7 @@ def _add_weight_gradient(x: Any, grad: Any, above: int, before: int, out: Any) -
     sums = np.empty((columns, _TILE), np.float32)
     for low in range(0, channels, _TILE):
         for row in range(out.shape[0]):
-            sums[:] = float32(0.0)
+            sums[:] = 0.0
             for image in range(x.shape[0]):
                 for i in range(grad.shape[1]):
                     y = i + row - above

@@ -65,5 +65,5 @@ def test_the_runner_sees_tracebacks_hangs_hoards_and_files_outside(tmp_path: Pat
     assert found[:3] == ["raises: KeyError: 'x'", "refuses: None", "says_nothing: AssertionError: no message"]
     assert found[3].startswith("hangs: ")
     assert found[3].endswith("more than 5 s")
-    assert found[4].startswith("hoards: needed 15")
+    assert found[4].startswith("hoards: needed 1")
     assert found[5:] == ["writes_outside: None", "a file outside was changed"]

@@ -171,7 +171,7 @@ def test_exports_are_compared_on_the_studys_images(
     assert run(arguments) == 0
     assert given["pt2"].shape == (8, 3, 28, 28) and torch.equal(given["pt2"], given["onnx"])
     report = json.loads((folder / "parity.json").read_text())
-    assert report["images"] == "the first 8 of the val split of embedded"
+    assert report["images"] == "val, first 8 of embedded"
     assert [one["same_answers"] for one in report["exports"]] == [1.0, 1.0]
     assert {path.name for path in folder.iterdir()} == BUNDLE | {"model.pt2", "model.onnx", "parity.json"}
     ssm_models.load_bundle(folder)

@@ -33,6 +33,11 @@ from tests.search.pictures import write_folder
 FRONT_KEYS = [
     "schedule", "hash", "top1", "loss", "flops", "flops_ratio", "images", "latency_ms", "finetuned_top1",
     "top1_low", "top1_high", "confirmed", "search_top1", "search_images", "latency_ratio", "metric",
+    "finetuned_min", "finetuned_max", "finetuned_runs", "finetuned_images", "finetuned_on",
+]  # fmt: skip
+CONFIRMED_KEYS = [
+    "confirmed_on", "confirmed_on_searched", "dominated",
+    "dense_difference", "dense_difference_low", "dense_difference_high",
 ]  # fmt: skip
 
 
@@ -109,9 +114,9 @@ def test_a_termination_is_told_from_a_failure() -> None:
 def test_front_as_json_is_the_contracts(capfd: pytest.CaptureFixture[str]) -> None:
     front = as_json(capfd, "front", "--study", "digits")
     assert len(front) >= 2
-    assert all(list(row) == FRONT_KEYS for row in front)
+    assert all(list(row) == [*FRONT_KEYS, *CONFIRMED_KEYS] for row in front)
     assert [row["flops"] for row in front] == sorted(row["flops"] for row in front)
-    assert [row["top1"] for row in front] == sorted(row["top1"] for row in front)
+    assert [row["search_top1"] for row in front] == sorted(row["search_top1"] for row in front)
     assert all(isinstance(row["flops"], int) and 0 < row["flops_ratio"] < 1 for row in front)
     assert PruningSchedule.parse(front[0]["schedule"]).hash == front[0]["hash"]
 
@@ -120,7 +125,7 @@ def test_front_as_csv_and_table_say_the_same(capfd: pytest.CaptureFixture[str]) 
     front = as_json(capfd, "front", "--study", "digits")
     rows = list(csv.DictReader(io.StringIO(printed(capfd, "front", "--study", "digits", "--format", "csv"))))
     assert [row["schedule"] for row in rows] == [row["schedule"] for row in front]
-    assert list(rows[0]) == FRONT_KEYS
+    assert list(rows[0]) == [*FRONT_KEYS, *CONFIRMED_KEYS]
     table = printed(capfd, "front", "--study", "digits")
     assert all(row["schedule"] in table and row["hash"] in table for row in front)
     assert "\x1b" not in table
@@ -223,7 +228,7 @@ def test_export_and_report_of_confirmed_scores(
     path = tmp_path / "schedule.json"
     bound = f"{raced.flops / 1e6:.6f}M"
     assert run(["export", "--study", "digits", "--max-flops", bound, "--out", str(path)]) == 0
-    assert ", confirmed, " in capfd.readouterr().err
+    assert " on val, first 1,000, which also chose it, " in capfd.readouterr().err
     metrics = json.loads(path.read_text())["metrics"]
     assert (metrics["confirmed"], metrics["search_top1"], metrics["images"]) == (True, raced.top1, 4000)
     assert metrics["top1_low"] < metrics["top1"] < metrics["top1_high"]
@@ -259,7 +264,7 @@ def test_export_then_evaluate_and_flops(
     found = as_json(
         capfd, "evaluate", "--model", "vim_nano", "--data", "embedded", "--schedule", bare, "--images", "40"
     )
-    assert list(found) == [*FRONT_KEYS, "agreement"]
+    assert list(found) == [*FRONT_KEYS, "images_of", "agreement"]
     assert found["flops"] == counted["flops"]
     assert found["images"] == 40
     assert found["latency_ms"] > 0
@@ -278,7 +283,7 @@ def test_a_file_is_evaluated_in_the_order_of_its_study(capfd: pytest.CaptureFixt
     assert run([*command, str(path), "--format", "json"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["loss"] != found["loss"]
-    assert "the images are the first 40 in the order of the schedule's study, stratified" in err
+    assert "the images are val, first 40 in the order of the schedule's study, stratified" in err
 
     exported["provenance"]["order"] = "by name"
     path.write_text(json.dumps(exported))

@@ -47,7 +47,7 @@ def test_the_page_shows_confirmed_scores_and_counts_stopped_candidates(
 ) -> None:
     write_report(tmp_path / "report.html", *confirmed, dense_confirmed=DENSE)
     page = " ".join((tmp_path / "report.html").read_text().split('<script type="application/json"')[0].split())
-    assert "The scores of the front were then confirmed on 5,000 images of the val split." in page
+    assert "The scores of the front were then confirmed on val, first 5,000." in page
     assert "2 more were stopped early" in page
     assert page.count("not confirmed</td>") == 2
     assert '<td role="cell" class="strong" data-value="0.89">89.00</td>' in page, "the reported score"
@@ -84,11 +84,11 @@ def test_fine_tuned_scores_are_compared_on_the_same_images(
     assert (drawn["y"], drawn["before"], drawn["on"], drawn["images"]) == (95.0, 90.0, "val, 1,001–1,800", 800)
 
 
-def test_the_summary_uses_reported_scores(confirmed: tuple[Study, list[Evaluation]]) -> None:
+def test_the_search_s_scores_pick_what_the_summary_reports(confirmed: tuple[Study, list[Evaluation]]) -> None:
     study, evaluations = confirmed
     worst = replace(evaluations[4], confirmed=Confirmation(evaluations[4].hash, 0.5, 1.0, 0.5, 5000, 1.0, 1.0, 0.8))
     summary = Summary.of(FrontChart.of(study, [*evaluations[:4], worst], DENSE))
-    assert summary.best == evaluations[3], "the best score of the search was not confirmed"
+    assert summary.best == worst, "a confirmed score picks nothing, however low"
     assert summary.images == 5000
     low, high = wilson_interval(0.97, 5000)
     assert summary.noise == pytest.approx((high - low) / 2)

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image
 
 from search.data.dataset import open_data
 from search.data.preprocessing import Preprocessing
-from search.data.tiles import NO_CLASS, TileSource, starts
+from search.data.tiles import NO_CLASS, TileSource, shares, starts
 from search.training.batches import TrainingBatches
 from spaces.errors import DataError, UsageError
 from tests.search.landscapes import LAND, WATER, description, landscape, write_landscapes
@@ -40,6 +41,47 @@ def test_windows_cover_a_length_and_overlap(length: int, window: int, overlap: f
         assert len(found) == -(-length // window)  # no more than necessary
 
 
+def is_part_of(mask: Any, expected: Any) -> bool:
+    """Whether a tile's mask, where it counts, is `expected`."""
+    found = np.asarray(mask)
+    counted = found != NO_CLASS
+    return bool(counted.any()) and np.array_equal(found[counted], expected[counted])
+
+
+@given(st.integers(1, 40), st.integers(1, 150))
+def test_every_place_counts_in_one_window(window: int, more: int) -> None:
+    begins = starts(window + more, window, 0.0)
+    counted = np.zeros(window + more, dtype=int)
+    for start, (begin, end) in zip(begins, shares(begins, window), strict=True):
+        assert 0 <= begin < end <= window
+        counted[start + begin : start + end] += 1
+    assert (counted == 1).all()
+
+
+def test_every_pixel_of_val_counts_once_and_those_of_train_in_every_tile(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        for name, shape in (("a", (20, 33)), ("b", (16, 16)), ("c", (17, 40))):
+            Image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)).save(
+                tmp_path / split / f"images/{name}.png"
+            )
+            Image.fromarray(rng.integers(0, 2, shape, dtype=np.uint8)).save(tmp_path / split / f"masks/{name}.png")
+    classes = [{"name": "one", "id": 0}, {"name": "two", "id": 1}]
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": classes, "window": 16, "overlap": 0.0}))
+    pixels = {}
+    for split in ("train", "val"):
+        tiles = TileSource(tmp_path).split(split)
+        masks = [np.asarray(tiles.mask(i)) for i in range(len(tiles.labels))]
+        pixels[split] = sum((mask != NO_CLASS).sum() for mask in masks)
+    assert pixels["val"] == 20 * 33 + 16 * 16 + 17 * 40
+    assert pixels["train"] == len(masks) * 16 * 16 > pixels["val"]
+    ones = sum((mask == 1).sum() for mask in masks)
+    whole = [np.asarray(Image.open(tmp_path / f"val/masks/{name}.png")) for name in "abc"]
+    assert ones == sum(mask.sum() for mask in whole)
+
+
 def test_tiles_and_their_masks(root: Path) -> None:
     source = TileSource(root)
     assert source.classes == ["water", "land"] and source.colours == [WATER, LAND]
@@ -52,7 +94,7 @@ def test_tiles_and_their_masks(root: Path) -> None:
         expected = land[top : top + 32, left : left + 32].astype(np.uint8)
         if (left, top) == (0, 0):
             expected[:3, :4] = NO_CLASS
-        assert np.array_equal(np.asarray(val.mask(index)), expected)
+        assert is_part_of(val.mask(index), expected)
 
 
 def test_batches_of_images_and_masks(root: Path) -> None:
@@ -133,7 +175,7 @@ def test_masks_of_other_kinds(root: Path, mode: str) -> None:
             Image.fromarray(values.astype(np.uint16)).save(path)
         (root / "classes.json").write_text(json.dumps(description(classes=classes, ignore=[])))
         mask = np.asarray(TileSource(root).split("val").mask(3))
-    assert np.array_equal(mask, land[8:40, 16:48].astype(np.uint8))
+    assert is_part_of(mask, land[8:40, 16:48].astype(np.uint8))
 
 
 def grey_png(path: Path, values: np.ndarray, bits: int) -> None:
@@ -176,7 +218,7 @@ def test_ids_are_read_as_written(root: Path, form: str) -> None:
         grey_png(path, values, int(form[0]))
     classes = [{"name": "water", "id": 0}, {"name": "land", "id": 1}]
     (root / "classes.json").write_text(json.dumps(description(classes=classes, ignore=[])))
-    assert np.array_equal(np.asarray(TileSource(root).split("val").mask(3)), values[8:40, 16:48])
+    assert is_part_of(TileSource(root).split("val").mask(3), values[8:40, 16:48])
 
 
 def test_ids_that_are_stored_inverted_are_refused(root: Path) -> None:
@@ -339,7 +381,7 @@ def test_ids_are_turned_too(root: Path) -> None:
     values = sorted(one["id"] for one in IDS)
     assert values == [7, 300]
     mask = np.asarray(TileSource(root).split("val").mask(0))
-    assert len(np.unique(mask[:, :16])) == 1
+    assert len(np.unique(mask[:, :16][mask[:, :16] != NO_CLASS])) == 1
 
 
 def test_what_a_folder_of_tiles_leaves_out_is_said(root: Path) -> None:

@@ -22,13 +22,10 @@ def upgrade() -> None:
     ).all()
     for study, stored in studies:
         objectives = json.loads(stored) if isinstance(stored, str) else stored
-        columns = ", ".join(COLUMNS[name] for name in objectives)
-        rows = connection.execute(
-            sa.text(
-                f"SELECT id, {columns} FROM evaluations WHERE study_id = :study AND state = 'done' ORDER BY number"
-            ),
-            {"study": study},
-        ).all()
+        columns = [sa.column(COLUMNS[name]) for name in objectives]
+        done = (sa.column("study_id") == study, sa.column("state") == "done")
+        query = sa.select(sa.column("id"), *columns).select_from(sa.table("evaluations")).where(*done)
+        rows = connection.execute(query.order_by(sa.column("number"))).all()
         connection.execute(
             sa.text("UPDATE evaluations SET on_front = FALSE WHERE study_id = :study"), {"study": study}
         )

@@ -1,6 +1,7 @@
 """The front is chosen by the search's scores alone; confirmations keep the outcome of each image."""
 
 import json
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -22,7 +23,7 @@ def upgrade() -> None:
     ).all()
     for study, stored in studies:
         objectives = json.loads(stored) if isinstance(stored, str) else stored
-        columns = [sa.column(COLUMNS[name]) for name in objectives]
+        columns: list[sa.ColumnElement[Any]] = [sa.column(COLUMNS[name]) for name in objectives]
         done = (sa.column("study_id") == study, sa.column("state") == "done")
         query = sa.select(sa.column("id"), *columns).select_from(sa.table("evaluations")).where(*done)
         rows = connection.execute(query.order_by(sa.column("number"))).all()

@@ -66,7 +66,7 @@ def _outcomes(confirmation: Confirmation | None) -> NDArray[np.bool_] | None:
     if confirmation is None or confirmation.outcomes is None:
         return None
     bits = np.unpackbits(np.frombuffer(confirmation.outcomes, np.uint8), count=confirmation.images).astype(np.bool_)
-    # A study that optimises agreement records that in place of right answers.
+    # Outcomes of anything else, such as agreement with the dense model, are not taken for right answers.
     return bits if abs(bits.mean() - confirmation.top1) < 0.5 / confirmation.images else None
 
 

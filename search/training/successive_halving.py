@@ -70,10 +70,10 @@ def make_rungs(candidates: int, epochs: int, eta: int) -> list[Rung]:
 def promising(evaluations: Iterable[Evaluation], count: int, max_flops: int | None = None) -> list[Evaluation]:
     """Return the `count` most promising schedules within a FLOPs limit, best first.
 
-    They are ranked by top-1 (the confirmed one if there is one), then by cost: a user who sets a limit wants the best
-    model within it. A schedule is left out if one that costs no more is significantly better, that is, if its 95 %
-    interval ends below the other's top-1; fine-tuning may reverse any other order. A score without an interval, such
-    as mIoU, excludes nothing.
+    They are ranked by top-1 in the search, then by cost: a user who sets a limit wants the best model within it.
+    Confirmed scores do not choose, because fine-tuned ones are reported on the same images. A schedule is left out if
+    one that costs no more is significantly better, that is, if its 95 % interval ends below the other's top-1;
+    fine-tuning may reverse any other order. A score without an interval, such as mIoU, excludes nothing.
 
     Args:
         evaluations: of a study; only finished ones of pruned schedules count.
@@ -96,13 +96,13 @@ def promising(evaluations: Iterable[Evaluation], count: int, max_flops: int | No
         if not METRICS[e.metric].of_images:  # the score has no interval
             return True
         best = max((_top1(other) for other in front if other.flops <= e.flops), default=0.0)
-        return wilson_interval(_top1(e), e.reported.images)[1] >= best
+        return wilson_interval(_top1(e), e.images)[1] >= best
 
     return sorted(filter(may_be_best, within), key=lambda e: (-_top1(e), e.flops, e.hash))[:count]
 
 
 def _top1(evaluation: Evaluation) -> float:
-    return evaluation.reported.top1 or 0.0
+    return evaluation.top1 or 0.0
 
 
 @dataclass

@@ -81,11 +81,12 @@ class TestPromising:
         assert len(found) == min(count, len(eligible))
         assert all(e in eligible for e in found)
 
-    def test_confirmed_scores_count_and_ties_go_to_the_cheaper(self) -> None:
+    def test_confirmed_scores_choose_nothing_and_ties_go_to_the_cheaper(self) -> None:
         lucky, honest, cheap = evaluation(0.3, 500, 0.99), evaluation(0.4, 500, 0.9), evaluation(0.5, 400, 0.9)
         score = Confirmation(lucky.hash, 0.85, 0.5, 0.9, 5000, 1.0, 1.0, 0.5)
         lucky = evaluation(0.3, 500, 0.99, confirmed=score)
-        assert promising([lucky, honest, cheap], 3) == [cheap, honest]
+        assert promising([lucky, honest, cheap], 3) == [lucky, cheap]
+        assert promising([honest, cheap], 3) == [cheap, honest]
 
     def test_a_score_without_an_interval_excludes_nothing(self) -> None:
         many = [evaluation((i + 1) / 10, 500, 0.9 - i / 10, 400, metric="miou") for i in range(4)]
